@@ -1,0 +1,51 @@
+"""What all tests share: one torch thread, and a real browser for the tests that need one."""
+
+import os
+import shutil
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CHROMIUM_ARGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+
+def find_chromium():
+    """The path of an installed Chromium or Chrome, or None. CHROMIUM=/path overrides."""
+    named = os.environ.get("CHROMIUM")
+    if named:
+        return named
+    return next((path for name in CHROMIUM_NAMES if (path := shutil.which(name))), None)
+
+
+# One browser for a module, not for the whole run: while playwright's sync API is open, asyncio.run
+# refuses to work in this thread, and other modules need it.
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium as playwright's sync Browser; use browser.new_page().
+
+    Without a Chromium the tests that ask for it are skipped, except under CI=true, where they fail.
+    """
+    executable = find_chromium()
+    if executable is None:
+        reason = "BROWSER NOT TESTED: no Chromium found. Mend: apt-get install chromium"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=executable, headless=True, args=CHROMIUM_ARGS
+        )
+        yield chromium
+        chromium.close()
