@@ -1,0 +1,199 @@
+"""The fork server: a process that holds torch, transformers and the tiny Qwen ready.
+
+Each check forks a runner from it, so that a verdict does not wait for imports. It belongs to one
+state of the course: change a file of `course/` or a package, and the next check starts a new one.
+It ends by itself when nobody has asked for a while.
+"""
+
+import contextlib
+import gc
+import hashlib
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from course.manifest import ROOT
+
+IDLE_S = 15 * 60
+START_LIMIT_S = 90.0
+CACHED_NAME = "serving-qwen/cached"
+"""A hub name that the rooms find in their hub cache: the tiny Qwen again."""
+
+
+class NoForkServer(Exception):
+    """The fork server did not start; the message says why."""
+
+
+def connect():
+    """A socket to the fork server of this course, which is started if need be.
+
+    Raises:
+        NoForkServer: with the last line of its log.
+    """
+    folder = _folder()
+    path = folder / "socket"
+    with contextlib.suppress(OSError):
+        return _connected(path)
+    start()
+    until = time.monotonic() + START_LIMIT_S
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError):
+            return _connected(path)
+        if (folder / "failed").exists():
+            break
+        time.sleep(0.02)
+    log = (folder / "log").read_text(encoding="utf-8", errors="replace").strip()
+    raise NoForkServer(f"the grader did not start: {log.splitlines()[-1] if log else 'no answer'}")
+
+
+def start():
+    """Starts the fork server in the background unless it runs or is starting."""
+    import fcntl
+
+    folder = _folder()
+    with contextlib.suppress(OSError), _connected(folder / "socket"):
+        return
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        (folder / "failed").unlink(missing_ok=True)
+        with open(folder / "log", "wb") as log:
+            subprocess.Popen(
+                [sys.executable, "-m", "course.grading.forkserver", str(folder)],
+                cwd=ROOT,
+                env=environment(folder),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # the child keeps the lock for as long as it lives
+                pass_fds=[lock.fileno()],
+                start_new_session=True,
+            )
+
+
+def environment(folder):
+    """The rooms' environment: one torch thread, no hub, no GPU, no proxies, a hub cache of their own."""
+    from course.qwen import TINY
+
+    home = Path(folder) / "hub"
+    cached = home / "hub" / f"models--{CACHED_NAME.replace('/', '--')}"
+    snapshot = cached / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True, exist_ok=True)
+    for file in Path(TINY).iterdir():
+        if file.is_file() and not (snapshot / file.name).exists():
+            shutil.copyfile(file, snapshot / file.name)
+    (cached / "refs").mkdir(exist_ok=True)
+    (cached / "refs" / "main").write_text(snapshot.name, encoding="utf-8")
+    proxies = {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}
+    inherited = {key: value for key, value in os.environ.items() if key.lower() not in proxies}
+    for key in ("HF_ENDPOINT", "HF_HUB_CACHE", "TRANSFORMERS_CACHE", "PYTHONSTARTUP"):
+        inherited.pop(key, None)
+    return inherited | {
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(home),
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+def _connected(path):
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(str(path))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def _folder():
+    """The folder of the fork server for this state of the course, readable by its owner alone."""
+    state = hashlib.sha256(f"{sys.executable}{sys.version}{os.getuid()}".encode())
+    tiny = ROOT / "course" / "qwen" / "tiny"
+    for file in sorted([*(ROOT / "course").rglob("*.py"), *tiny.glob("*"), ROOT / "constraints.txt"]):
+        with contextlib.suppress(OSError):
+            stat = file.stat()
+            state.update(f"{file}{stat.st_mtime_ns}{stat.st_size}".encode())
+    folder = Path(tempfile.gettempdir()) / f"serving-qwen-{os.getuid()}" / state.hexdigest()[:12]
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise NoForkServer(f"{folder} belongs to another user: set TMPDIR to a folder of your own")
+    return folder
+
+
+def main(folder):
+    """Imports, listens, forks a runner for each connection, ends when idle."""
+    try:
+        _import_all()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        path = os.path.join(folder, "socket")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        listener.bind(path)
+        listener.listen(64)
+    except BaseException:
+        Path(folder, "failed").touch()
+        raise
+    gc.collect()
+    gc.freeze()
+    while True:
+        ready, _, _ = select.select([listener], [], [], IDLE_S)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        if not ready or not ROOT.is_dir():
+            break
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            _become_runner(connection, listener)
+        connection.close()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _become_runner(connection, listener):
+    try:
+        listener.close()
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(nothing, fd)
+        from course.grading import runner
+
+        with connection, connection.makefile("rb") as reader, connection.makefile("wb") as writer:
+            runner.serve_one(reader, writer)
+    finally:
+        os._exit(0)
+
+
+def _import_all():
+    import asyncio.runners  # noqa: F401
+
+    import fastapi.testclient  # noqa: F401
+    import httpx  # noqa: F401
+    import limits  # noqa: F401
+    import slowapi  # noqa: F401
+    import uvicorn.lifespan.on  # noqa: F401
+    import uvicorn.protocols.http.auto  # noqa: F401
+    import uvicorn.protocols.websockets.auto  # noqa: F401
+
+    from course.grading import reference, runner  # noqa: F401
+
+    model, tokenizer = reference.tiny()
+    ids = tokenizer("你好", return_tensors="pt")
+    model.generate(**ids, max_new_tokens=2, do_sample=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

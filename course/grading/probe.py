@@ -1,0 +1,179 @@
+"""The probe: hooks inside the model, so that a test decides by causes and not by clocks.
+
+It sits on the decoder (`model.model`) and on `lm_head`, so `model.generate`, `model(...)` and
+`model.forward(...)` are alike to it, with a cache or without. A test can hold the model before one
+of its steps, count its steps, see the ids that went in, choose what it says, and make it fail.
+
+Not covered: an answer that copies the weights into a model of its own.
+"""
+
+import asyncio
+import threading
+
+import torch
+
+
+class Conversation:
+    """One sequence on its way through the model."""
+
+    def __init__(self, prompt_ids):
+        self.prompt_ids = list(prompt_ids)
+        self.ids = list(prompt_ids)
+        self.steps = 1
+
+    def report(self):
+        return {
+            "prompt_ids": self.prompt_ids,
+            "steps": self.steps,
+            "new_ids": self.ids[len(self.prompt_ids) :],
+        }
+
+
+class Probe:
+    """Watches and steers one model. A step is one forward pass; the first one is the prefill.
+
+    All methods may be called from any thread.
+    """
+
+    def __init__(self, model, tokenizer):
+        self.tokenizer = tokenizer
+        self.eos_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
+        self._changed = threading.Condition()
+        self._local = threading.local()
+        self._conversations = []
+        self._steps = 0
+        self._held = 0
+        self._steps_in_a_loop = 0
+        self._hold_before = None
+        self._fail_before = None
+        self._sayings = []
+        self._logits = None
+        self._ended = False
+        model.model.register_forward_pre_hook(self._before, with_kwargs=True)
+        model.model.register_forward_hook(self._after, with_kwargs=True)
+        model.lm_head.register_forward_hook(self._choose)
+
+    def hold(self, step=1):
+        """From now on each conversation waits before its step of that number (1 is the prefill)."""
+        with self._changed:
+            self._hold_before = step
+
+    def release(self):
+        """Lets all held conversations go on, and holds no more."""
+        with self._changed:
+            self._hold_before = None
+            self._changed.notify_all()
+
+    def end(self):
+        """Makes every conversation say the end-of-turn token from now on, and lets them go on."""
+        with self._changed:
+            self._ended = True
+        self.release()
+
+    def fail(self, step, message="the model is broken"):
+        """Makes the step of that number raise RuntimeError(message) in each conversation."""
+        with self._changed:
+            self._fail_before = (step, message)
+
+    def mend(self):
+        with self._changed:
+            self._fail_before = None
+
+    def say(self, text, when=""):
+        """Makes the model answer `text` and end its turn, where the prompt contains `when`."""
+        self.say_ids([*self.tokenizer(text)["input_ids"], self.eos_id], when)
+
+    def say_ids(self, ids, when=""):
+        """As `say`, with the ids themselves; after the last of them the end-of-turn token repeats."""
+        with self._changed:
+            self._sayings.insert(0, (when, list(ids)))
+
+    def logits(self, values):
+        """Makes the next token's logits the same at each step: `values` is {id: logit}, the rest -1e4."""
+        with self._changed:
+            self._logits = {int(id): float(value) for id, value in values.items()}
+
+    def report(self):
+        """Steps in all, conversations held now, steps run inside an event loop's thread, and each conversation."""
+        with self._changed:
+            return {
+                "steps": self._steps,
+                "held": self._held,
+                "steps_in_a_loop": self._steps_in_a_loop,
+                "conversations": [each.report() for each in self._conversations],
+            }
+
+    def _before(self, decoder, args, kwargs):
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if ids is None:
+            return
+        past = kwargs.get("past_key_values")
+        with self._changed:
+            rows = self._rows(ids, past, kwargs.get("attention_mask"))
+            self._local.rows = rows
+            self._steps += 1
+            self._steps_in_a_loop += asyncio._get_running_loop() is not None
+            if any(row.steps == self._hold_before for row in rows):
+                self._held += 1
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._hold_before is None)
+                self._held -= 1
+            if self._fail_before and any(row.steps == self._fail_before[0] for row in rows):
+                raise RuntimeError(self._fail_before[1])
+
+    def _rows(self, ids, past, mask):
+        known = getattr(past, "_probe_rows", None) if past is not None else None
+        if known and past.get_seq_length() > 0 and len(known) == ids.shape[0]:
+            for row, new in zip(known, ids.tolist(), strict=True):
+                row.ids.extend(new)
+                row.steps += 1
+            return known
+        rows = []
+        for index, row_ids in enumerate(ids.tolist()):
+            if isinstance(mask, torch.Tensor) and mask.shape == ids.shape:
+                row_ids = [id for id, seen in zip(row_ids, mask[index].tolist(), strict=True) if seen]
+            rows.append(self._continued_without_cache(row_ids) or self._started(row_ids))
+        return rows
+
+    def _continued_without_cache(self, row_ids):
+        for row in reversed(self._conversations):
+            if row.ids == row_ids[:-1]:
+                row.ids = row_ids
+                row.steps += 1
+                return row
+        return None
+
+    def _started(self, row_ids):
+        row = Conversation(row_ids)
+        self._conversations.append(row)
+        return row
+
+    def _after(self, decoder, args, kwargs, output):
+        cache = getattr(output, "past_key_values", None)
+        rows = getattr(self._local, "rows", None)
+        if cache is not None and rows is not None:
+            cache._probe_rows = rows
+
+    def _choose(self, head, args, logits):
+        rows = getattr(self._local, "rows", None) or []
+        with self._changed:
+            if self._logits is not None:
+                logits = torch.full_like(logits, -1e4)
+                for id, value in self._logits.items():
+                    logits[..., id] = value
+                return logits
+            for index, row in enumerate(rows[: logits.shape[0]]):
+                id = self._next_id(row)
+                if id is not None:
+                    logits[index, -1, :] = -1e4
+                    logits[index, -1, id] = 1e4
+        return logits
+
+    def _next_id(self, row):
+        if self._ended:
+            return self.eos_id
+        for when, ids in self._sayings:
+            if not when or when in self.tokenizer.decode(row.prompt_ids):
+                said = len(row.ids) - len(row.prompt_ids)
+                return ids[said] if said < len(ids) else self.eos_id
+        return None

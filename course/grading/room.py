@@ -1,0 +1,377 @@
+"""The room as a test sees it: a process of its own in which the answer runs.
+
+Every request crosses the process boundary as JSON. A request that outlasts its limit, a process
+that ends, and an error in the answer each become a Mistake that says so.
+
+What is covered: endless loops, `os._exit`, floods of output, children left behind, deleted working
+folders, forged reports on the output, patched copies of pytest or of the grader.
+What is not covered: this is no security sandbox. An answer that sets out to attack the machine, or
+to find the runner's process and write into its memory, is not kept from it.
+"""
+
+import contextlib
+import itertools
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from pathlib import Path
+
+import psutil
+
+from course.grading import inside
+from course.grading.mistakes import Ended, Hung, NotLoaded, NotWritten, Raised
+from course.grading.needs import needs_of
+from course.manifest import shown
+
+START_LIMIT_S = 60.0
+METHOD = "fork" if hasattr(os, "fork") else "spawn"
+
+
+class Room:
+    """One process with one answer. Use it as a context manager; leaving it ends all that it started."""
+
+    open_rooms: set[int] = set()
+
+    def __init__(self, exercise, answer_file, tests_file):
+        self.exercise = exercise
+        self.answer_file = Path(answer_file)
+        self.limit_s = exercise.limit_s
+        self.probe = _ProbeOutside(self)
+        self._folder = tempfile.mkdtemp(prefix="serving-qwen-room-")
+        os.mkdir(os.path.join(self._folder, "cwd"))
+        context = multiprocessing.get_context(METHOD)
+        ours, theirs = context.Pipe()
+        self._process = context.Process(
+            target=inside.main,
+            args=(theirs, str(self.answer_file), str(tests_file), self._folder),
+            daemon=False,
+        )
+        self._process.start()
+        theirs.close()
+        Room.open_rooms.add(self._process.pid)
+        self._connection = ours
+        self._numbers = itertools.count()
+        self._waiting = {}
+        self._lock = threading.Lock()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    # what tests use
+
+    def load(self):
+        """Loads the answer.
+
+        Raises:
+            NotWritten: there is no file.
+            NotLoaded: it does not parse, fails at import, or lacks a name or a parameter.
+            Hung, Ended: it never ends, or ends the process.
+        """
+        if not self.answer_file.is_file():
+            raise NotWritten(
+                f"{shown(self.answer_file)} does not exist yet: run the exercise's cell in the"
+                f" notebook, or type: course reset {self.exercise.id}"
+            )
+        needs = needs_of(self.exercise.solution_file)
+        try:
+            found = self._ask("load", {"needs": needs}, "importing the file")
+        except Raised as raised:
+            raise self._not_loaded(raised) from None
+        if found.get("missing"):
+            name = found["missing"]
+            raise NotLoaded(
+                f"the file defines no `{name}`: exercise {self.exercise.id} asks for one of that name"
+            )
+        if found.get("not_a_class"):
+            raise NotLoaded(f"`{found['not_a_class']}` has to be a class")
+        if found.get("signature"):
+            name = found["signature"]
+            raise NotLoaded(
+                f"`{name}` has another signature than exercise {self.exercise.id} asks for",
+                expected=name + _signature_text(needs[name]),
+                got=name + found["problem"],
+            )
+
+    def play(self, scene, **arguments):
+        """Runs a scene of the tests file in the room and returns its result (JSON)."""
+        return self._ask("play", {"scene": scene.__name__, "arguments": arguments}, scene.__name__)
+
+    def start(self, scene, **arguments):
+        """As `play`, but returns at once. `.result()` of what it returns waits, with the limit."""
+        label = scene.__name__
+        future = self._send("play", {"scene": label, "arguments": arguments})
+        return _Playing(self, future, label)
+
+    def serve(self, scene, **arguments):
+        """Runs the ASGI app that the scene returns on a loopback socket; returns its base URL.
+
+        Raises:
+            Ended: the server did not start, with the last error of its log.
+        """
+        return self.serve_numbered(scene, **arguments)[0]
+
+    def serve_numbered(self, scene, **arguments):
+        """As `serve`, with the number that `stop_server` takes."""
+        served = self._ask("serve", {"scene": scene.__name__, "arguments": arguments}, "start-up")
+        if not served["started"]:
+            error, where = self.last_error()
+            raise Ended(
+                f"the server did not start: {error or 'its start-up failed'}",
+                where=where,
+                detail=self.output(),
+            )
+        return f"http://127.0.0.1:{served['port']}", served["number"]
+
+    def stop_server(self, number):
+        """Asks the server to stop, as SIGINT would."""
+        self._ask("stop_server", {"number": number})
+
+    def set(self, name):
+        """Sets the scene's `room.event(name)`."""
+        self._ask("set", {"name": name})
+
+    def notes(self):
+        """What the scene has noted so far in `room.notes`."""
+        return self._ask("notes", {})
+
+    def arrived(self, path):
+        """How many requests for that path have reached the served apps so far."""
+        return self._ask("arrived", {"path": path})
+
+    def wait(self, holds, mistake, limit_s=None, **facts):
+        """Waits until `holds()` is true.
+
+        Raises:
+            Hung: after the limit, saying `mistake` and the answer's lines that run or wait.
+        """
+        until = time.monotonic() + (limit_s or self.limit_s)
+        while not holds():
+            if time.monotonic() > until:
+                raise self.hung(mistake, **facts)
+            time.sleep(0.004)
+
+    def hung(self, mistake, **facts):
+        """A Hung with the lines of the answer in which it runs or waits."""
+        where = self.where()
+        if where:
+            facts["where"] = where
+        return Hung(mistake, **facts)
+
+    def output(self):
+        """The last 64 KB of what the room printed and logged."""
+        with contextlib.suppress(OSError):
+            with open(os.path.join(self._folder, "output"), "rb") as file:
+                file.seek(max(0, os.path.getsize(file.name) - 65_536))
+                return file.read().decode("utf-8", "replace")
+        return ""
+
+    def last_error(self):
+        """(last line, line in the answer) of the last traceback in the output; None where there is none."""
+        output = self.output()
+        start = output.rfind("Traceback (most recent call last)")
+        if start < 0:
+            return None, None
+        lines = output[start:].splitlines()
+        where = None
+        error = None
+        for index, line in enumerate(lines):
+            found = re.match(r'\s+(?:\| +)?File "(.+)", line (\d+), in (.+)', line)
+            if found and found[1] == str(self.answer_file):
+                source = lines[index + 1].strip() if index + 1 < len(lines) else ""
+                where = f"line {found[2]}, in {found[3]}: {source}"
+            if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt)?(:|$)", line):
+                error = error or line.strip()
+        return error, where
+
+    def where(self):
+        """The answer's lines that run or wait now, in one text; "" if none."""
+        with contextlib.suppress(Exception):
+            future = self._send("where", {})
+            lines = future.result(timeout=2.0)["result"]
+            return "; ".join(lines)
+        return self._where_by_signal()
+
+    def _where_by_signal(self):
+        # the interpreter does not answer (native code holds its lock): faulthandler still can
+        if not hasattr(signal, "SIGUSR1") or not self._process.is_alive():
+            return ""
+        with contextlib.suppress(OSError):
+            os.kill(self._process.pid, signal.SIGUSR1)
+            time.sleep(0.2)
+            text = Path(self._folder, "hung").read_text(encoding="utf-8", errors="replace")
+            pattern = rf'File "{re.escape(str(self.answer_file))}", line (\d+) in (\S+)'
+            found = re.findall(pattern, text)
+            return f"line {found[0][0]}, in {found[0][1]}" if found else ""
+        return ""
+
+    # the process
+
+    def close(self):
+        """Ends the room and whatever the answer left running."""
+        pid = self._process.pid
+        family = []
+        with contextlib.suppress(psutil.Error):
+            family = psutil.Process(pid).children(recursive=True)
+        with contextlib.suppress(OSError):
+            if hasattr(os, "killpg") and os.getpgid(pid) == pid:
+                os.killpg(pid, signal.SIGKILL)
+        self._process.kill()
+        self._process.join(5)
+        Room.open_rooms.discard(pid)
+        for child in family:
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+        kill_orphans()
+        self._connection.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    # requests
+
+    def _send(self, op, arguments):
+        number = next(self._numbers)
+        future = Future()
+        with self._lock:
+            if self._waiting is None:
+                raise self._ended()
+            self._waiting[number] = future
+        message = json.dumps({"id": number, "op": op, "arguments": arguments}).encode()
+        try:
+            with self._lock:
+                self._connection.send_bytes(message)
+        except OSError:
+            raise self._ended() from None
+        return future
+
+    def _listen(self):
+        while True:
+            try:
+                reply = json.loads(self._connection.recv_bytes())
+                future = self._waiting.pop(reply["id"])
+            except (EOFError, OSError):
+                with self._lock:
+                    waiting, self._waiting = self._waiting, None
+                for future in waiting.values():
+                    future.set_result({"ended": True})
+                return
+            except (ValueError, KeyError, TypeError):
+                continue  # not one of our replies: the answer wrote into the pipe
+            future.set_result(reply)
+
+    def _ask(self, op, arguments, label=None):
+        return self._await(self._send(op, arguments), label)
+
+    def _await(self, future, label):
+        try:
+            reply = future.result(timeout=self.limit_s if METHOD == "fork" else START_LIMIT_S)
+        except FutureTimeoutError:
+            what = f" ({label})" if label and " " in label else ""
+            raise self.hung(f"the answer hangs{what}: it did not come to an end") from None
+        if "ended" in reply:
+            raise self._ended()
+        if "error" in reply:
+            raise self._raised(reply["error"])
+        return reply["result"]
+
+    def _raised(self, error):
+        if error["type"] == "NotImplementedError" and error["arguments"] == [self.exercise.id]:
+            return NotWritten(
+                f"{self.exercise.id} is not written yet: in {shown(self.answer_file)}, put your code"
+                f' where it says raise NotImplementedError("{self.exercise.id}")',
+                where=error["where"],
+            )
+        if error["type"] == "SystemExit":
+            return Ended(
+                "the answer ends its process (SystemExit): leave out sys.exit(), exit() and quit()",
+                where=error["where"],
+                detail=error["traceback"],
+            )
+        return Raised(error)
+
+    def _not_loaded(self, raised):
+        error = raised.error
+        if error["type"] in ("SyntaxError", "IndentationError", "TabError"):
+            said = f"the file does not parse: {error['message']}"
+        else:
+            said = f"the file fails at import: {error['type']}: {error['message']}".rstrip(": ")
+        return NotLoaded(said, where=error["where"], detail=error["traceback"])
+
+    def _ended(self):
+        self._process.join(2)
+        code = self._process.exitcode
+        how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
+        return Ended(
+            f"the answer's process ended in the middle, {how}: something calls os._exit, kills"
+            " the process, or crashes it",
+            detail=self.output(),
+        )
+
+
+class _Playing:
+    def __init__(self, room, future, label):
+        self._room, self._future, self._label = room, future, label
+
+    def done(self):
+        return self._future.done()
+
+    def result(self):
+        return self._room._await(self._future, self._label)
+
+
+class _ProbeOutside:
+    """`course.grading.probe.Probe` from outside: the same methods."""
+
+    def __init__(self, room):
+        self._room = room
+
+    def __getattr__(self, method):
+        def call(*arguments):
+            return self._room._ask("probe", {"method": method, "arguments": list(arguments)})
+
+        return call
+
+    @property
+    def steps(self):
+        return self.report()["steps"]
+
+    @property
+    def held(self):
+        return self.report()["held"]
+
+
+def kill_orphans():
+    """Ends processes that rooms left behind; where the runner adopts orphans, that is all of them."""
+    for _ in range(20):
+        strays = [
+            child for child in psutil.Process().children() if child.pid not in Room.open_rooms
+        ]
+        if not strays:
+            return
+        for stray in strays:
+            with contextlib.suppress(psutil.Error):
+                for child in stray.children(recursive=True):
+                    child.kill()
+                stray.kill()
+            with contextlib.suppress(ChildProcessError, OSError):
+                os.waitpid(stray.pid, 0)
+
+
+def _signature_text(parameters):
+    shown_parameters, star = [], False
+    for name, kind, has_default in parameters:
+        if kind == "keyword" and not star:
+            shown_parameters.append("*")
+            star = True
+        shown_parameters.append(name + ("=..." if has_default else ""))
+    return f"({', '.join(shown_parameters)})"

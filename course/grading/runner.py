@@ -1,0 +1,142 @@
+"""The runner: the second process. It runs one exercise's tests with plain pytest and reports.
+
+A test counts as passed only if it reported so in all its phases; what is missing, skipped or never
+collected is `not_run`.
+"""
+
+import ctypes
+import json
+import os
+import sys
+import threading
+import time
+
+import pytest
+
+from course.grading.mistakes import Ended, Hung, Mistake, NotLoaded, NotWritten
+from course.grading.room import Room, kill_orphans
+from course.manifest import ROOT, exercise
+
+MOST_HANGS = 2
+"""After so many hanging tests the rest are not run, or a learner would wait for each limit."""
+
+
+def run(id, file, send):
+    """Runs the tests of exercise `id` on `file`; calls `send(event)` for each result and at the end.
+
+    Events: {"test": id, "status": ..., "message": ..., "detail": ...} and {"finished": True}.
+    """
+    os.environ["COURSE_ANSWER"] = str(file)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    adopt_orphans()
+    the_exercise = exercise(id)
+    results = _Results(send)
+    tests_file = ROOT / the_exercise.tests_file
+    pytest.main(
+        [
+            str(tests_file),
+            *("-q", "-s", "--noconftest", "--tb=short"),
+            *("-p", "no:cacheprovider", "-p", "course.grading.fixtures"),
+            *("--rootdir", str(ROOT), "-c", os.devnull),
+        ],
+        plugins=[results],
+    )
+    kill_orphans()
+    send({"finished": True})
+
+
+class _Results:
+    def __init__(self, send):
+        self.send = send
+        self.hangs = 0
+        self.test = None
+
+    def pytest_runtest_logstart(self, nodeid, location):
+        self.test = {"status": None, "message": "", "detail": ""}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item, call):
+        report = yield
+        if call.excinfo is not None:
+            self.note(item, report, call.excinfo)
+        elif report.when == "call" and report.passed and self.test["status"] is None:
+            self.test["status"] = "passed"
+        return report
+
+    def note(self, item, report, excinfo):
+        error = excinfo.value
+        if report.skipped:
+            self.test.update(status="not_run", message=f"skipped: {error}")
+            return
+        status, detail = "failed", str(report.longrepr)
+        if isinstance(error, Mistake):
+            status, message, detail = error.status, str(error), error.detail
+        elif isinstance(error, AssertionError):
+            message = str(error)
+        else:
+            message = f"the grader itself failed: {type(error).__name__}: {error}"
+        if self.test["status"] in (None, "passed"):
+            self.test.update(status=status, message=message, detail=detail)
+        self.hangs += isinstance(error, Hung)
+        never_ran = isinstance(error, NotWritten | NotLoaded)
+        if report.when == "setup":  # the room's fixture could not load the answer
+            never_ran = never_ran or isinstance(error, Hung | Ended)
+        if never_ran or self.hangs >= MOST_HANGS:
+            item.session.shouldstop = "the rest cannot be run"
+
+    def pytest_runtest_logfinish(self, nodeid, location):
+        name = nodeid.split("::")[-1].split("[")[0]
+        self.send({"test": name, **self.test})
+
+    def pytest_collectreport(self, report):
+        if report.failed:
+            self.send({"problem": f"the tests could not be read: {report.longrepr}"})
+
+
+def adopt_orphans():
+    """Makes processes whose parent ends children of this one, so that they can be ended too."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+
+
+def serve_one(reader, writer):
+    """Reads one request line, runs it, writes events as lines; ends all when the asker leaves."""
+    request = json.loads(reader.readline())
+    os.environ.update(request["environment"])
+
+    def leave_with_the_asker():
+        reader.read()
+        for _ in range(50):
+            for pid in list(Room.open_rooms):
+                try:
+                    os.kill(pid, 9)
+                except OSError:
+                    Room.open_rooms.discard(pid)
+            kill_orphans()
+            if not Room.open_rooms:
+                break
+            time.sleep(0.01)
+        os._exit(1)
+
+    threading.Thread(target=leave_with_the_asker, daemon=True).start()
+
+    def send(event):
+        writer.write(json.dumps(event).encode() + b"\n")
+        writer.flush()
+
+    run(request["exercise"], request["file"], send)
+
+
+def main():
+    """`python -m course.grading.runner`: one request on standard input, events on standard output."""
+    reader = os.fdopen(os.dup(0), "rb")
+    writer = os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(nothing, fd)
+    serve_one(reader, writer)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The manifest: `exercises.toml` read into plain data. Everything else asks here where things are."""
+
+import functools
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class UnknownExercise(Exception):
+    """There is no exercise of that id; the message lists those there are."""
+
+
+@dataclass(frozen=True)
+class Test:
+    id: str
+    title: str
+    points: int
+
+
+@dataclass(frozen=True)
+class Exercise:
+    id: str
+    title: str
+    file: str
+    """Relative to the learner's `work/` and, for the reference answer, to `solutions/`."""
+    tests_file: str
+    """Relative to the course's root."""
+    tests: tuple[Test, ...]
+    hints: tuple[str, ...]
+    limit_s: float
+    """How long one call into the answer may take before it counts as hung."""
+    optional: bool = False
+
+    @property
+    def stage(self) -> int:
+        return int(self.id.split(".")[0])
+
+    @property
+    def max_score(self) -> int:
+        return sum(test.points for test in self.tests)
+
+    @property
+    def work_file(self) -> Path:
+        return work_folder() / self.file
+
+    @property
+    def solution_file(self) -> Path:
+        return ROOT / "solutions" / self.file
+
+
+def work_folder() -> Path:
+    """Where the learner's answers are: `work/`, or the folder that COURSE_WORK names."""
+    return Path(os.environ.get("COURSE_WORK") or ROOT / "work").resolve()
+
+
+@functools.cache
+def exercises() -> dict[str, Exercise]:
+    """All exercises by id, in the order of the course."""
+    data = tomllib.loads((ROOT / "course" / "exercises.toml").read_text(encoding="utf-8"))
+    found = {}
+    for entry in data["exercise"]:
+        entry = dict(entry)
+        entry["tests"] = tuple(Test(**test) for test in entry["tests"])
+        entry["hints"] = tuple(hint.strip() for hint in entry["hints"])
+        found[entry["id"]] = Exercise(**entry)
+    return found
+
+
+def exercise(id: str) -> Exercise:
+    """The exercise of that id.
+
+    Raises:
+        UnknownExercise: with the ids that exist.
+    """
+    try:
+        return exercises()[str(id)]
+    except KeyError:
+        known = ", ".join(exercises())
+        raise UnknownExercise(f"There is no exercise {id}. There are: {known}.") from None
+
+
+def shown(path: Path) -> str:
+    """The path as a learner would type it: relative to the course where it lies inside."""
+    path = Path(path).absolute()
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)

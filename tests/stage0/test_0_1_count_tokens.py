@@ -1,0 +1,44 @@
+"""0.1: the tokenizer decides what a token is, not blanks, characters or bytes."""
+
+from course.grading.mistakes import require
+
+
+def count(answer, room, texts):
+    model, tokenizer = room.tiny
+    return {
+        "counts": [room.outcome(answer.count_tokens, tokenizer, text) for text in texts],
+        "expected": [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts],
+    }
+
+
+def compare(room, texts, mistake):
+    seen = room.play(count, texts=texts)
+    for text, counted, expected in zip(texts, seen["counts"], seen["expected"], strict=True):
+        require(
+            counted.get("value") == expected and type(counted.get("value")) is int,
+            mistake,
+            sent=f"count_tokens(tokenizer, {text!r})",
+            expected=expected,
+            got=counted.get("value", counted),
+            where=counted.get("where"),
+        )
+
+
+def test_counts_what_the_tokenizer_makes(room):
+    compare(
+        room,
+        ["What is a token?", "Tokenization isn't about blanks.", "unbelievably streaming"],
+        "that is not the number of tokens: ask the tokenizer, it returns the ids",
+    )
+
+
+def test_counts_chinese_and_repeated_tokens(room):
+    compare(
+        room,
+        ["你好，你能做什么？", "the the the the", "a\n\n  b 👍🏽"],
+        "that is not the number of tokens of this text: count the ids, each of them",
+    )
+
+
+def test_an_empty_text_has_no_tokens(room):
+    compare(room, [""], "an empty text has 0 tokens: nothing is to be added to it")
