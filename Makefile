@@ -18,6 +18,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## make .venv with everything in it
+	@echo "Set up. Next: make lab, or: source .venv/bin/activate"
 
 lab: $(STAMP) ## set up if needed, then open JupyterLab on the first notebook
 	@$(PY) -m course.lab $(LAB_ARGS)

@@ -76,4 +76,3 @@ fi
 .venv/bin/python -m course.lab --install-kernel
 pwd >.venv/.installed
 rm .venv/.installing
-echo "Ready."

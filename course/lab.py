@@ -58,8 +58,7 @@ def lab_arguments(extra: list[str]) -> list[str]:
         f"--LabApp.default_url={page}",
         "--log-level=WARN",
         # no pop-up that asks for a subscription before the first cell
-        "--LabApp.news_url=None",
-        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        f"--LabApp.app_settings_dir={ROOT / 'course' / 'jupyterlab'}",
     ]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         arguments.append("--allow-root")
