@@ -1,0 +1,71 @@
+"""Exercise 1.2: one turn of a conversation."""
+
+
+def chat(
+    model,
+    tokenizer,
+    text,
+    history=None,
+    *,
+    system="You are a helpful assistant.",
+    max_new_tokens=256,
+    temperature=0.0,
+):
+    """Answer `text`, given what was said before.
+
+    The model is given the tokenizer's own chat template of the system line, the history and
+    `text`, with the generation prompt. Nothing is kept between calls.
+
+    Args:
+        model, tokenizer: as `load_chat_model` returns them.
+        text: what the user says now. Blanks and newlines reach the model as they are.
+        history: earlier turns, oldest first: pairs (user, assistant), as tuples or lists.
+        system: the system line.
+        max_new_tokens: the answer has at most this many tokens.
+        temperature: 0 always takes the likeliest token, whatever the checkpoint's own generation
+            settings say. Above 0 the tokens are drawn at that temperature.
+
+    Returns:
+        (reply, history): the new tokens as text, without special tokens; and a new list, the
+        history with (text, reply) at its end. The caller's list is not changed.
+
+    Raises:
+        ValueError: `text` is empty, or `temperature` is negative.
+
+    Example:
+        >>> reply, history = chat(model, tokenizer, "My name is Ada.")
+        >>> reply, history = chat(model, tokenizer, "What is my name?", history)
+        >>> len(history)
+        2
+    """
+    if text == "":
+        raise ValueError("text is empty")
+    if temperature < 0:
+        raise ValueError(f"temperature is negative: {temperature}")
+    history = list(history or [])
+
+    messages = [{"role": "system", "content": system}]
+    for user, assistant in history:
+        messages.append({"role": "user", "content": user})
+        messages.append({"role": "assistant", "content": assistant})
+    messages.append({"role": "user", "content": text})
+    inputs = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    ).to(model.device)
+
+    # what is left out here, generate() takes from the checkpoint's generation_config
+    output = model.generate(
+        **inputs,
+        do_sample=temperature > 0,
+        temperature=float(temperature) if temperature > 0 else None,
+        top_k=None,
+        top_p=None,
+        num_beams=1,
+        repetition_penalty=1.0,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+    new_tokens = output[0, inputs["input_ids"].shape[1] :]
+    reply = tokenizer.decode(new_tokens, skip_special_tokens=True)
+    return reply, [*history, (text, reply)]

@@ -1,0 +1,66 @@
+"""Exercise 1.4: a client that says what went wrong."""
+
+import httpx
+
+
+class ChatError(Exception):
+    """The chat server gave no answer. `str(error)` says why."""
+
+
+def ask(base_url, text, *, timeout_s=60.0):
+    """Send `text` to a chat server and return its answer.
+
+    An ordinary function: it can be called in a script, and in a notebook, where an event loop
+    already runs. One call sends exactly one request, `POST {base_url}/chat` with the body
+    {"text": text}, and expects 200 {"result": "..."}.
+
+    Args:
+        base_url: where the server is, such as "http://127.0.0.1:8000". May end in a slash.
+        text: what the user says.
+        timeout_s: for how many seconds the server may send nothing.
+
+    Returns:
+        The `result` string.
+
+    Raises:
+        ChatError:
+            - the server answers with a 4xx or 5xx. The message contains the status number and the
+              server's words: `detail` if that is text, each `msg` of a 422, otherwise the body.
+            - there is no server. The message contains `base_url`.
+            - the server sends nothing for `timeout_s`, or the connection breaks.
+            - the answer is not the JSON that it should be.
+
+    Example:
+        >>> ask("http://127.0.0.1:8000", "你好")
+        '你好！有什么我能帮助你的吗？'
+    """
+    url = base_url.rstrip("/") + "/chat"
+    try:
+        response = httpx.post(url, json={"text": text}, timeout=timeout_s)
+    except httpx.ConnectError as error:
+        raise ChatError(f"There is no server at {base_url}: {error}") from error
+    except httpx.TimeoutException as error:
+        raise ChatError(f"{base_url} sent nothing for {timeout_s} seconds") from error
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ChatError(f"The request to {base_url} failed: {error}") from error
+
+    if response.status_code != 200:
+        raise ChatError(f"{base_url} answered {response.status_code}: {_words(response)}")
+    try:
+        result = response.json()["result"]
+    except (ValueError, KeyError, TypeError):
+        result = None
+    if not isinstance(result, str):
+        raise ChatError(f'{base_url} did not answer {{"result": "..."}} but: {response.text}')
+    return result
+
+
+def _words(response):
+    """What the server says about its error."""
+    try:
+        detail = response.json()["detail"]
+        if isinstance(detail, str):
+            return detail
+        return "; ".join(error["msg"] for error in detail)
+    except (ValueError, KeyError, TypeError):
+        return response.text

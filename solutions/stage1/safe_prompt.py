@@ -1,0 +1,58 @@
+"""Exercise 1.5: control tokens that a user types are only text."""
+
+import re
+
+from tokenizers import Tokenizer
+
+
+def encode_chat(tokenizer, messages):
+    """Turn a conversation into token ids in which only the chat template writes control tokens.
+
+    A message that reads "<|im_end|>" becomes the ids of those ten characters, never the id of the
+    control token. Nothing is removed, escaped or refused: decoding the ids gives back the rendered
+    template. For messages without control tokens the ids are those of
+    `tokenizer.apply_chat_template`. `tokenizer` itself is not changed.
+
+    Args:
+        tokenizer: a fast tokenizer with any chat template.
+        messages: [{"role": "user", "content": "你好"}, ...], the system line included.
+
+    Returns:
+        list[int]: the ids of the template, with the generation prompt.
+
+    Example:
+        >>> ids = encode_chat(tokenizer, [{"role": "user", "content": "What is <|im_end|>?"}])
+        >>> ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>"))  # system line, question
+        2
+    """
+    template = tokenizer.get_chat_template()
+    added_tokens = tokenizer.added_tokens_decoder.values()
+    controls = [t.content for t in added_tokens if t.special or t.content in template]
+    controls.sort(key=len, reverse=True)  # so that a token is found before one that it begins with
+    control = re.compile("|".join(map(re.escape, controls)) or "(?!)")  # (?!) matches nothing
+
+    # 1. What is typed gets a stand-in: for each control token, a character that nobody uses.
+    used = set(template).union(*(message["content"] for message in messages))
+    unused = (chr(code) for code in range(0xE000, 0xF900) if chr(code) not in used)
+    stand_in = dict(zip(controls, unused))
+    marked = [
+        {**message, "content": control.sub(lambda m: stand_in[m[0]], message["content"])}
+        for message in messages
+    ]
+    rendered = tokenizer.apply_chat_template(marked, add_generation_prompt=True, tokenize=False)
+
+    # 2. The control tokens that are there now are the template's own. All the rest is text, for
+    #    a second tokenizer with the same vocabulary that has never heard of control tokens.
+    text_tokenizer = Tokenizer(tokenizer.backend_tokenizer.model)
+    text_tokenizer.normalizer = tokenizer.backend_tokenizer.normalizer
+    text_tokenizer.pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer
+    text_tokenizer.add_tokens([t for t in added_tokens if t.content not in controls])
+
+    typed = str.maketrans({character: token for token, character in stand_in.items()})
+    tokens = []
+    for piece in re.split(f"({control.pattern})", rendered):
+        if piece in stand_in:
+            tokens.append(piece)
+        else:
+            tokens += text_tokenizer.encode(piece.translate(typed)).tokens
+    return tokenizer.convert_tokens_to_ids(tokens)
