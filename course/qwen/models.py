@@ -1,0 +1,178 @@
+"""Where the course's model comes from: the tiny one, a folder, Hugging Face or ModelScope.
+
+    COURSE_MODEL   a folder, or a hub name such as Qwen/Qwen1.5-1.8B-Chat; without it the tiny model
+    COURSE_HUB     where hub names are looked up: huggingface (without it) or modelscope
+"""
+
+import json
+import os
+from pathlib import Path
+
+from course.qwen import TINY
+
+HUBS = {"huggingface": "Hugging Face", "modelscope": "ModelScope"}
+
+# enough to load a model and its tokenizer; leaves out second copies of the weights
+_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+
+
+class ModelUnavailable(FileNotFoundError):
+    """The model that was asked for cannot be had. The message says why and what to do."""
+
+
+def model_path(name: str | os.PathLike | None = None) -> str:
+    """The absolute path of a complete checkpoint folder for from_pretrained.
+
+    `name` is a folder or a hub name; None means COURSE_MODEL. A folder wins over a hub name. A path
+    (absolute, ./, ../, ~, or with more than one slash) is never looked up at a hub. A hub name
+    whose files are all in the local cache is not looked up on the network; otherwise the files are
+    downloaded, with a progress bar.
+
+    Raises ModelUnavailable.
+    """
+    name = str(name or os.environ.get("COURSE_MODEL") or TINY)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _complete(name, folder.absolute())
+    if _is_path(name):
+        raise ModelUnavailable(
+            f"There is no folder {name}.\n{_advice('Check the path, or set COURSE_MODEL anew.')}"
+        )
+    return _fetch(name)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a checkpoint's weights, whether they are there or not; [] if unknown.
+
+    Raises ValueError for an index that cannot be read.
+    """
+    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+        single = folder / f"{stem}{suffix}"
+        if single.is_file():
+            return [single]
+        index = folder / f"{stem}{suffix}.index.json"
+        if index.is_file():
+            try:
+                names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+                # an index must not lead out of its folder
+                if not names or any(Path(name).name != name for name in names):
+                    raise ValueError("no file names in weight_map")
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"{index.name} cannot be read ({error!r})") from error
+            return [folder / name for name in sorted(names)]
+    return []
+
+
+def _is_path(name: str) -> bool:
+    return (
+        Path(name).is_absolute()
+        or name.startswith((".", "~"))
+        or name.count("/") > 1
+        or name.endswith("/")
+        or "\\" in name
+    )
+
+
+def _complete(name: str, folder: Path) -> str:
+    missing = _missing(folder)
+    if missing:
+        raise ModelUnavailable(
+            f"{name} is not a complete model folder ({folder}). What is wrong:\n"
+            + "".join(f"- {line}\n" for line in missing)
+            + _advice("Download or copy it again.")
+        )
+    if _model_type(folder) == "qwen":
+        raise ModelUnavailable(_legacy(name, str(folder)))
+    return str(folder)
+
+
+def _missing(folder: Path) -> list[str]:
+    missing = [] if (folder / "config.json").is_file() else ["config.json is missing"]
+    if _model_type(folder) == "qwen":
+        return missing
+    tokenizers = ("tokenizer.json", "vocab.json", "tokenizer.model")
+    if not any((folder / file).is_file() for file in tokenizers):
+        missing.append("the tokenizer is missing (tokenizer.json)")
+    try:
+        files = weight_files(folder)
+    except ValueError as error:
+        return [*missing, str(error)]
+    if not files:
+        missing.append("the weights are missing (model.safetensors)")
+    return missing + [f"{file.name} is missing" for file in files if not file.is_file()]
+
+
+def _model_type(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _fetch(name: str) -> str:
+    hub = os.environ.get("COURSE_HUB") or "huggingface"
+    if hub not in HUBS:
+        raise ModelUnavailable(
+            f"COURSE_HUB is {hub!r}, and the course knows: {', '.join(HUBS)}. Set one of them."
+        )
+    if hub == "huggingface":
+        from huggingface_hub import snapshot_download
+    else:
+        try:
+            from modelscope import snapshot_download
+        except ImportError as error:
+            raise ModelUnavailable(
+                "COURSE_HUB=modelscope needs one more package: pip install modelscope"
+            ) from error
+
+    # both hubs raise errors of many families, some of them plain Exceptions
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=True))
+    except Exception:
+        folder = None
+    if folder is None or _missing(folder):
+        try:
+            # the small file first: it may say that the large ones are of no use
+            folder = Path(snapshot_download(name, allow_patterns=["config.json"]))
+            if _model_type(folder) != "qwen":
+                folder = Path(snapshot_download(name, allow_patterns=_FILES))
+        except Exception as error:
+            raise _refused(name, hub, error) from error
+    if _model_type(folder) == "qwen":
+        raise ModelUnavailable(_legacy(name, None))
+    return _complete(name, folder.absolute())
+
+
+def _refused(name: str, hub: str, error: Exception) -> ModelUnavailable:
+    # the hub's own FileNotFoundError only says that its cache was of no help either
+    if isinstance(error, FileNotFoundError):
+        error = error.__cause__ or error
+    reason = str(error).strip().split("\n")[0]
+    other = next(each for each in HUBS if each != hub)
+    return ModelUnavailable(
+        f"The model {name} is not on this computer, and {HUBS[hub]} did not give it:\n"
+        f"{type(error).__name__}: {reason}\n"
+        + _advice(
+            "Check the name and the network, then try again.",
+            f"Try the other hub: COURSE_HUB={other}",
+        )
+    )
+
+
+def _advice(*first: str) -> str:
+    lines = [
+        *first,
+        "Use the course's own tiny model, which needs no network: unset COURSE_MODEL",
+        "Use a model that you have: COURSE_MODEL=/path/to/its/folder",
+    ]
+    return "What you can do:\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _legacy(name: str, folder: str | None) -> str:
+    steps = [] if folder else [f"hf download {name} --local-dir qwen1"]
+    steps += [f"course convert-qwen1 {folder or 'qwen1'} qwen1-native", "COURSE_MODEL=qwen1-native"]
+    return (
+        f"{name} is a checkpoint of the first Qwen generation. It brings its own model code, which "
+        "current transformers cannot run.\nConvert it once:\n"
+        + "\n".join(f"    {step}" for step in steps)
+    )
