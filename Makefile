@@ -1,4 +1,4 @@
-# PYTHON=python3.12 picks the Python for .venv. PIP_ARGS, LAB_ARGS, SERVE_ARGS, TEST_ARGS and BENCH_ARGS
+# PYTHON=python3.12 picks the Python that .venv is made with. PIP_ARGS, LAB_ARGS, SERVE_ARGS, TEST_ARGS and BENCH_ARGS
 # are handed on, as in: make test TEST_ARGS="-k setup"
 SHELL := bash
 .DEFAULT_GOAL := help

@@ -25,8 +25,9 @@ find_python() {
     if [ -n "$no_venv" ]; then
         echo "Python $no_venv has no venv module here: apt-get install python$no_venv-venv" >&2
     else
-        echo "Python 3.11 to 3.14 is needed (${others:-, ${PYTHON:-python3} is not found}). Install" \
-            "one, or name it: make setup PYTHON=/path/to/python3.12" | sed 's/(, /(/' >&2
+        others=${others:-, ${PYTHON:-python3} is not found}
+        echo "Python 3.11 to 3.14 is needed (${others#, })." \
+            "Install one, or name it: make setup PYTHON=/path/to/python3.12" >&2
     fi
     return 1
 }

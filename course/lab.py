@@ -7,14 +7,15 @@ import os
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from course.manifest import ROOT
+
 FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
 KERNEL = "serving-qwen"
 KERNEL_TITLE = "Serving Qwen"
 
 
 def install_kernel() -> None:
-    """Write the kernel spec into the environment that runs this, where no other one can be taken for it."""
+    """Write the kernel spec into the environment that runs this, out of reach of any other."""
     from ipykernel.kernelspec import install
 
     install(

@@ -1,13 +1,11 @@
-"""What all tests share: one torch thread, and a real browser for the tests that need one."""
+"""What the tests share: a real browser for those that need one."""
 
 import os
-import shutil
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+from course.doctor import find_chromium
+
 CHROMIUM_ARGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -17,14 +15,6 @@ CHROMIUM_ARGS = [
     "--disable-sync",
     "--no-first-run",
 ]
-
-
-def find_chromium():
-    """The path of an installed Chromium or Chrome, or None. CHROMIUM=/path overrides."""
-    named = os.environ.get("CHROMIUM")
-    if named:
-        return named
-    return next((path for name in CHROMIUM_NAMES if (path := shutil.which(name))), None)
 
 
 # One browser for a module, not for the whole run: while playwright's sync API is open, asyncio.run
