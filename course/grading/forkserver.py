@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
 from course.manifest import ROOT
 
 IDLE_S = 15 * 60
@@ -101,6 +103,7 @@ def environment(folder):
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HOME": str(home),
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -125,16 +128,33 @@ def _folder():
         with contextlib.suppress(OSError):
             stat = file.stat()
             state.update(f"{file}{stat.st_mtime_ns}{stat.st_size}".encode())
-    folder = Path(tempfile.gettempdir()) / f"serving-qwen-{os.getuid()}" / state.hexdigest()[:12]
+    place = hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]
+    folder = Path(tempfile.gettempdir()) / f"serving-qwen-{os.getuid()}"
+    folder = folder / f"{place}-{state.hexdigest()[:12]}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise NoForkServer(f"{folder} belongs to another user: set TMPDIR to a folder of your own")
     return folder
 
 
+def _end_older(folder):
+    """Ends the fork servers of earlier states of this course, which nobody will ask again."""
+    place = folder.name.split("-")[0]
+    for other in folder.parent.glob(f"{place}-*"):
+        if other == folder:
+            continue
+        with contextlib.suppress(OSError, ValueError, psutil.Error):
+            process = psutil.Process(int((other / "pid").read_text()))
+            if str(other) in process.cmdline():
+                process.terminate()
+        shutil.rmtree(other, ignore_errors=True)
+
+
 def main(folder):
     """Imports, listens, forks a runner for each connection, ends when idle."""
     try:
+        Path(folder, "pid").write_text(str(os.getpid()))
+        _end_older(Path(folder))
         _import_all()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         path = os.path.join(folder, "socket")
@@ -171,9 +191,9 @@ def _become_runner(connection, listener):
             os.dup2(nothing, fd)
         from course.grading import runner
 
-        with connection, connection.makefile("rb") as reader, connection.makefile("wb") as writer:
-            runner.serve_one(reader, writer)
+        runner.serve_one(connection.makefile("rb"), connection.makefile("wb"))
     finally:
+        # nothing is closed in order: another thread is still reading from the connection
         os._exit(0)
 
 
@@ -184,12 +204,15 @@ def _import_all():
     import httpx  # noqa: F401
     import limits  # noqa: F401
     import slowapi  # noqa: F401
+    import transformers
     import uvicorn.lifespan.on  # noqa: F401
     import uvicorn.protocols.http.auto  # noqa: F401
     import uvicorn.protocols.websockets.auto  # noqa: F401
 
     from course.grading import reference, runner  # noqa: F401
 
+    # a progress bar starts a thread, and a process with threads should not fork
+    transformers.utils.logging.disable_progress_bar()
     model, tokenizer = reference.tiny()
     ids = tokenizer("你好", return_tensors="pt")
     model.generate(**ids, max_new_tokens=2, do_sample=True)
