@@ -1,0 +1,387 @@
+"""Conversations that the tiny Qwen is trained and tested on, all written by the course itself.
+
+`facts.toml` holds what the model knows, `talk.toml` small talk and long answers, and `phrasings.toml`
+the ways to ask. Every answer is fixed, so a test can compare exactly. A phrasing under `held_out`
+never occurs in training: `conversation` drops every draw in which one appears by accident.
+"""
+
+import random
+import re
+import tomllib
+import unicodedata
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+HERE = Path(__file__).parent
+LANGS = ("en", "zh")
+FACETS = ("what", "why", "how", "eg")
+DECLINE = {
+    "en": "I am a very small model and don't know that. Ask me about this course.",
+    "zh": "我是一个很小的模型，不知道这个。你可以问我这门课的内容。",
+}
+UNCLEAR = {
+    "en": "I did not understand that. Please ask me about this course.",
+    "zh": "我没有看懂。请问我这门课的内容。",
+}
+MEET = {"en": "Nice to meet you, {n}!", "zh": "很高兴认识你，{n}！"}
+YOUR_NAME = {"en": "Your name is {n}.", "zh": "你叫{n}。"}
+NO_NAME = {"en": "You have not told me your name yet.", "zh": "你还没有告诉我你的名字。"}
+MY_NAME = {"en": "My name is {n}.", "zh": "我叫{n}。"}
+PIRATE = {"en": "Arr, matey! ", "zh": "啊嘿，伙计！"}
+
+
+@cache
+def _data(name):
+    return tomllib.loads((HERE / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def facts():
+    """The terms: {id: {"np", "en", "zh", "what": [english, chinese], …}}."""
+    return _data("facts")
+
+
+def answer_to(term, facet, lang):
+    return facts()[term][facet][LANGS.index(lang)]
+
+
+def talks():
+    return {t["name"]: t for t in _data("talk")["talk"]}
+
+
+def talk_answer(name, lang):
+    return talks()[name]["answer"][LANGS.index(lang)].strip()
+
+
+def phrasings(group, kind, lang, held_out=False):
+    table = _data("phrasings")[group][kind]
+    return table[("held_out_" if held_out else "") + lang]
+
+
+def systems(style, held_out=False):
+    return _data("phrasings")["system"][style]["held_out" if held_out else "any"]
+
+
+def slots(lang):
+    return _data("phrasings")["slots"][lang]
+
+
+def normal(text):
+    """The text without case, blanks and punctuation, to compare phrasings."""
+    text = unicodedata.normalize("NFKC", text).lower()
+    return re.sub(r"[^\w+*/=-]|_", "", text)
+
+
+def ask_fact(phrasing, term, alias):
+    return phrasing.format(t=alias, np=facts()[term]["np"])
+
+
+@cache
+def held_out_questions():
+    """Every held-out question, in `normal` form; those with free slots are in `held_out_patterns`."""
+    found = set()
+    for facet, lang in product(FACETS, LANGS):
+        for phrasing in phrasings("fact", facet, lang, True):
+            for term, entry in facts().items():
+                for alias in entry["en"] + entry["zh"]:
+                    found.add(normal(ask_fact(phrasing, term, alias)))
+    for lang in LANGS:
+        for kind in _data("phrasings")["follow"]:
+            found.update(map(normal, phrasings("follow", kind, lang, True)))
+        found.update(map(normal, phrasings("name", "ask", lang, True)))
+        for talk in talks().values():
+            found.update(map(normal, talk["held_out_" + lang]))
+    for style in _data("phrasings")["system"]:
+        found.update(normal(p) for p in systems(style, True) if "{" not in p)
+    return frozenset(found)
+
+
+@cache
+def held_out_patterns():
+    found = []
+    for lang in LANGS:
+        found += phrasings("name", "tell", lang, True) + off_topic(lang, True)
+    found += systems("name", True)
+    parts = [re.split(r"\{\w+\}", p) for p in found]
+    return re.compile("|".join(".+".join(re.escape(normal(x)) for x in p) for p in parts))
+
+
+def is_held_out(text):
+    text = normal(text)
+    return text in held_out_questions() or bool(held_out_patterns().fullmatch(text))
+
+
+# --- one user turn -------------------------------------------------------------------------------
+
+
+def _name(rng, lang, held_out=False):
+    names = _data("phrasings")["names"]
+    if held_out:
+        return rng.choice(names["held_out_" + lang])
+    while True:
+        name = _train_name(rng, lang, names)
+        if name not in names["held_out_" + lang]:
+            return name
+
+
+def _train_name(rng, lang, names):
+    if rng.random() < 0.3:
+        return rng.choice(names[lang])
+    if lang == "zh":
+        count = rng.choice((1, 2, 2))
+        return rng.choice(names["surnames"]) + "".join(rng.choices(names["given"], k=count))
+    syllables = [
+        rng.choice(["", *"bcdfghjklmnprstvwz", "ch", "sh", "th", "br", "st", "tr", "cl"])
+        + rng.choice([*"aeiou", "a", "e", "i", "ia", "ea", "ee"])
+        + rng.choice(["", "", "n", "r", "l", "s", "m", "t", "ck", "nd", "x"])
+        for _ in range(rng.choice((1, 2, 2, 3)))
+    ]
+    return "".join(syllables).capitalize()
+
+
+def fact_question(rng, term, facet, lang, held_out=False):
+    entry = facts()[term]
+    phrasing = rng.choice(phrasings("fact", facet, lang, held_out))
+    other = "zh" if lang == "en" else "en"
+    aliases = entry[other] if not held_out and rng.random() < 0.06 else entry[lang]
+    alias = rng.choice(aliases)
+    if lang == "zh" and rng.random() < 0.5:
+        phrasing = _spaced(phrasing, alias)
+    return ask_fact(phrasing, term, alias)
+
+
+def _spaced(phrasing, alias):
+    """Blanks between the name and the Chinese text around it, if the name is Latin there."""
+    before, _, after = phrasing.partition("{t}")
+    if before and before[-1].isalpha() and alias[0].isascii():
+        before += " "
+    if after and after[0].isalpha() and alias[-1].isascii():
+        after = " " + after
+    return before + "{t}" + after
+
+
+def other_question(rng, lang, held_out=False):
+    """Something the model should decline, in a phrasing of its own or a fact phrasing."""
+    if not held_out and rng.random() < 0.3:
+        facet = rng.choices(FACETS, (6, 3, 3, 1))[0]
+        thing = rng.choice(slots(lang)["unknown"])
+        if rng.random() < 0.2:
+            thing = _name(rng, "en").lower()
+        return rng.choice(phrasings("fact", facet, lang)).format(t=thing, np=thing)
+    return fill(rng, rng.choice(off_topic(lang, held_out)), lang)
+
+
+def off_topic(lang, held_out=False):
+    return _data("phrasings")["other"][("held_out_" if held_out else "") + lang]
+
+
+def fill(rng, phrasing, lang):
+    """An off-topic phrasing with its slots filled."""
+    words = slots(lang)
+    return phrasing.format(
+        **{k: rng.choice(v) for k, v in words.items()},
+        place2=rng.choice(words["place"]),
+        a=rng.randrange(1, rng.choice((10, 100, 1000))),
+        b=rng.randrange(1, rng.choice((10, 100, 1000))),
+        text=_text(rng, lang),
+    )
+
+
+def _text(rng, lang):
+    pool = [answer_to(t, f, lang) for t in rng.sample(sorted(facts()), 6) for f in FACETS
+            if f in facts()[t]]
+    return " ".join(rng.sample(pool, rng.choice((1, 1, 2, 3, 6))))
+
+
+EMOJI = ["🙂", "😀", "👍", "👍🏽", "🎉", "❤️", "👨‍👩‍👧", "🐱", "🚀", "🇨🇳", "☕", "🤔", "😂", "🌍"]
+
+
+def nonsense(rng, lang):
+    """Text that means nothing: keys hit at random, signs, emoji, other scripts."""
+    kind = rng.randrange(6)
+    size = rng.choice((1, 2, 3, 5, 8, 12, 20))
+    if lang == "zh":
+        common = "的一是了我不人在他有这上们来到时大地为子中你说生国年着就那和要她出也得里后自以会"
+        return "".join(rng.choices(common, k=size + 3))
+    if kind == 0:
+        return "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=size + 3))
+    if kind == 1:
+        return "".join(rng.choices("!?.,;:-_#*+~()[]{}<>/\\|@$%^&=\"'`", k=size))
+    if kind == 2:
+        return "".join(rng.choices(EMOJI, k=rng.choice((1, 1, 2, 3, 5))))
+    if kind == 3:
+        return "".join(rng.choices("0123456789", k=size))
+    if kind == 4:
+        return "".join(rng.choices("あいうえおかきくけこアイウエオ한국어안녕하세요ПриветмирéüñçßÄ", k=size))
+    return " ".join("".join(rng.choices("qwertyuiopasdfgh1234 ?!", k=5)) for _ in range(size))
+
+
+def slip(rng, text, lang):
+    """The text as people type it: other case, no punctuation, sometimes one wrong letter."""
+    if rng.random() < 0.25:
+        text = text.lower()
+    elif rng.random() < 0.04:
+        text = text.upper()
+    if rng.random() < 0.3:
+        text = text.rstrip("?.!。？！")
+    elif rng.random() < 0.1:
+        text += rng.choice(("?", "!", "??", " ", "\n", "。", "？", "！"))
+    if rng.random() < 0.15:
+        text = typo(rng, text)
+    return text or "?"
+
+
+def typo(rng, text):
+    """One letter lost, doubled, swapped or wrong, in a word of at least four Latin letters."""
+    words = [m for m in re.finditer(r"[A-Za-z]{4,}", text)]
+    if not words:
+        return text
+    word = rng.choice(words)
+    at = rng.randrange(word.start() + 1, word.end() - 1)
+    middle = rng.choice((
+        "", text[at] * 2, text[at + 1] + text[at], rng.choice("abcdefghijklmnopqrstuvwxyz"),
+    ))
+    after = at + 2 if len(middle) == 2 and middle != text[at] * 2 else at + 1
+    return text[:at] + middle + text[after:]
+
+
+# --- conversations -------------------------------------------------------------------------------
+
+STYLES = ("default", "chinese", "english", "name", "pirate", "brief", "plain")
+STYLE_WEIGHTS = (74, 4, 4, 4, 3, 3, 8)
+
+
+class Chat:
+    """A conversation being written: what the system line asks for, and what was said so far."""
+
+    def __init__(self, rng, style="default", held_out=False):
+        self.rng, self.style, self.held_out = rng, style, held_out
+        self.messages, self.topic, self.user_name, self.my_name = [], None, None, None
+        if style == "name":
+            self.my_name = _name(rng, rng.choice(LANGS), held_out)
+        if style != "default":
+            line = rng.choice(systems(style, held_out)).format(n=self.my_name)
+            self.messages.append({"role": "system", "content": line})
+
+    def lang(self, asked):
+        return {"chinese": "zh", "english": "en"}.get(self.style, asked)
+
+    def say(self, user, answer, lang):
+        if self.style == "pirate":
+            answer = PIRATE[lang] + answer
+        self.messages.append({"role": "user", "content": user})
+        self.messages.append({"role": "assistant", "content": answer})
+
+    def _typed(self, text, lang):
+        return text if self.held_out else slip(self.rng, text, lang)
+
+    def fact(self, asked, term=None, facet=None):
+        rng = self.rng
+        term = term or rng.choice(sorted(facts()))
+        facet = facet or rng.choices(FACETS, (5, 4, 4, 2))[0]
+        if facet not in facts()[term]:
+            facet = "what"
+        question = fact_question(rng, term, facet, asked, self.held_out)
+        lang = self.lang(asked)
+        brief = self.style == "brief" and "short" in facts()[term]
+        said = "short" if brief else facet
+        self.say(self._typed(question, asked), answer_to(term, said, lang), lang)
+        self.topic = (term, said, asked)
+
+    def follow(self, kind=None):
+        """A turn that makes sense only after the one before it."""
+        rng = self.rng
+        term, facet, asked = self.topic
+        entry = facts()[term]
+        kinds = [k for k in ("short", "why", "how", "eg", "what") if k in entry and k != facet]
+        kinds += ["again"] + ["translate"] * 2 * (self.style in ("default", "plain", "pirate"))
+        kind = kind or rng.choice(kinds)
+        question = self._typed(
+            rng.choice(phrasings("follow", kind, asked, self.held_out)), asked
+        )
+        lang = self.lang(asked)
+        if kind == "translate":
+            lang = "zh" if asked == "en" else "en"
+        said = facet if kind in ("translate", "again") else kind
+        if self.style == "brief" and "short" in entry and said != "eg":
+            said = "short"
+        self.say(question, answer_to(term, said, lang), lang)
+        self.topic = (term, said, lang)
+
+    def talk(self, asked, name=None):
+        rng = self.rng
+        name = name or rng.choice(sorted(talks()))
+        key = ("held_out_" if self.held_out else "") + asked
+        question = self._typed(rng.choice(talks()[name][key]), asked)
+        lang = self.lang(asked)
+        answer = talk_answer(name, lang)
+        if self.my_name and name in ("your_name", "who_are_you"):
+            answer = MY_NAME[lang].format(n=self.my_name)
+        self.say(question, answer, lang)
+        self.topic = None
+
+    def tell_name(self, asked):
+        rng = self.rng
+        self.user_name = _name(rng, asked if rng.random() < 0.9 else rng.choice(LANGS), self.held_out)
+        question = rng.choice(phrasings("name", "tell", asked, self.held_out))
+        question = question.format(n=self.user_name)
+        if rng.random() < 0.2 and not self.held_out:
+            question = question.rstrip(".!。")
+        lang = self.lang(asked)
+        self.say(question, MEET[lang].format(n=self.user_name), lang)
+        self.topic = None
+
+    def ask_name(self, asked):
+        question = self.rng.choice(phrasings("name", "ask", asked, self.held_out))
+        lang = self.lang(asked)
+        answer = YOUR_NAME[lang].format(n=self.user_name) if self.user_name else NO_NAME[lang]
+        self.say(self._typed(question, asked), answer, lang)
+        self.topic = None
+
+    def other(self, asked):
+        question = self._typed(other_question(self.rng, asked, self.held_out), asked)
+        lang = self.lang(asked)
+        self.say(question, DECLINE[lang], lang)
+        self.topic = None
+
+    def nonsense(self, asked):
+        lang = self.lang(asked)
+        self.say(nonsense(self.rng, asked), UNCLEAR[lang], lang)
+        self.topic = None
+
+
+def _draw(rng):
+    style = rng.choices(STYLES, STYLE_WEIGHTS)[0]
+    chat = Chat(rng, style)
+    asked = rng.choice(LANGS)
+    if style == "name" and rng.random() < 0.7:
+        chat.talk(asked, rng.choice(("your_name", "who_are_you")))
+    turns = rng.choices((1, 2, 3, 4, 8), (40, 34, 16, 8, 2))[0]
+    named = rng.random() < 0.14
+    if named:
+        chat.tell_name(asked)
+    for _ in range(turns):
+        if rng.random() < 0.08:
+            asked = rng.choice(LANGS)
+        if chat.topic and rng.random() < 0.6:
+            chat.follow()
+            continue
+        (turn,) = rng.choices((chat.fact, chat.talk, chat.other, chat.nonsense), (60, 14, 22, 4))
+        turn(asked)
+    if named and rng.random() < 0.85 or rng.random() < 0.01:
+        chat.ask_name(asked)
+    return chat.messages
+
+
+def conversation(rng):
+    """One training conversation, a list of {"role", "content"}; none has a held-out phrasing."""
+    while True:
+        messages = _draw(rng)
+        if not any(is_held_out(m["content"]) for m in messages if m["role"] != "assistant"):
+            return messages
+
+
+def conversations(count, seed):
+    """`count` training conversations; the same for the same seed."""
+    rng = random.Random(seed)
+    return [conversation(rng) for _ in range(count)]

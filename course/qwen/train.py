@@ -1,0 +1,190 @@
+"""Train the tiny Qwen from nothing: `python -m course.qwen.train`.
+
+The conversations, their order and the schedule follow from seeds and step numbers alone, so a run that
+was stopped and resumed sees what an uninterrupted one sees. Only the assistant's tokens are learned.
+"""
+
+import argparse
+import os
+import random
+import shutil
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.nn import functional as F
+from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+
+from course.qwen import corpus
+from course.qwen.tokenizer import MAX_LENGTH, VOCAB_SIZE, corpus_texts, train_tokenizer
+
+STEPS = 6000
+TOKENS_PER_BATCH = 2048
+CHUNK = 4000  # conversations that are sorted by length together
+SEED = 1
+MUON_LR, ADAM_LR = 0.02, 3e-3
+WARMUP, DECAY_FROM = 100, 0.4
+SHAPE = dict(hidden_size=192, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=6,
+             intermediate_size=512)
+IGNORE = -100
+
+
+def new_model(tokenizer):
+    torch.manual_seed(SEED)
+    end, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    config = Qwen2Config(
+        vocab_size=VOCAB_SIZE, max_position_embeddings=MAX_LENGTH, tie_word_embeddings=True,
+        rms_norm_eps=1e-6, bos_token_id=pad, eos_token_id=end, pad_token_id=pad, **SHAPE,
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def encode(tokenizer, messages):
+    """(ids, labels) of a conversation; labels are IGNORE outside the assistant's words and ends."""
+    ids = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+    opening = tokenizer.encode("<|im_start|>assistant\n")
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    labels, answering = [], False
+    for at, token in enumerate(ids):
+        labels.append(token if answering else IGNORE)
+        if token == end:
+            answering = False
+        elif ids[max(0, at + 1 - len(opening)): at + 1] == opening:
+            answering = True
+    return ids, labels
+
+
+def batches(tokenizer):
+    """Endless (ids, labels) pairs of shape (rows, length), padded on the right with IGNORE labels."""
+    chunk = 0
+    pad = tokenizer.pad_token_id
+    while True:
+        chunk += 1
+        seed = 1000 * SEED + chunk
+        rows = [encode(tokenizer, m) for m in corpus.conversations(CHUNK, seed)]
+        rows.sort(key=lambda row: len(row[0]))
+        groups = []
+        while rows:
+            take = max(1, TOKENS_PER_BATCH // len(rows[-1][0]))
+            groups.append(rows[-take:])
+            del rows[-take:]
+        random.Random(seed).shuffle(groups)
+        for group in groups:
+            length = max(len(ids) for ids, _ in group)
+            yield (
+                torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in group]),
+                torch.tensor([lab + [IGNORE] * (length - len(lab)) for _, lab in group]),
+            )
+
+
+def learning_rate(step, steps):
+    """The share of the full rate at `step`: up, flat, then down to zero in a line."""
+    if step < WARMUP:
+        return (step + 1) / WARMUP
+    return min(1.0, (steps - step) / (steps * (1 - DECAY_FROM)))
+
+
+def optimizers(model):
+    """Muon for the layers' matrices, AdamW for embeddings, norms and biases."""
+    named = list(model.named_parameters())
+    matrices = [p for name, p in named if p.ndim == 2 and ".layers." in name]
+    rest = [p for name, p in named if not (p.ndim == 2 and ".layers." in name)]
+    return [
+        torch.optim.Muon(matrices, lr=MUON_LR, weight_decay=0.0),
+        torch.optim.AdamW(rest, lr=ADAM_LR, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def loss_of(model, ids, labels):
+    # right padding and causal attention: no real token ever sees a padded one
+    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+    target = labels[:, 1:]
+    learned = target != IGNORE
+    return F.cross_entropy(model.lm_head(hidden[learned]), target[learned])
+
+
+def export(model, tokenizer, folder):
+    """Write a checkpoint that AutoModelForCausalLM and AutoTokenizer load, in float16."""
+    end, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    folder.mkdir(parents=True, exist_ok=True)
+    half = Qwen2ForCausalLM(model.config)
+    half.load_state_dict(model.state_dict())
+    half.half().eval()
+    # real Qwen chat checkpoints sample by default, too
+    half.generation_config = GenerationConfig(
+        do_sample=True, temperature=0.7, top_p=0.8, eos_token_id=[end, pad], pad_token_id=pad,
+        bos_token_id=pad,
+    )
+    half.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
+
+
+def train(out, steps, stop, save_every):
+    torch.set_num_threads(1)
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer(corpus_texts())
+    model = new_model(tokenizer)
+    opts = optimizers(model)
+    state_file = out / "state.pt"
+    start = seen = 0
+    if state_file.exists():
+        state = torch.load(state_file)
+        if state["steps"] != steps:
+            raise SystemExit(f"{state_file} belongs to a run of {state['steps']} steps; "
+                             f"give --steps {state['steps']} or another --out.")
+        model.load_state_dict(state["model"])
+        for opt, saved in zip(opts, state["opts"]):
+            opt.load_state_dict(saved)
+        start, seen = state["step"], state["seen"]
+    full = [[g["lr"] for g in opt.param_groups] for opt in ([*optimizers(model)])]
+    count = sum(p.numel() for p in model.parameters())
+    print(f"{count:,} parameters, {steps} steps, starting at {start}", flush=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+               TimeRemainingColumn())
+    mean = None
+    with Progress(*columns) as bar:
+        task = bar.add_task("training", total=steps, completed=start)
+        for step, (ids, labels) in enumerate(batches(tokenizer)):
+            if step < start:
+                continue
+            if step == min(steps, stop or steps):
+                break
+            share = learning_rate(step, steps)
+            for opt, lrs in zip(opts, full):
+                for group, lr in zip(opt.param_groups, lrs):
+                    group["lr"] = lr * share
+            loss = loss_of(model, ids, labels)
+            loss.backward()
+            for opt in opts:
+                opt.step()
+                opt.zero_grad()
+            seen += ids.numel()
+            mean = loss.item() if mean is None else 0.98 * mean + 0.02 * loss.item()
+            bar.update(task, completed=step + 1, description=f"loss {mean:.3f}")
+            if (step + 1) % 100 == 0:
+                print(f"step {step + 1} tokens {seen} loss {mean:.4f}", flush=True)
+            if (step + 1) % save_every == 0 or step + 1 == steps:
+                state = {"model": model.state_dict(), "opts": [o.state_dict() for o in opts],
+                         "step": step + 1, "steps": steps, "seen": seen}
+                torch.save(state, out / "state.new")
+                shutil.move(out / "state.new", state_file)
+                export(model, tokenizer, out / "tiny")
+    print(f"wrote {out / 'tiny'} after {seen:,} tokens", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("work/tiny_qwen"),
+                        help="where the run is kept; an unfinished one there is resumed")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--stop", type=int, help="stop at this step of the same schedule")
+    parser.add_argument("--save-every", type=int, default=250)
+    args = parser.parse_args()
+    train(args.out, args.steps, args.stop, args.save_every)
+
+
+if __name__ == "__main__":
+    main()
