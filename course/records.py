@@ -1,0 +1,259 @@
+"""What is kept of a learner's work: every checked version, every verdict, the hints seen.
+
+All of it lies in `work/.history/` as plain files.
+"""
+
+import csv
+import difflib
+import hashlib
+import io
+import json
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+from course import stubs
+from course.grading import Verdict, check
+from course.manifest import Exercise, exercise, exercises, shown, work_folder
+
+
+def checked(id: str, file=None, on_result=None) -> Verdict:
+    """Checks the answer, keeps it and its verdict, and adds the next hint and what to do next."""
+    the_exercise = exercise(id)
+    own = file is None or Path(file).resolve() == the_exercise.work_file
+    if own:
+        keep(the_exercise)
+    verdict = check(id, file, on_result)
+    if own:
+        _note(the_exercise, verdict)
+    if verdict.passed:
+        following = next_exercise()
+        verdict.what_next = f"next: {following.id} {following.title}" if own and following else ""
+    else:
+        seen = hints_seen(id)
+        if seen < len(the_exercise.hints):
+            verdict.next_hint = the_exercise.hints[seen]
+        else:
+            verdict.next_hint = f"you have seen all hints; to see the difference: course solution {id}"
+    return verdict
+
+
+def keep(the_exercise: Exercise) -> Path | None:
+    """Copies the learner's file into the history, unless that version is there or nothing is."""
+    file = the_exercise.work_file
+    if not file.is_file():
+        return None
+    source = file.read_bytes()
+    digest = hashlib.sha256(source).hexdigest()[:10]
+    folder = _history() / the_exercise.id
+    folder.mkdir(parents=True, exist_ok=True)
+    known = next(folder.glob(f"*-{digest}.py"), None)
+    if known:
+        return known
+    copy = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{digest}.py"
+    copy.write_bytes(source)
+    return copy
+
+
+def save_cell(id: str, source: str) -> str | None:
+    """Writes an exercise cell to its file in `work/`; returns what the learner should know of it.
+
+    What the file held before is kept in the history. An untouched stub never replaces an answer.
+    """
+    the_exercise = exercise(id)
+    file = the_exercise.work_file
+    text = source.rstrip() + "\n"
+    before = file.read_text(encoding="utf-8") if file.is_file() else None
+    if before == text:
+        return None
+    if before is not None and stubs.is_stub(id, text) and not stubs.is_stub(id, before):
+        return (
+            f"This cell is still the stub, so {shown(file)} keeps what you wrote there before."
+            f" To start anew: course reset {id}"
+        )
+    keep(the_exercise)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    return None
+
+
+def reset(id: str) -> Path | None:
+    """Puts the stub back; returns where the version before is kept, if there was one."""
+    the_exercise = exercise(id)
+    kept = keep(the_exercise)
+    the_exercise.work_file.parent.mkdir(parents=True, exist_ok=True)
+    the_exercise.work_file.write_text(stubs.stub(id), encoding="utf-8")
+    return kept
+
+
+def hints_seen(id: str) -> int:
+    return _hints().get(id, 0)
+
+
+def next_hint(id: str) -> tuple[int, str]:
+    """The next rung of the ladder, from 1, and its text; the last one again when there is no more."""
+    the_exercise = exercise(id)
+    seen = _hints()
+    rung = min(seen.get(id, 0) + 1, len(the_exercise.hints))
+    seen[id] = rung
+    path = _history() / "hints.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(seen), encoding="utf-8")
+    return rung, the_exercise.hints[rung - 1]
+
+
+def may_see_solution(id: str) -> bool:
+    """After passing, or after the last hint."""
+    passed = any(each["passed"] for each in _verdicts() if each["exercise"] == id)
+    return passed or hints_seen(id) >= len(exercise(id).hints)
+
+
+def difference(id: str) -> str:
+    """The unified diff from the learner's file to the reference; "" if they are equal."""
+    the_exercise = exercise(id)
+    mine = the_exercise.work_file
+    own = mine.read_text(encoding="utf-8") if mine.is_file() else ""
+    reference = the_exercise.solution_file.read_text(encoding="utf-8")
+    return "".join(
+        difflib.unified_diff(
+            own.splitlines(keepends=True),
+            reference.splitlines(keepends=True),
+            shown(mine),
+            shown(the_exercise.solution_file),
+        )
+    )
+
+
+def standing() -> list[dict]:
+    """For each exercise the verdict on the file as it is now, or what is missing for one."""
+    found = []
+    last = {each["exercise"]: each for each in _verdicts()}
+    for the_exercise in exercises().values():
+        file = the_exercise.work_file
+        verdict = last.get(the_exercise.id)
+        row = {"exercise": the_exercise, "score": 0, "state": "not started"}
+        if file.is_file():
+            text = file.read_text(encoding="utf-8", errors="replace")
+            if stubs.is_stub(the_exercise.id, text):
+                row["state"] = "not started"
+            elif verdict is None:
+                row["state"] = "not checked"
+            elif verdict["sha256"] != _sha256(file):
+                row["state"] = "changed since its check"
+            else:
+                row["state"] = "passed" if verdict["passed"] else "not passed yet"
+                row["score"] = verdict["score"]
+        found.append(row)
+    return found
+
+
+def next_exercise() -> Exercise | None:
+    """The first exercise that is not passed; optional ones come last."""
+    rows = sorted(standing(), key=lambda row: row["exercise"].optional)
+    return next((row["exercise"] for row in rows if row["state"] != "passed"), None)
+
+
+def _note(the_exercise, verdict):
+    file = the_exercise.work_file
+    if not file.is_file():
+        return
+    line = {
+        "exercise": the_exercise.id,
+        "passed": verdict.passed,
+        "score": verdict.score,
+        "max_score": verdict.max_score,
+        "sha256": _sha256(file),
+        "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    path = _history() / "verdicts.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as out:
+        out.write(json.dumps(line) + "\n")
+
+
+def _verdicts():
+    path = _history() / "verdicts.jsonl"
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _hints():
+    path = _history() / "hints.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _sha256(file):
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _history():
+    return work_folder() / ".history"
+
+
+def report(verdicts: list[Verdict], format: str) -> str:
+    """The verdicts as json, junit (XML), gradescope (results.json) or csv."""
+    return {"json": _json, "junit": _junit, "gradescope": _gradescope, "csv": _csv}[format](verdicts)
+
+
+def _json(verdicts):
+    data = {
+        "score": sum(verdict.score for verdict in verdicts),
+        "max_score": sum(verdict.max_score for verdict in verdicts),
+        "exercises": [verdict.as_json() for verdict in verdicts],
+    }
+    return json.dumps(data, ensure_ascii=False, indent=2)
+
+
+def _junit(verdicts):
+    root = ElementTree.Element("testsuites")
+    for verdict in verdicts:
+        counts = [test.status for test in verdict.tests]
+        suite = ElementTree.SubElement(
+            root,
+            "testsuite",
+            name=f"{verdict.exercise} {verdict.title}",
+            tests=str(len(counts)),
+            failures=str(counts.count("failed") + counts.count("timeout")),
+            errors=str(counts.count("not_run")),
+            time=f"{verdict.duration_s:.3f}",
+        )
+        for test in verdict.tests:
+            case = ElementTree.SubElement(
+                suite, "testcase", classname=verdict.tests_file, name=test.id
+            )
+            if test.status != "passed":
+                # not run is an error, never a skip: a skipped test reads as green in most tools
+                kind = "error" if test.status == "not_run" else "failure"
+                first = test.message.splitlines()[0] if test.message else test.status
+                ElementTree.SubElement(case, kind, message=first).text = test.message
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True)
+
+
+def _gradescope(verdicts):
+    tests = [
+        {
+            "number": verdict.exercise,
+            "name": test.title,
+            "score": test.score,
+            "max_score": test.max_score,
+            "status": "passed" if test.status == "passed" else "failed",
+            "output": test.message,
+        }
+        for verdict in verdicts
+        for test in verdict.tests
+    ]
+    return json.dumps({"tests": tests}, ensure_ascii=False, indent=2)
+
+
+def _csv(verdicts):
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["exercise", "title", "passed", "score", "max_score", "first_mistake"])
+    for verdict in verdicts:
+        wrong = verdict.first_wrong
+        mistake = wrong.message.splitlines()[0] if wrong and wrong.message else ""
+        row = [verdict.exercise, verdict.title, verdict.passed, verdict.score, verdict.max_score]
+        writer.writerow([*row, mistake])
+    return out.getvalue()
