@@ -1,0 +1,74 @@
+"""The process of a lesson server. It ends when its standard input does, and so with its parent.
+
+    python -m course.lessons STAGE (--fd N | --host HOST --port PORT) [--solution] [--model NAME]
+"""
+
+import argparse
+import importlib
+import os
+import socket
+import sys
+import threading
+import time
+
+from course.lessons.server import LESSONS, LET_GO_S
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m course.lessons")
+    parser.add_argument("stage", type=int, choices=LESSONS)
+    parser.add_argument("--fd", type=int, help="a socket that is already bound")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--solution", action="store_true")
+    parser.add_argument("--model")
+    arguments = parser.parse_args()
+
+    servers = []
+    threading.Thread(target=_end_with_input, args=[servers], daemon=True).start()
+
+    import uvicorn
+
+    from course.lessons.parts import NotReady
+    from course.qwen.models import ModelUnavailable
+
+    lesson = importlib.import_module(LESSONS[arguments.stage])
+    try:
+        app = lesson.build(solution=arguments.solution, model=arguments.model)
+    except (NotReady, ModelUnavailable) as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=arguments.host,
+            port=arguments.port,
+            timeout_graceful_shutdown=LET_GO_S,
+        )
+    )
+    servers.append(server)
+    sockets = None if arguments.fd is None else [socket.socket(fileno=arguments.fd)]
+    server.run(sockets=sockets)
+    return 0 if server.started else 1
+
+
+def _end_with_input(servers):
+    while os.read(0, 1):
+        pass
+    for server in servers:
+        server.should_exit = True
+        time.sleep(LET_GO_S + 1)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # at once: a normal exit would wait for every answer that is still being made
+    os._exit(code)

@@ -1,0 +1,283 @@
+"""Run a lesson's server beside a notebook or in a terminal.
+
+The server is a process of its own, so that neither can block or break the other. It is told to stop
+by closing its standard input, which the system also does when this process ends in any way.
+"""
+
+import contextlib
+import errno
+import html
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+from course.manifest import ROOT
+
+LESSONS = {1: "course.lessons.stage1"}
+LET_GO_S = 1
+"""How long answers that are being made may go on after the server is told to stop."""
+LOG_BYTES = 65_536
+NOTICE_S = 15
+
+_running: dict[int, "Server"] = {}
+
+
+class ServeError(Exception):
+    """The server did not start, or cannot. The message says why and what to do."""
+
+    def _render_traceback_(self):
+        # what a notebook shows: the message, not the way through this file
+        return [f"{type(self).__name__}: {self}"]
+
+
+def serve(
+    stage: int | str,
+    *,
+    solution: bool = False,
+    port: int = 0,
+    host: str = "127.0.0.1",
+    model: str | None = None,
+) -> "Server":
+    """Start a lesson's server and return when it answers.
+
+    An earlier server of the same lesson is stopped first, so that a cell can be run again.
+    The server ends with this process at the latest.
+
+    Args:
+        stage: a stage, or an exercise of it: 1, "1" and "1.3" are all the server of stage 1.
+        solution: serve the reference answers instead of your own.
+        port: 0 means the port of the earlier server, or else any free one.
+        host: where to listen. Anything but this computer's own 127.0.0.1 lets others in.
+        model: a folder or a hub name; None means COURSE_MODEL, or else the tiny model.
+
+    Raises:
+        ServeError: an exercise is not written yet, the port is taken, the model is not there, or
+            the server ended; with its last words.
+
+    Example:
+        >>> with course.serve("1.3") as server:
+        ...     print(httpx.post(server.url + "/chat", json={"text": "你好"}).json())
+    """
+    number = stage_number(stage)
+    earlier = _running.get(number)
+    if earlier is not None:
+        earlier.stop()
+    listener = None
+    if earlier is not None and port == 0 and earlier.host == host:
+        # a chat page that is still open in the browser then talks to the new server
+        with contextlib.suppress(ServeError):
+            listener = _bind(host, earlier.port)
+    listener = listener or _bind(host, port)
+    _running[number] = Server(number, listener, host=host, solution=solution, model=model)
+    return _running[number]
+
+
+def run(
+    stage: int | str,
+    *,
+    solution: bool = False,
+    port: int = 8000,
+    host: str = "127.0.0.1",
+    model: str | None = None,
+) -> int:
+    """Serve a lesson in a terminal until Ctrl-C; the server's log goes to the terminal.
+
+    Arguments as for `serve`.
+
+    Returns:
+        The exit code: 0 after Ctrl-C; 1 if the server did not start or ended by itself.
+    """
+    try:
+        number = stage_number(stage)
+        if host not in ("127.0.0.1", "localhost", "::1"):
+            print(f"Careful: on {host}, all who can reach this computer can use the server.")
+        listener = _bind(host, port)
+        with Server(
+            number, listener, host=host, solution=solution, model=model, to_terminal=True
+        ) as server:
+            whose = "the reference answers" if solution else "your own answers"
+            print(f"Stage {number}, {whose}: {server.url}  (Ctrl-C stops it)", flush=True)
+            server.process.wait()
+    except KeyboardInterrupt:
+        print("\nStopped.")
+        return 0
+    except ServeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print("The server has ended by itself.", file=sys.stderr)
+    return 1
+
+
+def stage_number(stage: int | str) -> int:
+    """The stage of 1, "1" or "1.3", if it has a server.
+
+    Raises:
+        ServeError: with the stages that have one.
+    """
+    text = str(stage).partition(".")[0]
+    if text.isdecimal() and int(text) in LESSONS:
+        return int(text)
+    known = ", ".join(map(str, LESSONS))
+    raise ServeError(f"There is no server for stage {stage}. Stages with a server: {known}.")
+
+
+class Server:
+    """A lesson's server in a process of its own.
+
+    `url` is where it answers, `logs()` what it has printed, `stop()` ends it. Used as a context
+    manager, it is stopped at the end of the block.
+    """
+
+    def __init__(self, stage, listener, *, host, solution, model, to_terminal=False):
+        self.stage, self.host, self.solution = stage, host, solution
+        self._output = b""
+        with listener:
+            self.port = listener.getsockname()[1]
+            self.process = _start(stage, listener, host, solution, model, to_terminal)
+        name = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        self._address = (name, self.port)
+        self.url = f"http://[{name}]:{self.port}" if ":" in name else f"http://{name}:{self.port}"
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        try:
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End the server. A second call does nothing."""
+        self.process.stdin.close()
+        try:
+            self.process.wait(LET_GO_S + 3)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def logs(self) -> str:
+        """The last 64 KB that the server has printed, also after its end."""
+        return self._output.decode("utf-8", "replace")
+
+    def _read(self):
+        if self.process.stdout is not None:
+            with self.process.stdout as stdout:
+                while chunk := stdout.read1():
+                    self._output = (self._output + chunk)[-LOG_BYTES:]
+
+    def _wait(self):
+        """Return when the server answers anything.
+
+        Raises:
+            ServeError: it ended first; with its last lines.
+        """
+        started, notices = time.monotonic(), 1
+        connection = None
+        while self.process.poll() is None:
+            try:
+                if connection is None:
+                    connection = socket.create_connection(self._address, timeout=0.2)
+                    connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                if connection.recv(1):
+                    connection.close()
+                    return
+                connection = None
+            except TimeoutError:
+                pass
+            except OSError:
+                connection = None
+                time.sleep(0.05)
+            if time.monotonic() - started > notices * NOTICE_S:
+                last = self.logs().strip().rpartition("\n")[2]
+                print(f"The server is still starting ({notices * NOTICE_S} s). {last}", flush=True)
+                notices += 1
+        # its last words may still be on the way
+        self._reader.join(1)
+        lines = self.logs().strip().splitlines()[-20:]
+        raise ServeError("\n".join(lines) or "The server did not start.")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def _description(self):
+        state = "runs" if self.process.poll() is None else "has ended"
+        whose = "the reference answers" if self.solution else "your own answers"
+        return f"The server of stage {self.stage} with {whose} {state}"
+
+    def __repr__(self):
+        return f"<{self._description()}: {self.url}>"
+
+    def _repr_html_(self):
+        text, url = html.escape(self._description()), html.escape(self.url)
+        if self.process.poll() is not None:
+            return f"<p>{text}.</p>"
+        link = f'<a href="{url}/" target="_blank" rel="noopener">open the chat page</a>'
+        return f"<p>{text}: {link} (<code>{url}</code>)</p>"
+
+
+def _bind(host, port):
+    """A socket on which the server can listen.
+
+    Raises:
+        ServeError: the port is taken, or there is no such host or port.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        # on Windows this option would let two servers share a port
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        if os.name == "posix":
+            # at once, so that a second server on this port is refused before its start
+            listener.listen(128)
+    except (OSError, OverflowError) as error:
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
+            raise ServeError(
+                f"Port {port} is taken. Stop the program that uses it, or choose another port; "
+                "0 finds a free one."
+            ) from None
+        raise ServeError(f"Cannot listen on {host}, port {port}: {error}") from None
+    return listener
+
+
+def _start(stage, listener, host, solution, model, to_terminal):
+    # -P: a file in the current folder must not be taken for one of our modules
+    command = [sys.executable, "-P", "-m", "course.lessons", str(stage)]
+    options = {}
+    if os.name == "posix":
+        command += ["--fd", str(listener.fileno())]
+        # a session of its own: the interrupt that stops a cell does not stop the server
+        options = {"pass_fds": [listener.fileno()], "start_new_session": True}
+    else:
+        command += ["--host", host, "--port", str(listener.getsockname()[1])]
+        options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+        listener.close()
+    command += ["--solution"] * solution
+    command += ["--model", model] if model else []
+
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": _threads(model),
+    }
+    if not to_terminal:
+        environment["PYTHONIOENCODING"] = "utf-8:replace"
+        options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, **options)
+
+
+def _threads(model):
+    """OMP_NUM_THREADS: one for the tiny model, which more only slow down; else all cores."""
+    if not (model or os.environ.get("COURSE_MODEL")):
+        return "1"
+    import psutil
+
+    return str(psutil.cpu_count(logical=False) or 1)

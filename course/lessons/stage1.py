@@ -1,0 +1,37 @@
+"""Stage 1 put together: the learner's model, chat and endpoint, and a chat page."""
+
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.responses import FileResponse
+
+from course.lessons.parts import NotReady, load_parts
+from course.qwen.models import model_path
+
+PAGE = Path(__file__).with_name("chat.html")
+
+
+def build(*, solution: bool = False, model: str | None = None) -> FastAPI:
+    """The app of exercise 1.3 with 1.1 and 1.2 in it, and the chat page at `/`.
+
+    Args:
+        solution: use the reference answers instead of the learner's.
+        model: a folder or a hub name; None means COURSE_MODEL, or else the tiny model.
+
+    Raises:
+        NotReady: an exercise is missing, unsolved, or cannot be loaded.
+        ModelUnavailable: there is no such model.
+    """
+    load_chat_model, chat, create_app = load_parts(
+        {"1.1": "load_chat_model", "1.2": "chat", "1.3": "create_app"}, solution=solution
+    )
+    path = model_path(model)
+    app = create_app(lambda: load_chat_model(path), chat)
+    if not isinstance(app, FastAPI):
+        raise NotReady(f"1.3 is not done yet: `create_app` returned {app!r} instead of a FastAPI app")
+
+    @app.get("/", include_in_schema=False)
+    async def page():
+        return FileResponse(PAGE)
+
+    return app
