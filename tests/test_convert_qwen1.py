@@ -13,6 +13,7 @@ import regex
 import tiktoken
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from torch.nn.functional import silu
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -97,6 +98,7 @@ def ranks_of(text, merges=150):
                 i += step
             merged[tuple(parts)] += count
         words = merged
+    ranks[b"20"] = len(ranks)  # never used: Qwen takes digits one by one
     return ranks
 
 
@@ -174,7 +176,8 @@ def qwen1_logits(weights, config, ids):
     size, (batch, time) = width // heads, ids.shape
 
     def rms(x, weight):
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + config["layer_norm_epsilon"]) * weight
+        square = x.pow(2).mean(-1, keepdim=True)
+        return x / torch.sqrt(square + config["layer_norm_epsilon"]) * weight
 
     def rotate(x):  # [batch, time, heads, size]: the first half of a head pairs with the second
         frequency = config["rotary_emb_base"] ** (-torch.arange(0, size, 2) / size)
@@ -281,9 +284,10 @@ def test_half_precision_is_kept(tmp_path):
     target = convert(source, tmp_path / "native")
     model = AutoModelForCausalLM.from_pretrained(target)
     assert model.dtype == torch.bfloat16
+    assert json.loads((target / "config.json").read_text())["dtype"] == "bfloat16"
     assert torch.equal(model.lm_head.weight, weights["lm_head.weight"])
-    stored = [tensor for file in target.glob("*.safetensors") for tensor in load_file(file).values()]
-    assert {tensor.dtype for tensor in stored} == {torch.bfloat16}
+    for file in target.glob("*.safetensors"):
+        assert {tensor.dtype for tensor in load_file(file).values()} == {torch.bfloat16}
 
 
 def test_saved_buffers_do_not_disturb(tmp_path):
@@ -303,7 +307,7 @@ def test_saved_buffers_do_not_disturb(tmp_path):
         "你好，世界。服务器马上把每个词元发出去！",
         "こんにちは、カタカナ。안녕하세요",
         "👋🏽 👨‍👩‍👧‍👦 🏳️‍🌈 🇨🇳",
-        "1234567890 3.14159 ２０２６ ½ Ⅷ",
+        "2020 1234567890 3.14159 ２０２６ ½ Ⅷ",
         "  two  blanks \n\n\n newlines\r\n\ttabs\t\t\n ",
         "naïve café e\u0301 Å ﬁ 한글",
         "def f(x):\n    return {'a': [x ** 2, -1.5e-3]}  # ok\n",
@@ -313,12 +317,14 @@ def test_saved_buffers_do_not_disturb(tmp_path):
         TEXT,
     ],
 )
-def test_token_ids_are_those_of_tiktoken(tokenizer, reference, text):
+def test_token_ids_are_those_of_tiktoken(native, tokenizer, reference, text):
     # Qwen-1's own tokenizer normalizes before it encodes
     normal = unicodedata.normalize("NFC", text)
     ids = reference.encode(normal, allowed_special="all")
     assert tokenizer(text)["input_ids"] == ids
     assert tokenizer.decode(ids) == normal
+    # transformers builds its tokenizer anew; other programs take the file as it is
+    assert Tokenizer.from_file(str(native / "tokenizer.json")).encode(text).ids == ids
 
 
 def test_token_ids_of_random_text(tokenizer, reference):
@@ -333,7 +339,8 @@ def test_token_ids_of_random_text(tokenizer, reference):
 def test_special_tokens_keep_their_order(tokenizer):
     assert tokenizer.convert_tokens_to_ids(CONTROL) == [len(RANKS) + i for i in range(208)]
     assert len(tokenizer) == len(RANKS) + 208 < CONFIG["vocab_size"]
-    assert tokenizer.decode(tokenizer("".join(CONTROL))["input_ids"], skip_special_tokens=True) == ""
+    ids = tokenizer("".join(CONTROL))["input_ids"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == ""
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
     assert tokenizer.model_max_length == CONFIG["seq_length"]
 
@@ -362,16 +369,23 @@ def test_the_chat_template_is_chatml_with_the_system_line(tokenizer, reference):
     assert ids == reference.encode(prompt, allowed_special="all")
 
 
-def test_generation_settings_are_taken_over(native, tmp_path, broken):
+def test_generation_settings_are_taken_over(native):
     text_end = len(RANKS)
     settings = GenerationConfig.from_pretrained(native)
     assert settings.eos_token_id == [text_end + 2, text_end]
     assert settings.pad_token_id == text_end
     assert (settings.do_sample, settings.top_k, settings.top_p) == (True, 0, 0.8)
     assert (settings.repetition_penalty, settings.max_new_tokens) == (1.1, 512)
+
+
+@pytest.mark.parametrize("settings", [None, {"do_sample": False, "top_p": 0.8, "top_k": 0}])
+def test_without_sampling_the_model_is_greedy(broken, tmp_path, settings):
     (broken / "generation_config.json").unlink()
+    if settings:
+        (broken / "generation_config.json").write_text(json.dumps(settings))
     settings = GenerationConfig.from_pretrained(convert(broken, tmp_path / "native"))
-    assert settings.eos_token_id == [text_end + 2, text_end]
+    assert not settings.do_sample
+    assert settings.eos_token_id == [len(RANKS) + 2, len(RANKS)]
 
 
 def test_the_vocabulary_is_read_anew_each_time(broken, tmp_path):
@@ -498,9 +512,15 @@ def test_a_config_without_a_needed_number(broken, tmp_path, key):
 
 @pytest.mark.parametrize(
     "name",
-    ["transformer.wte.weight", "lm_head.weight", *(f"transformer.h.2.{part}" for part in (
-        "attn.c_attn.bias", "attn.c_proj.weight", "mlp.w2.weight", "ln_1.weight"))],
-)  # fmt: skip
+    [
+        "transformer.wte.weight",
+        "lm_head.weight",
+        "transformer.h.2.attn.c_attn.bias",
+        "transformer.h.2.attn.c_proj.weight",
+        "transformer.h.2.mlp.w2.weight",
+        "transformer.h.2.ln_1.weight",
+    ],
+)
 def test_a_missing_tensor_is_named(tmp_path, name):
     weights = tensors(CONFIG)
     del weights[name]
@@ -560,12 +580,19 @@ def test_quantized_weights(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["transformer.visual.proj", "transformer.h.0.mlp.w1.bias", "transformer.h.3.ln_1.weight"]
+    "name",
+    ["transformer.visual.proj", "transformer.h.0.mlp.w1.bias", "transformer.h.3.ln_1.weight"],
 )
 def test_a_tensor_that_the_architecture_does_not_have(tmp_path, name):
     weights = tensors(CONFIG) | {name: torch.zeros(48)}
     message = refusal(write_legacy(tmp_path / "legacy", weights), tmp_path)
     assert f"tensor {name} is unknown" in message
+
+
+@pytest.mark.parametrize("content", ["{", '{"max_new_tokens": -3}'])
+def test_unusable_generation_settings(broken, tmp_path, content):
+    (broken / "generation_config.json").write_text(content)
+    assert "generation_config.json" in refusal(broken, tmp_path)
 
 
 def test_no_vocabulary(broken, tmp_path):
@@ -589,8 +616,8 @@ def test_an_unusable_vocabulary(broken, tmp_path, lines, phrase):
 
 def test_a_token_that_no_merges_lead_to(broken, tmp_path):
     write_ranks(broken, RANKS | {b"qzxj": len(RANKS)})
-    message = refusal(broken, tmp_path)
-    assert f"1 tokens cannot be merged from shorter ones (the first has rank {len(RANKS)})" in message
+    phrase = f"1 tokens cannot be merged from shorter ones (the first has rank {len(RANKS)})"
+    assert phrase in refusal(broken, tmp_path)
 
 
 def test_a_vocabulary_that_broke_off_between_two_lines(broken, tmp_path):

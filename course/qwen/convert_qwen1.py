@@ -12,7 +12,6 @@ max_position_embeddings. Quantized, visual and audio variants are refused.
 """
 
 import base64
-import binascii
 import json
 import os
 import re
@@ -30,25 +29,14 @@ from tokenizers import normalizers
 from tokenizers.models import BPE
 from transformers import GenerationConfig, Qwen2Config, Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import TikTokenConverter
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from course.qwen.models import weight_files
+from course.qwen.tokenizer import CHAT_TEMPLATE
 
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"] + [
     f"<|extra_{i}|>" for i in range(205)
 ]
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}"
-    "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}"
-    "{% endif %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 
 # what Qwen2 can express; a config that leaves them out means these values
 _FIXED = {
@@ -66,14 +54,8 @@ _SIZES = (
     "seq_length",
 )
 _NUMBERS = ("layer_norm_epsilon", "rotary_emb_base")
-_SAMPLING = (
-    "do_sample",
-    "temperature",
-    "top_k",
-    "top_p",
-    "repetition_penalty",
-    "max_new_tokens",
-)
+_SAMPLING = ("do_sample", "repetition_penalty", "max_new_tokens")
+_ONLY_SAMPLED = ("temperature", "top_k", "top_p")  # an error without do_sample
 # computed when the model is built, saved by some releases
 _BUFFERS = re.compile(
     r"transformer\.(h\.\d+\.attn\.)?(bias|masked_bias|logn_tensor|rotary_emb\.inv_freq)"
@@ -246,7 +228,7 @@ def _parse_ranks(file: str | os.PathLike) -> dict[bytes, int]:
         try:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
-        except (ValueError, binascii.Error):
+        except ValueError:
             raise ValueError(f"line {number} is not a token in base64 and a number") from None
     return ranks
 
@@ -354,7 +336,13 @@ def _read_sampling(
             f"qwen.tiktoken has {len(ranks)} tokens, but generation_config.json says {end} "
             "(eos_token_id); download it again"
         )
-    return {key: settings[key] for key in _SAMPLING if settings.get(key) is not None}
+    keys = _SAMPLING + (_ONLY_SAMPLED if settings.get("do_sample") is True else ())
+    sampling = {key: settings[key] for key in keys if settings.get(key) is not None}
+    try:
+        GenerationConfig(**sampling)
+    except ValueError as error:
+        problems.append(f"generation_config.json: {error}")
+    return sampling
 
 
 def _write_weights(
@@ -424,7 +412,9 @@ class _Converter(TikTokenConverter):
 
 def _converter(source: Path) -> _Converter:
     return _Converter(
-        vocab_file=source / "qwen.tiktoken", pattern=PATTERN, extra_special_tokens=SPECIAL_TOKENS
+        vocab_file=source / "qwen.tiktoken",
+        pattern=PRETOKENIZE_REGEX,
+        extra_special_tokens=SPECIAL_TOKENS,
     )
 
 
