@@ -40,7 +40,9 @@ usable() {
 }
 
 show_progress() {
-    awk -v tty="$([ -t 1 ] && echo 1)" '
+    local tty=
+    [ ! -t 1 ] || tty=1
+    awk -v tty=$tty '
         function status(text) { if (tty) printf "\r\033[K%s", substr(text, 1, 76); fflush() }
         /^Collecting/ { n++; status("  " n " packages: " $2) }
         /^ *(Downloading|Using cached) .*MB\)/ {
