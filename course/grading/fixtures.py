@@ -1,8 +1,10 @@
 """The `room` that the autograder's tests use, as a pytest plugin.
 
 Under the runner COURSE_ANSWER names the answer; under plain pytest it is the reference solution.
+COURSE_LIMIT_S replaces the exercises' own limits: raise it on a machine that is very slow.
 """
 
+import dataclasses
 import os
 import re
 
@@ -40,4 +42,7 @@ def new_room(request):
     found = re.match(r"test_(\d+)_(\d+)_", path.name)
     the_exercise = exercise(f"{found[1]}.{found[2]}")
     answer = os.environ.get("COURSE_ANSWER") or the_exercise.solution_file
+    limit_s = os.environ.get("COURSE_LIMIT_S")
+    if limit_s:
+        the_exercise = dataclasses.replace(the_exercise, limit_s=float(limit_s))
     return Room(the_exercise, answer, path)

@@ -24,6 +24,7 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from pathlib import Path
 
 from course.grading.probe import Probe
@@ -95,9 +96,10 @@ class Inside:
         self._scenes = queue.Queue()
         self._events = {}
         self._probe = None
-        self._loops = []
+        self._loops = weakref.WeakSet()
         self._arrived = {}
         self._servers = []
+        self._remember_loops()
 
     # for scenes
 
@@ -187,9 +189,7 @@ class Inside:
         scene = getattr(load_module(self.tests_file), scene)
         result = scene(self.answer, self, **arguments)
         if inspect.iscoroutine(result):
-            with asyncio.Runner() as runner:
-                self._loops.append(runner.get_loop())
-                result = runner.run(result)
+            result = asyncio.run(result)
         json.dumps(result, allow_nan=False)
         return result
 
@@ -197,6 +197,8 @@ class Inside:
         import uvicorn
 
         app = getattr(load_module(self.tests_file), scene)(self.answer, self, **arguments)
+        if inspect.iscoroutine(app) or not callable(app):
+            return {"no_app": "a coroutine" if inspect.iscoroutine(app) else type(app).__name__}
         # no reuse of the address: connections to a server that died must fail, not wait
         bound = socket.socket()
         bound.bind(("127.0.0.1", 0))
@@ -211,7 +213,15 @@ class Inside:
             self._loops.append(asyncio.get_running_loop())
             await server.serve(sockets=[bound])
 
-        thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+        def run():
+            try:
+                asyncio.run(serve())
+            except BaseException:  # noqa: BLE001 - sys.exit() in a handler comes out here
+                traceback.print_exc()
+            finally:
+                bound.close()
+
+        thread = threading.Thread(target=run, daemon=True)
         thread.start()
         while thread.is_alive() and not server.started:
             time.sleep(0.002)
@@ -245,6 +255,17 @@ class Inside:
 
     # where things are
 
+    def _remember_loops(self):
+        # so that the await chain of a task can be shown, whoever started its loop
+        make = asyncio.events.new_event_loop
+
+        def new_event_loop():
+            loop = make()
+            self._loops.add(loop)
+            return loop
+
+        asyncio.new_event_loop = asyncio.events.new_event_loop = new_event_loop
+
     def describe(self, error):
         """Type, message, line in the answer and traceback of an error, as text."""
         try:
@@ -273,6 +294,13 @@ class Inside:
     def _op_where(self):
         """The answer's lines that are running or waiting now, deepest call last."""
         found = []
+        for loop in list(self._loops):
+            if loop.is_closed():
+                continue
+            for task in asyncio.all_tasks(loop):
+                chain = self._await_chain(task.get_coro())
+                if chain:
+                    found.append(chain)
         own = threading.get_ident()
         for ident, frame in sys._current_frames().items():
             if ident == own:
@@ -286,13 +314,6 @@ class Inside:
                 line, code = deepest
                 source = linecache.getline(code.co_filename, line).strip()
                 found.append(_line(line, code.co_name, source))
-        for loop in self._loops:
-            if loop.is_closed():
-                continue
-            for task in asyncio.all_tasks(loop):
-                chain = self._await_chain(task.get_coro())
-                if chain:
-                    found.append(chain)
         return list(dict.fromkeys(found))[:5]
 
     def _await_chain(self, waiting):

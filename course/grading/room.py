@@ -27,12 +27,12 @@ from pathlib import Path
 import psutil
 
 from course.grading import inside
-from course.grading.mistakes import Ended, Hung, NotLoaded, NotWritten, Raised
+from course.grading.mistakes import Ended, Hung, Mistake, NotLoaded, NotWritten, Raised
 from course.grading.needs import needs_of
 from course.manifest import shown
 
 START_LIMIT_S = 60.0
-METHOD = "fork" if hasattr(os, "fork") else "spawn"
+METHOD = "fork" if hasattr(os, "fork") and os.environ.get("COURSE_START") != "spawn" else "spawn"
 
 
 class Room:
@@ -125,6 +125,11 @@ class Room:
     def serve_numbered(self, scene, **arguments):
         """As `serve`, with the number that `stop_server` takes."""
         served = self._ask("serve", {"scene": scene.__name__, "arguments": arguments}, "start-up")
+        if "no_app" in served:
+            raise Mistake(
+                f"there is no app to serve: create_app has to return the FastAPI app, not"
+                f" {served['no_app']}"
+            )
         if not served["started"]:
             error, where = self.last_error()
             raise Ended(
@@ -168,6 +173,18 @@ class Room:
         if where:
             facts["where"] = where
         return Hung(mistake, **facts)
+
+    def broken(self, mistake, **facts):
+        """An Ended for a connection that broke: the process's end if it ended, else `mistake`."""
+        self._process.join(0.5)
+        if not self._process.is_alive():
+            return self._ended()
+        error, where = self.last_error()
+        if error:
+            facts.setdefault("got", f"in the server's log: {error}")
+        if where:
+            facts.setdefault("where", where)
+        return Ended(mistake, detail=self.output(), **facts)
 
     def output(self):
         """The last 64 KB of what the room printed and logged."""

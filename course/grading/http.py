@@ -1,0 +1,138 @@
+"""HTTP to the answer's server, from outside. Silence and broken connections become Mistakes.
+
+    http = Http(room, room.serve(scene))
+    reply = http.post("/chat", json={"text": "hi"})      # waits, with the limit
+    waiting = http.start("POST", "/chat", json=...)       # in the background; waiting.reply()
+
+For streams, `http.client` is the httpx client; read them inside `with http.guarded("POST /x"):`.
+"""
+
+import contextlib
+import json
+import ssl
+import threading
+import time
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+
+import httpx
+
+MOST_BODY = 5_000_000
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    headers: httpx.Headers
+    body: bytes
+
+    @property
+    def text(self):
+        return self.body.decode("utf-8", "replace")
+
+    @property
+    def data(self):
+        """The body as JSON; None where it is none."""
+        try:
+            return json.loads(self.body)
+        except ValueError:
+            return None
+
+    def __str__(self):
+        return f"{self.status} {self.text}"
+
+
+class Http:
+    """Requests to one server of the room."""
+
+    def __init__(self, room, base_url):
+        self.room, self.base_url = room, base_url
+        self.client = httpx.Client(
+            base_url=base_url,
+            # the limit is the reader's, in `Waiting.reply`
+            timeout=None,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            trust_env=False,
+            verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),  # http only: no certificates to load
+        )
+
+    def get(self, path, *, limit_s=None, **request):
+        return self.start("GET", path, **request).reply(limit_s)
+
+    def post(self, path, *, limit_s=None, **request):
+        return self.start("POST", path, **request).reply(limit_s)
+
+    def start(self, method, path, **request):
+        """Sends a request in the background: a Waiting."""
+        return Waiting(self, method, path, request)
+
+    @contextlib.contextmanager
+    def guarded(self, what):
+        """Turns what httpx raises inside into a Hung or an Ended that names `what`."""
+        try:
+            yield
+        except httpx.TimeoutException:
+            raise self.room.hung(f"{what} got no answer") from None
+        except httpx.ConnectError:
+            raise self.room.broken(f"{what}: the server takes no connection any more") from None
+        except httpx.TransportError as error:
+            raise self.room.broken(
+                f"{what}: the connection broke before the whole answer had come ({error})"
+            ) from None
+
+    def facts(self, reply):
+        """`got` and `where` for an unexpected reply: itself, and for a 500 what the log says."""
+        got, where = str(reply), None
+        if reply.status >= 500:
+            error, where = self._logged()
+            got += f" (in the server's log: {error})" if error else ""
+        return {"got": got, "where": where}
+
+    def _logged(self):
+        # the reply leaves before the traceback is logged
+        until = time.monotonic() + 0.5
+        while True:
+            error, where = self.room.last_error()
+            if error or time.monotonic() > until:
+                return error, where
+            time.sleep(0.01)
+
+
+class Waiting:
+    """A request under way."""
+
+    def __init__(self, http, method, path, request):
+        self._http, self.what = http, f"{method} {path}"
+        self._future = Future()
+        threading.Thread(target=self._run, args=(method, path, request), daemon=True).start()
+
+    def _run(self, method, path, request):
+        try:
+            with self._http.client.stream(method, path, **request) as response:
+                body = b""
+                for piece in response.iter_bytes():
+                    body += piece
+                    if len(body) > MOST_BODY:
+                        raise httpx.ReadError(f"more than {MOST_BODY} bytes")
+            self._future.set_result(Reply(response.status_code, response.headers, body))
+        except BaseException as error:  # noqa: BLE001 - the reader's to judge
+            self._future.set_exception(error)
+
+    def done(self):
+        """Whether it was answered, or broke."""
+        return self._future.done()
+
+    def reply(self, limit_s=None, mistake=None, **facts):
+        """The Reply.
+
+        Raises:
+            Hung: none within the limit; says `mistake`, or that there was no answer.
+            Ended: the connection broke, or the answer's process ended.
+        """
+        room = self._http.room
+        try:
+            with self._http.guarded(self.what):
+                return self._future.result(limit_s or room.limit_s)
+        except FutureTimeoutError:
+            raise room.hung(mistake or f"{self.what} got no answer", **facts) from None
