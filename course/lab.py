@@ -38,8 +38,12 @@ def kernel_python() -> str | None:
 
 
 def is_this_interpreter(python: str | None) -> bool:
-    # not resolved: the pythons of two virtual environments are links to the same file
-    return python is not None and os.path.normcase(python) == os.path.normcase(sys.executable)
+    """Whether `python` is the running one, by this or another of its names (python, python3)."""
+    if python is None:
+        return False
+    # the folders are compared as they are: two virtual environments link to the same file
+    folders = [os.path.normcase(os.path.dirname(each)) for each in (python, sys.executable)]
+    return folders[0] == folders[1] and os.path.realpath(python) == os.path.realpath(sys.executable)
 
 
 def can_show_a_browser() -> bool:

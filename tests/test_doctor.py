@@ -101,6 +101,13 @@ def test_two_environments_over_one_python_are_told_apart(monkeypatch, tmp_path):
     assert lab.is_this_interpreter(sys.executable)
 
 
+def test_one_python_has_several_names(monkeypatch, tmp_path):
+    for name in ("python", "python3"):
+        (tmp_path / name).symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python3"))
+    assert lab.is_this_interpreter(str(tmp_path / "python"))
+
+
 # versions
 
 

@@ -8,12 +8,13 @@ import sys
 import tomllib
 
 import pytest
+import typer
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from course import doctor, lab
+from course import cli, doctor, lab
 from course.manifest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -109,6 +110,8 @@ def test_the_readme_names_only_commands_that_exist():
     targets = set(re.findall(r"^([a-z]+):", makefile, re.M))
     named = set(re.findall(r"(?:^|`)make ([a-z]+)", readme, re.M))
     assert {"lab", "setup", "test", "serve", "bench"} <= named <= targets
+    named = set(re.findall(r"(?:^    (?:COURSE_MODEL=\S+ )?|`)course ([a-z0-9-]+)", readme, re.M))
+    assert named == set(typer.main.get_command(cli.app).commands)
 
 
 def test_ci_runs_the_readme_s_test_command():
