@@ -89,6 +89,11 @@ def start():
             )
 
 
+def stop():
+    """Ends the fork server of this state of the course, if it runs; the next check starts one."""
+    _end(_folder())
+
+
 def environment(folder):
     """The rooms' environment: one torch thread, no hub, no GPU, no proxies, a hub cache of their own."""
     from course.qwen import TINY
@@ -148,13 +153,17 @@ def _end_older(folder):
     """Ends the fork servers of earlier states of this course, which nobody will ask again."""
     place = folder.name.split("-")[0]
     for other in folder.parent.glob(f"{place}-*"):
-        if other == folder:
-            continue
-        with contextlib.suppress(OSError, ValueError, psutil.Error):
-            process = psutil.Process(int((other / "pid").read_text()))
-            if str(other) in process.cmdline():
-                process.terminate()
-        shutil.rmtree(other, ignore_errors=True)
+        if other != folder:
+            _end(other)
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _end(folder):
+    with contextlib.suppress(OSError, ValueError, psutil.Error):
+        process = psutil.Process(int((folder / "pid").read_text()))
+        if str(folder) in process.cmdline():
+            process.terminate()
+            process.wait(10)
 
 
 def main(folder):

@@ -1,0 +1,85 @@
+"""The manifest, the solutions, the tests and the walls are one course; each message says what to do."""
+
+import ast
+import re
+
+import pytest
+
+from course import stubs
+from course.manifest import ROOT, UnknownExercise, exercise, exercises
+
+FEWEST = {"2.1": (8, 4), "2.2": (8, 4), "2.3": (8, 4), "2.4": (8, 4)}
+"""How many wrong and right answers a wall needs; 6 and 3 where nothing is said."""
+
+
+@pytest.mark.parametrize("each", exercises().values(), ids=lambda each: each.id)
+def test_an_exercise_is_whole(each):
+    assert each.solution_file.is_file(), f"write {each.solution_file}"
+    tests = ROOT / each.tests_file
+    number = each.id.replace(".", "_")
+    assert tests.name.startswith(f"test_{number}_"), f"name the tests file test_{number}_..."
+    tree = ast.parse(tests.read_text(encoding="utf-8"))
+    defined = [n.name for n in tree.body if isinstance(n, ast.FunctionDef) and n.name[:5] == "test_"]
+    listed = [test.id for test in each.tests]
+    assert sorted(defined) == sorted(listed), "list each test of the file in exercises.toml, once"
+    assert len(each.hints) >= 3 and all(each.hints), "write at least three hints"
+    assert all(test.points > 0 and test.title for test in each.tests)
+    assert len({test.title for test in each.tests}) == len(each.tests), "give each test its title"
+
+
+@pytest.mark.parametrize("id", exercises())
+def test_the_walls_are_high_enough(id):
+    wrong, right = FEWEST.get(id, (6, 3))
+    found = len(list((ROOT / "tests" / "wrong" / id).glob("*.py")))
+    assert found >= wrong, f"{id} has {found} wrong answers; write at least {wrong}"
+    found = len(list((ROOT / "tests" / "right" / id).glob("*.py")))
+    assert found >= right, f"{id} has {found} right answers; write at least {right}"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "tests" / "wrong").glob("*/*.py")), ids=lambda f: f.stem)
+def test_a_wrong_answer_names_a_test_of_its_exercise(file):
+    first = file.read_text(encoding="utf-8").split("\n", 1)[0]
+    found = re.fullmatch(r"# caught by: (\w+(?:, \w+)*) \| says: (.+)", first)
+    assert found, f"{file}: begin it with: # caught by: test_... | says: a phrase of its message"
+    known = {test.id for test in exercise(file.parent.name).tests}
+    assert set(found[1].split(", ")) <= known
+
+
+def test_no_file_is_without_an_exercise():
+    known = {each.solution_file for each in exercises().values()}
+    files = {f for f in (ROOT / "solutions").rglob("*.py") if f.name != "__init__.py"}
+    assert files == known
+    known = {ROOT / each.tests_file for each in exercises().values()}
+    assert set((ROOT / "tests").glob("stage*/test_*.py")) == known
+    walls = {folder.name for wall in ("wrong", "right") for folder in (ROOT / "tests" / wall).iterdir()}
+    assert walls <= set(exercises())
+
+
+def test_stubs_hold_nothing_of_the_solution_but_the_contract():
+    for id, each in exercises().items():
+        stub = stubs.stub(id)
+        tree = ast.parse(stub)
+        assert f'NotImplementedError("{id}")' in stub
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert ast.get_docstring(node) or node.name == "__init__", f"{id}: {node.name}"
+                assert isinstance(node.body[-1], ast.Raise), f"{id}: {node.name}"
+        assert stub != each.solution_file.read_text(encoding="utf-8")
+
+
+def test_an_unknown_exercise_is_answered_with_those_there_are():
+    with pytest.raises(UnknownExercise, match=r"9\.9.*1\.1, 1\.2"):
+        exercise("9.9")
+
+
+def test_solutions_stand_alone():
+    for file in (ROOT / "solutions").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            for found in names:
+                assert found.split(".")[0] not in ("tests", "solutions"), f"{file} imports {found}"
+                assert not found.startswith("course.grading"), f"{file} imports {found}"
