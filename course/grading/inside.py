@@ -222,14 +222,10 @@ class Inside:
         number = len(self._servers)
         self._servers.append(server)
 
-        async def serve():
-            self._loops.append(asyncio.get_running_loop())
-            await server.serve(sockets=[bound])
-
         def run():
             self._server_threads.add(threading.get_ident())
             try:
-                asyncio.run(serve())
+                asyncio.run(server.serve(sockets=[bound]))
             except BaseException:  # noqa: BLE001 - sys.exit() in a handler comes out here
                 traceback.print_exc()
             finally:
