@@ -99,6 +99,13 @@ def wait_for(holds):
         time.sleep(0.02)
 
 
+def has_ended(pid):
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def answers(url):
     with contextlib.suppress(httpx.TransportError):
         httpx.get(url, timeout=5)
@@ -290,7 +297,7 @@ def test_the_server_ends_with_its_parent_but_not_with_a_cell(work):
         assert answers(url)
         notebook.kill()
         wait_for(lambda: not answers(url))
-        wait_for(lambda: not psutil.pid_exists(int(pid)))
+        wait_for(lambda: has_ended(int(pid)))
 
 
 TERMINAL = "import sys; from course.lessons.server import run; sys.exit(run(1, {arguments}))"
