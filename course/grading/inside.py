@@ -183,7 +183,9 @@ class Inside:
         with self._sending:
             self._connection.send_bytes(message)
 
-    def _op_load(self, needs):
+    def _op_load(self, needs, parts):
+        # what the answer imports of other exercises is the reference's: each is graded alone
+        sys.path.append(parts)
         self.answer = load_module(self.answer_file)
         for name, parameters in needs.items():
             found = getattr(self.answer, name, None)

@@ -53,6 +53,8 @@ def _load(id, name, path):
     if _is_stub(tree, name):
         raise NotReady(f"{id} is not written yet: `{name}` in {file} is still the stub")
 
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # an exercise may import an earlier one
     module_name = f"{path.parent.parent.name}.{path.parent.name}.{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     module = importlib.util.module_from_spec(spec)
