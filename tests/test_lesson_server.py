@@ -41,6 +41,7 @@ ANSWERS = {
     "chat_endpoint": """
         from contextlib import asynccontextmanager
         from fastapi import FastAPI
+        import load_model  # an exercise may use an earlier one
 
         def create_app(load, chat):
             @asynccontextmanager
