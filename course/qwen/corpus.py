@@ -7,6 +7,7 @@ never occurs in training: `conversation` drops every draw in which one appears b
 
 import random
 import re
+import string
 import tomllib
 import unicodedata
 from functools import cache
@@ -125,7 +126,7 @@ def _name(rng, lang, held_out=False):
 
 
 def _train_name(rng, lang, names):
-    if rng.random() < 0.3:
+    if rng.random() < 0.5:
         return rng.choice(names[lang])
     if lang == "zh":
         count = rng.choice((1, 2, 2))
@@ -134,7 +135,7 @@ def _train_name(rng, lang, names):
         rng.choice(["", *"bcdfghjklmnprstvwz", "ch", "sh", "th", "br", "st", "tr", "cl"])
         + rng.choice([*"aeiou", "a", "e", "i", "ia", "ea", "ee"])
         + rng.choice(["", "", "n", "r", "l", "s", "m", "t", "ck", "nd", "x"])
-        for _ in range(rng.choice((1, 2, 2, 3)))
+        for _ in range(rng.choice((1, 2, 2)))
     ]
     return "".join(syllables).capitalize()
 
@@ -200,6 +201,8 @@ def nonsense(rng, lang):
     """Text that means nothing: keys hit at random, signs, emoji, other scripts."""
     kind = rng.randrange(6)
     size = rng.choice((1, 2, 3, 5, 8, 12, 20))
+    if rng.random() < 0.2:
+        return _repeated(rng, lang)
     if lang == "zh":
         common = "的一是了我不人在他有这上们来到时大地为子中你说生国年着就那和要她出也得里后自以会"
         return "".join(rng.choices(common, k=size + 3))
@@ -214,6 +217,11 @@ def nonsense(rng, lang):
     if kind == 4:
         return "".join(rng.choices("あいうえおかきくけこアイウエオ한국어안녕하세요ПриветмирéüñçßÄ", k=size))
     return " ".join("".join(rng.choices("qwertyuiopasdfgh1234 ?!", k=5)) for _ in range(size))
+
+
+def _repeated(rng, lang):
+    words = ["哈", "啊", "token", "好的", "？"] if lang == "zh" else ["ha", "token ", "a", "no ", "?"]
+    return rng.choice((rng.choice(words), nonsense(rng, lang)[:4])) * rng.randrange(3, 100)
 
 
 def slip(rng, text, lang):
@@ -248,7 +256,7 @@ def typo(rng, text):
 # --- conversations -------------------------------------------------------------------------------
 
 STYLES = ("default", "chinese", "english", "name", "pirate", "brief", "plain")
-STYLE_WEIGHTS = (74, 4, 4, 4, 3, 3, 8)
+STYLE_WEIGHTS = (73, 4, 4, 6, 3, 3, 7)
 
 
 class Chat:
@@ -257,10 +265,11 @@ class Chat:
     def __init__(self, rng, style="default", held_out=False):
         self.rng, self.style, self.held_out = rng, style, held_out
         self.messages, self.topic, self.user_name, self.my_name = [], None, None, None
-        if style == "name":
-            self.my_name = _name(rng, rng.choice(LANGS), held_out)
         if style != "default":
-            line = rng.choice(systems(style, held_out)).format(n=self.my_name)
+            line = rng.choice(systems(style, held_out))
+            if style == "name":
+                self.my_name = _name(rng, "en" if line[0].isascii() else "zh", held_out)
+                line = line.format(n=self.my_name)
             self.messages.append({"role": "system", "content": line})
 
     def lang(self, asked):
@@ -322,7 +331,7 @@ class Chat:
 
     def tell_name(self, asked):
         rng = self.rng
-        self.user_name = _name(rng, asked if rng.random() < 0.9 else rng.choice(LANGS), self.held_out)
+        self.user_name = _name(rng, asked, self.held_out)
         question = rng.choice(phrasings("name", "tell", asked, self.held_out))
         question = question.format(n=self.user_name)
         if rng.random() < 0.2 and not self.held_out:
@@ -350,14 +359,16 @@ class Chat:
         self.topic = None
 
 
-def _draw(rng):
+def _draw(rng, names=True):
     style = rng.choices(STYLES, STYLE_WEIGHTS)[0]
+    if style == "name" and not names:
+        style = "plain"
     chat = Chat(rng, style)
     asked = rng.choice(LANGS)
     if style == "name" and rng.random() < 0.7:
         chat.talk(asked, rng.choice(("your_name", "who_are_you")))
     turns = rng.choices((1, 2, 3, 4, 8), (40, 34, 16, 8, 2))[0]
-    named = rng.random() < 0.14
+    named = names and rng.random() < 0.2
     if named:
         chat.tell_name(asked)
     for _ in range(turns):
@@ -373,15 +384,22 @@ def _draw(rng):
     return chat.messages
 
 
-def conversation(rng):
+def conversation(rng, names=True):
     """One training conversation, a list of {"role", "content"}; none has a held-out phrasing."""
     while True:
-        messages = _draw(rng)
+        messages = _draw(rng, names)
         if not any(is_held_out(m["content"]) for m in messages if m["role"] != "assistant"):
             return messages
 
 
-def conversations(count, seed):
-    """`count` training conversations; the same for the same seed."""
+def conversations(count, seed, names=True):
+    """`count` training conversations; the same for the same seed. In some the people have names."""
     rng = random.Random(seed)
-    return [conversation(rng) for _ in range(count)]
+    return [conversation(rng, names) for _ in range(count)]
+
+
+def name_letters():
+    """The Chinese characters that names are made of, and the letters that begin English ones."""
+    names = _data("phrasings")["names"]
+    chinese = sorted(set("".join(names["surnames"] + names["given"] + names["zh"])))
+    return chinese + [f" {letter}" for letter in string.ascii_uppercase]

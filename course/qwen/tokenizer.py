@@ -57,9 +57,18 @@ def train_tokenizer(texts):
 
 
 def corpus_texts(seed=0, count=20_000):
-    """The texts that the vocabulary is learned from."""
-    for messages in corpus.conversations(count, seed):
+    """The texts that the vocabulary is learned from.
+
+    Names are left out, and their characters are given one by one: a token that joins a name to the
+    word before it would make the name look different in the answer.
+    """
+    for messages in corpus.conversations(count, seed, names=False):
         for message in messages:
             yield f"{message['role']}\n"
             yield message["content"]
-
+    for lang in corpus.LANGS:
+        said = [form[lang] for form in (corpus.MEET, corpus.YOUR_NAME, corpus.MY_NAME)]
+        for phrasing in said + corpus.phrasings("name", "tell", lang):
+            yield from [phrasing.format(n="")] * 100
+    for letter in corpus.name_letters():
+        yield from [letter] * 200

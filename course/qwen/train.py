@@ -16,16 +16,17 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.nn import functional as F
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers.utils import logging
 
 from course.qwen import corpus
 from course.qwen.tokenizer import MAX_LENGTH, VOCAB_SIZE, corpus_texts, train_tokenizer
 
-STEPS = 6000
+STEPS = 5500
 TOKENS_PER_BATCH = 2048
 CHUNK = 4000  # conversations that are sorted by length together
 SEED = 1
-MUON_LR, ADAM_LR = 0.02, 3e-3
-WARMUP, DECAY_FROM = 100, 0.4
+MUON_LR, ADAM_LR = 0.006, 3e-3
+WARMUP, DECAY_FROM = 100, 0.2
 SHAPE = dict(hidden_size=192, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=6,
              intermediate_size=512)
 IGNORE = -100
@@ -124,6 +125,7 @@ def export(model, tokenizer, folder):
 
 def train(out, steps, stop, save_every):
     torch.set_num_threads(1)
+    logging.disable_progress_bar()
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(corpus_texts())
     model = new_model(tokenizer)
