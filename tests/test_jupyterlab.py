@@ -83,6 +83,7 @@ def test_a_learner_solves_the_first_exercise(browser, address, tmp_path):
     page.keyboard.press("Shift+Enter")
     page.locator('.course-verdict[data-passed="true"]').first.wait_for()
     page.screenshot(path=tmp_path / "passed.png")
+    assert stub.locator(".jp-OutputArea-output").all_inner_texts() == []
     assert cells[place + 1].source == 'check("0.1")'
     assert (tmp_path / "work" / "stage0" / "count_tokens.py").read_text("utf-8").strip() == answer.strip()
     page.close()
