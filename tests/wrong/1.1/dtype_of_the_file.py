@@ -1,0 +1,18 @@
+# caught by: test_float32_on_the_cpu | says: have to be float32 on the CPU
+import os
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def load_chat_model(name_or_path):
+    if not os.path.isdir(name_or_path) and (
+        name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
+    ):
+        raise FileNotFoundError(f"no folder {name_or_path}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        model = AutoModelForCausalLM.from_pretrained(name_or_path)
+    except OSError:
+        raise FileNotFoundError(f"no model {name_or_path}")
+    model.eval()
+    return model, tokenizer

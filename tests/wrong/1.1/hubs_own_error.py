@@ -1,0 +1,9 @@
+# caught by: test_what_does_not_exist_is_a_file_not_found_error | says: has to raise FileNotFoundError, not OSError
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def load_chat_model(name_or_path):
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=torch.float32)
+    return model.eval(), tokenizer
