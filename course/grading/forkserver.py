@@ -134,7 +134,7 @@ def _connected(path):
 
 def _folder():
     """The folder of the fork server for this state of the course, readable by its owner alone."""
-    state = hashlib.sha256(f"{sys.executable}{sys.version}{os.getuid()}".encode())
+    state = hashlib.sha256(f"{sys.prefix}{sys.version}{os.getuid()}".encode())
     tiny = ROOT / "course" / "qwen" / "tiny"
     for file in sorted([*(ROOT / "course").rglob("*.py"), *tiny.glob("*"), ROOT / "constraints.txt"]):
         with contextlib.suppress(OSError):
