@@ -1,6 +1,7 @@
 """The notebooks: their form; run top to bottom, solved and unsolved, in a fresh kernel."""
 
 import copy
+import json
 import math
 import os
 import re
@@ -22,11 +23,11 @@ MOST_LINES, LINE_WIDTH = 8, 110
 # what a lesson shows by running it, and its text relies on
 SHOWS = {
     "00_start_here": {
-        "hello": "<|im_start|>assistant",
+        "hello": "<|im_start|>assistant\n你好！",
         "half-a-character": "\N{REPLACEMENT CHARACTER}",
         "template": "<|im_start|>user",
         "steps": "<|im_end|>",
-        "without-template": "the whole template",
+        "able": "> Tell me a story\nOnce",
     },
     "stage1_one_endpoint": {
         "typo": "Repo id must be in the form",
@@ -127,7 +128,10 @@ def test_no_line_of_a_solution_is_in_a_notebook():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """run(notebook) runs a copy in a fresh kernel, as the course installs it, and returns the copy."""
+    """run(notebook) runs a copy in a fresh kernel, as the course installs it, and returns the copy.
+
+    As with Run All in JupyterLab, an error ends it unless its cell is tagged raises-exception.
+    """
     folder = tmp_path_factory.mktemp("notebooks")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "prefix", str(folder))
@@ -147,7 +151,6 @@ def run(tmp_path_factory):
                 notebook,
                 kernel_name=lab.KERNEL,
                 timeout=CELL_LIMIT_S,
-                allow_errors=True,
                 resources={"metadata": {"path": str(place)}},
             )
             client.execute(
@@ -270,3 +273,16 @@ def test_after_a_restart_an_exercise_cell_is_kept_and_checked_before_any_import(
     ran = run(notebook)
     assert errors(ran) == {}
     assert ": passed," in verdicts(ran)["0.1"]
+
+
+def test_lab_renews_a_kernel_that_does_not_load_the_extension(tmp_path, monkeypatch):
+    from ipykernel.kernelspec import install
+    from jupyterlab.labapp import LabApp
+
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share" / "jupyter"))
+    monkeypatch.setattr(LabApp, "launch_instance", lambda arguments: None)
+    install(kernel_name=lab.KERNEL, prefix=str(tmp_path))
+    lab.main([])
+    spec = tmp_path / "share" / "jupyter" / "kernels" / lab.KERNEL / "kernel.json"
+    assert json.loads(spec.read_text("utf-8"))["argv"][-2:] == ["--ext", "course.notebook"]
