@@ -1,0 +1,465 @@
+"""1.2: one turn of a conversation: prompt, reply, history, sampling.
+
+The model is a random one of a few thousand numbers, so that 256 tokens take a moment; the probe
+chooses what it says. Tokenizer and chat template are the tiny Qwen's.
+"""
+
+from course.grading.mistakes import fail, require
+
+OTHER_TEMPLATE = (
+    "{% for message in messages %}### {{ message['role'] }}:\n{{ message['content'] }}\n\n"
+    "{% endfor %}{% if add_generation_prompt %}### assistant:\n{% endif %}"
+)
+EARLIER = [["My name is Ada.", "Hello, Ada!"], ["  1 + 1?\n", "2\n\n(two) 二"]]
+
+LONG = (
+    "Hello! 你好！\n\nuser\nassistant\n1. A list , with `code` :\n    for x in y:\n        print( x )\n"
+    "2. system 👍🏽 é , then a last line.\n\nHello!assistant\nThe end ."
+)
+
+
+# scenes
+
+
+def talk(answer, room, calls, say="Fine.", ids=None, logits=None):
+    """Makes the calls one after the other. What a call has beside chat's own arguments:
+
+    "template": set on the tokenizer before it; "settings": set on the model's generation_config;
+    "pairs": "tuple" turns the history's pairs into tuples; history "last": what came back last.
+    """
+    import torch
+    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+
+    from course.grading.probe import Probe
+
+    tiny, tokenizer = room.tiny
+    torch.manual_seed(5)
+    config = Qwen2Config(
+        vocab_size=tiny.config.vocab_size,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        max_position_embeddings=8192,
+        eos_token_id=tiny.config.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = Qwen2ForCausalLM(config).eval()
+    sampling = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20}
+    model.generation_config = GenerationConfig(
+        **sampling,
+        eos_token_id=tiny.generation_config.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    probe = Probe(model, tokenizer)
+    if logits:
+        probe.logits({letter_id(tokenizer, each): value for each, value in logits.items()})
+    elif ids:
+        probe.say_ids([id for part in ids for id in part_ids(tokenizer, part)])
+    else:
+        probe.say(say)
+
+    results, histories = [], []
+    for call in calls:
+        if "template" in call:
+            tokenizer.chat_template = call["template"]
+        model.generation_config.update(**call.get("settings", {}))
+        arguments = {
+            name: call[name]
+            for name in ("history", "system", "max_new_tokens", "temperature")
+            if name in call
+        }
+        if call.get("history") == "last":
+            arguments["history"] = histories[-1] if histories else None
+        elif call.get("pairs") == "tuple":
+            arguments["history"] = [tuple(pair) for pair in call["history"]]
+        expected = prompt_ids(tokenizer, call["text"], **arguments)
+        before = len(probe.report()["conversations"])
+        kept = []
+        result = room.outcome(
+            lambda: kept.append(answer.chat(model, tokenizer, call["text"], **arguments))
+        )
+        returned = kept[0] if kept else None
+        history = returned[1] if isinstance(returned, tuple | list) and returned[1:] else None
+        histories.append(history)
+        result["returned"] = room.plain(listed(returned))
+        result["is_list"] = isinstance(history, list)
+        result["callers_history"] = room.plain(arguments.get("history"))
+        conversations = probe.report()["conversations"][before:]
+        result["steps"] = sum(each["steps"] for each in conversations)
+        result["expected"], result["read"] = expected, read_ids(conversations, expected)
+        for name in ("expected", "read"):
+            result[f"{name}_text"] = result[name] and tokenizer.decode(result[name])
+        results.append(result)
+    for result, history in zip(results, histories, strict=True):
+        result["history_at_the_end"] = room.plain(listed(history))
+    return results
+
+
+def listed(value):
+    """Lists and tuples of any make as plain lists."""
+    return list(map(listed, value)) if isinstance(value, tuple | list) else value
+
+
+def prompt_ids(tokenizer, text, history=None, system="You are a helpful assistant.", **_):
+    messages = [{"role": "system", "content": system}]
+    for pair in history or []:
+        messages += [
+            {"role": role, "content": content}
+            for role, content in zip(("user", "assistant"), pair, strict=False)
+        ]
+    messages.append({"role": "user", "content": text})
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    return list(ids)
+
+
+def read_ids(conversations, expected):
+    """The prompt that the model has read; it may have come in more than one piece."""
+    for each in conversations:
+        ids = each["prompt_ids"] + each["new_ids"]
+        in_full = len(each["prompt_ids"]) <= len(expected) and ids[: len(expected)] == expected
+        if not in_full:
+            return each["prompt_ids"]
+    return expected if conversations else None
+
+
+def letter_id(tokenizer, letter):
+    [id] = tokenizer(letter)["input_ids"]
+    return id
+
+
+def part_ids(tokenizer, part):
+    return [tokenizer.convert_tokens_to_ids(part)] if part[0] == "<" else tokenizer(part)["input_ids"]
+
+
+# tests
+
+
+def sent(call):
+    named = {
+        name: value
+        for name, value in call.items()
+        if name in ("history", "system", "max_new_tokens", "temperature")
+    }
+    if named.get("history") == "last":
+        named["history"] = "the list that came back"
+    arguments = "".join(f", {name}={value!r}" for name, value in named.items())
+    return f"chat(model, tokenizer, {call['text']!r}{arguments})"
+
+
+def require_returned(call, result):
+    if "raised" in result:
+        fail(
+            f"chat raised {result['raised'][0]}",
+            sent=sent(call),
+            expected="(reply, history)",
+            got=f"{result['raised'][0]}: {result['message']}",
+            where=result["where"],
+        )
+
+
+def reply_of(call, result):
+    """The reply. That a history comes with it has a test of its own."""
+    require_returned(call, result)
+    returned = result["returned"]
+    reply = returned[0] if isinstance(returned, list) and returned else returned
+    require(
+        isinstance(reply, str),
+        "chat did not return the reply as text",
+        sent=sent(call),
+        expected="(reply, history)",
+        got=returned,
+    )
+    return reply
+
+
+def require_prompt(call, result, mistake):
+    require_returned(call, result)
+    if result["read"] is None:
+        fail("chat did not ask the model that it was given", sent=sent(call))
+    same_text = result["read_text"] == result["expected_text"]
+    require(
+        result["read"] == result["expected"],
+        mistake,
+        sent=sent(call),
+        expected=result["expected" if same_text else "expected_text"],
+        got=result["read" if same_text else "read_text"],
+    )
+
+
+def require_prompts(room, calls, mistake):
+    results = room.play(talk, calls=calls)
+    for number, (call, result) in enumerate(zip(calls, results, strict=True)):
+        require_nothing_kept(calls[:number], call, result)
+        require_prompt(call, result, mistake)
+
+
+def require_nothing_kept(earlier, call, result):
+    read, expected = result["read_text"] or "", result["expected_text"]
+    kept = [each for each in earlier if each["text"] in read and each["text"] not in expected]
+    if kept:
+        fail(
+            "an earlier call came back in a later one: something is kept between calls",
+            sent=f"{sent(kept[0])}; later {sent(call)}",
+            expected=expected,
+            got=read,
+        )
+
+
+def test_the_model_reads_the_chat_template(room):
+    require_prompts(
+        room,
+        [
+            {"text": "  What is a\n\n\ttoken? 两个 空格 👍🏽 é \n"},
+            {"text": "Who are you?", "history": [], "system": "You are a pirate.\n Say arr. "},
+        ],
+        "the model did not read the chat template of system line and text, with generation prompt",
+    )
+
+
+def test_the_model_reads_the_history(room):
+    require_prompts(
+        room,
+        [
+            {"text": "What is my name?", "history": EARLIER, "pairs": "tuple"},
+            {"text": "And now?", "history": EARLIER},
+            {"text": "你好", "history": EARLIER[:1], "system": "Answer in Chinese."},
+            {"text": "And then?", "history": []},
+        ],
+        "the model did not read the chat template of the whole conversation, oldest turn first",
+    )
+
+
+def test_another_chat_template_is_followed(room):
+    require_prompts(
+        room,
+        [
+            {"text": "Hi"},
+            {"text": "What is a token?", "history": [], "template": OTHER_TEMPLATE},
+        ],
+        "the tokenizer's chat_template was changed, and the prompt did not follow it",
+    )
+
+
+def test_the_reply_is_the_new_tokens_as_text(room):
+    calls = [{"text": "Hello!"}, {"text": "Hello!", "history": EARLIER}]
+    for call, result in zip(calls, room.play(talk, calls=calls, say=LONG), strict=True):
+        # special tokens have a test of their own
+        reply = reply_of(call, result).replace("<|im_end|>", "").strip()
+        require(
+            reply == LONG,
+            "the reply is not what the model said, all of it and nothing else",
+            sent=sent(call),
+            expected=LONG,
+            got=reply,
+        )
+
+
+def test_the_reply_has_no_special_tokens(room):
+    call = {"text": "Hello!"}
+    ids = ["One, two.", "<|im_end|>", "\nuser\nthree", "<|im_end|>"]
+    [result] = room.play(talk, calls=[call], ids=ids)
+    reply = reply_of(call, result)
+    for special in ("<|im_start|>", "<|im_end|>"):
+        require(
+            special not in reply,
+            f"the reply contains the special token {special}",
+            sent=f"{sent(call)}; the model says {''.join(ids[:2])}",
+            got=reply,
+        )
+    require(
+        "three" not in reply,
+        "the reply goes on after <|im_end|>, which ends the model's turn",
+        sent=f"{sent(call)}; the model says {''.join(ids)}",
+        got=reply,
+    )
+
+
+def test_a_new_history_comes_back(room):
+    calls = [
+        {"text": " Hello!\n"},
+        {"text": "And?", "history": "last"},
+        {"text": "So?", "history": EARLIER},
+        {"text": "So?", "history": EARLIER, "pairs": "tuple"},
+    ]
+    came = []
+    for call, result in zip(calls, room.play(talk, calls=calls), strict=True):
+        require_returned(call, result)
+        returned = result["returned"]
+        require(
+            isinstance(returned, list) and len(returned) == 2,
+            "chat has to return two things: the reply and the history",
+            sent=sent(call),
+            expected="(reply, history)",
+            got=returned,
+        )
+        reply, history = returned
+        given = came if call.get("history") == "last" else call.get("history", [])
+        expected = [*given, [call["text"], reply]]
+        require(
+            result["is_list"] and stripped(history) == stripped(expected),
+            "the history that came back is not the one given, with (text, reply) at its end",
+            sent=sent(call),
+            expected=expected,
+            got=history,
+        )
+        came = history
+
+
+def stripped(history):
+    """The history without the blanks at the replies' ends, which are not graded."""
+    if not isinstance(history, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], str) for pair in history
+    ):
+        return None
+    return [[user, reply.strip()] for user, reply in history]
+
+
+def test_the_callers_history_is_unchanged(room):
+    calls = [{"text": "So?", "history": EARLIER}, {"text": "So?", "history": []}]
+    for call, result in zip(calls, room.play(talk, calls=calls), strict=True):
+        require_returned(call, result)
+        require(
+            result["callers_history"] == call["history"],
+            "chat changed the caller's own list: make a new one",
+            sent=sent(call),
+            expected=f"that list unchanged: {call['history']}",
+            got=result["callers_history"],
+        )
+
+
+def test_nothing_is_kept_between_calls(room):
+    calls = [
+        {"text": "My name is Ada."},
+        {"text": "What is my name?"},
+        {"text": "And now?", "history": EARLIER[:1]},
+        {"text": "What is a token?"},
+    ]
+    results = room.play(talk, calls=calls)
+    for number, (call, result) in enumerate(zip(calls, results, strict=True)):
+        require_returned(call, result)
+        require_nothing_kept(calls[:number], call, result)
+    returned = results[0]["returned"]
+    # that a history comes back at all has a test of its own
+    if isinstance(returned, list) and len(returned) == 2:
+        require(
+            results[0]["history_at_the_end"] == returned[1],
+            "a history that an earlier call returned was changed by a later call",
+            sent="; ".join(map(sent, calls)),
+            expected=returned[1],
+            got=results[0]["history_at_the_end"],
+        )
+
+
+def test_temperature_0_takes_the_likeliest_token(room):
+    calls = [
+        {"text": "Go", "max_new_tokens": 12},
+        {"text": "Go", "max_new_tokens": 12, "temperature": 0},
+        {"text": "Go", "max_new_tokens": 12, "temperature": 3.0},
+        {"text": "Go", "max_new_tokens": 12, "temperature": 0.0},
+        {
+            "text": "Go",
+            "max_new_tokens": 12,
+            "temperature": 0.0,
+            "settings": {"temperature": 5.0, "top_k": 3, "top_p": 1.0, "min_p": 0.01},
+        },
+    ]
+    logits = {"x": 2.001, "y": 2.0, "z": 2.0}
+    for number, (call, result) in enumerate(
+        zip(calls, room.play(talk, calls=calls, logits=logits), strict=True)
+    ):
+        if call.get("temperature", 0) == 0:
+            reply = reply_of(call, result)
+            after = ", after a call with temperature=3.0" if number == 3 else ""
+            settings = call.get("settings", {"do_sample": True})
+            require(
+                set(reply) == {"x"},
+                f"at temperature 0 the likeliest token was not always taken{after}",
+                sent=f"{sent(call)}; the model's generation_config has {settings}",
+                expected=f"only x, the likeliest of {logits}",
+                got=reply,
+            )
+
+
+def test_above_0_the_temperature_draws(room):
+    again = [{"text": "Go", "max_new_tokens": 12, "temperature": 1.0}] * 4
+    cold = {"text": "Go", "max_new_tokens": 24, "temperature": 0.05}
+    hot = {"text": "Go", "max_new_tokens": 24, "temperature": 50.0}
+    logits = {"s": 4.0, **dict.fromkeys("tuvwxyz", 0.0)}
+    flat = dict.fromkeys("stuvwxyz", 1.0)
+    results = room.play(talk, calls=again, logits=flat)
+    replies = [reply_of(call, result) for call, result in zip(again, results, strict=True)]
+    require(
+        len(set(replies)) > 1,
+        "above temperature 0 repeated calls all gave the same reply",
+        sent=f"four times {sent(again[0])}; eight tokens are equally likely",
+        expected="tokens drawn anew in each call",
+        got=replies,
+    )
+    results = room.play(talk, calls=[cold, hot], logits=logits)
+    for call, result in zip([cold, hot], results, strict=True):
+        reply = reply_of(call, result)
+        few, many = "only s at so low a temperature", "many letters at so high a temperature"
+        require(
+            set(reply) == {"s"} if call is cold else len(set(reply)) > 2,
+            "the temperature makes no difference, or the wrong one",
+            sent=f"{sent(call)}; the logits are {logits}",
+            expected=few if call is cold else many,
+            got=reply,
+        )
+
+
+def test_at_most_max_new_tokens(room):
+    calls = [
+        {"text": "Go", "max_new_tokens": 1},
+        {"text": "Go", "max_new_tokens": 5},
+        {"text": "Go"},
+    ]
+    for call, result in zip(calls, room.play(talk, calls=calls, logits={"x": 1.0}), strict=True):
+        reply = reply_of(call, result)
+        most = call.get("max_new_tokens", 256)
+        facts = {
+            "sent": f"{sent(call)}; the model says x and never ends",
+            "expected": f"{most} new tokens",
+        }
+        require(
+            len(reply) <= most,
+            "the reply has more than max_new_tokens tokens",
+            **facts,
+            got=f"{len(reply)} tokens",
+        )
+        require(
+            len(reply) == most,
+            "the reply was cut before max_new_tokens, though the model had not ended",
+            **facts,
+            got=f"{len(reply)} tokens",
+        )
+        # a loop may look one step further than it needs
+        require(
+            result["steps"] <= most + 2,
+            "the model made more than max_new_tokens tokens, of which some were thrown away",
+            **facts,
+            got=f"{result['steps']} steps of the model",
+        )
+
+
+def test_refuses_an_empty_text_and_a_negative_temperature(room):
+    calls = [{"text": ""}, {"text": "Go", "temperature": -0.5}]
+    for call, result in zip(calls, room.play(talk, calls=calls), strict=True):
+        what = "an empty text" if call["text"] == "" else "a negative temperature"
+        if "raised" not in result:
+            fail(
+                f"{what} was accepted: it has to be a ValueError",
+                sent=sent(call),
+                expected="ValueError",
+                got=result["returned"],
+            )
+        require(
+            "ValueError" in result["raised"],
+            f"{what} has to be a ValueError, not {result['raised'][0]}",
+            sent=sent(call),
+            expected="ValueError",
+            got=f"{result['raised'][0]}: {result['message']}",
+            where=result["where"],
+        )
