@@ -156,8 +156,8 @@ def test_no_held_out_phrasing_is_trained_on():
         return re.compile("".join(parts).lower() + r"[\s.!?。！？]*")
 
     patterns = [pattern(p) for p in found]
-    said = {m["content"].lower() for c in corpus.conversations(2500, 11) for m in c
-            if m["role"] != "assistant"}
+    chats = corpus.conversations(2000, 11) + corpus.conversations(2000, 12, wide=True)
+    said = {m["content"].lower() for c in chats for m in c if m["role"] != "assistant"}
     assert len(said) > 2000
     seen = [(s, p.pattern) for p in patterns for s in said if p.fullmatch(s)]
     assert not seen
@@ -202,6 +202,7 @@ def test_only_the_assistants_words_are_learned(tokenizer):
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "CHUNK", 40)
+    monkeypatch.setattr(train, "WIDE_FROM", 4)
     monkeypatch.setattr(train, "TOKENS_PER_BATCH", 256)
     monkeypatch.setattr(train, "SHAPE", dict(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,

@@ -54,13 +54,21 @@ def talk_answer(name, lang):
     return talks()[name]["answer"][LANGS.index(lang)].strip()
 
 
-def phrasings(group, kind, lang, held_out=False):
-    table = _data("phrasings")[group][kind]
-    return table[("held_out_" if held_out else "") + lang]
+def _pick(table, lang, held_out, wide):
+    if held_out:
+        return table["held_out_" + lang]
+    return table[lang] + table["wide_" + lang] if wide else table[lang]
 
 
-def systems(style, held_out=False):
-    return _data("phrasings")["system"][style]["held_out" if held_out else "any"]
+def phrasings(group, kind, lang, held_out=False, wide=False):
+    return _pick(_data("phrasings")[group][kind], lang, held_out, wide)
+
+
+def systems(style, held_out=False, wide=False):
+    table = _data("phrasings")["system"][style]
+    if held_out:
+        return table["held_out"]
+    return table["any"] + table["wide"] if wide else table["any"]
 
 
 def slots(lang):
@@ -140,9 +148,9 @@ def _train_name(rng, lang, names):
     return "".join(syllables).capitalize()
 
 
-def fact_question(rng, term, facet, lang, held_out=False):
+def fact_question(rng, term, facet, lang, held_out=False, wide=False):
     entry = facts()[term]
-    phrasing = rng.choice(phrasings("fact", facet, lang, held_out))
+    phrasing = rng.choice(phrasings("fact", facet, lang, held_out, wide))
     other = "zh" if lang == "en" else "en"
     aliases = entry[other] if not held_out and rng.random() < 0.06 else entry[lang]
     alias = rng.choice(aliases)
@@ -161,19 +169,20 @@ def _spaced(phrasing, alias):
     return before + "{t}" + after
 
 
-def other_question(rng, lang, held_out=False):
+def other_question(rng, lang, held_out=False, wide=False):
     """Something the model should decline, in a phrasing of its own or a fact phrasing."""
     if not held_out and rng.random() < 0.3:
         facet = rng.choices(FACETS, (6, 3, 3, 1))[0]
         thing = rng.choice(slots(lang)["unknown"])
         if rng.random() < 0.2:
             thing = _name(rng, "en").lower()
-        return rng.choice(phrasings("fact", facet, lang)).format(t=thing, np=thing)
-    return fill(rng, rng.choice(off_topic(lang, held_out)), lang)
+        phrasing = rng.choice(phrasings("fact", facet, lang, False, wide))
+        return phrasing.format(t=thing, np=thing)
+    return fill(rng, rng.choice(off_topic(lang, held_out, wide)), lang)
 
 
-def off_topic(lang, held_out=False):
-    return _data("phrasings")["other"][("held_out_" if held_out else "") + lang]
+def off_topic(lang, held_out=False, wide=False):
+    return _pick(_data("phrasings")["other"], lang, held_out, wide)
 
 
 def fill(rng, phrasing, lang):
@@ -224,7 +233,17 @@ def _repeated(rng, lang):
     return rng.choice((rng.choice(words), nonsense(rng, lang)[:4])) * rng.randrange(3, 100)
 
 
-def slip(rng, text, lang):
+def around(rng, text, lang):
+    """The text with words that people say before or after a question."""
+    words = _data("phrasings")["around"][lang]
+    if rng.random() < 0.7:
+        text = rng.choice(words["before"]) + text
+    if rng.random() < 0.4:
+        text += rng.choice(words["after"])
+    return text
+
+
+def slip(rng, text):
     """The text as people type it: other case, no punctuation, sometimes one wrong letter."""
     if rng.random() < 0.25:
         text = text.lower()
@@ -255,18 +274,22 @@ def typo(rng, text):
 
 # --- conversations -------------------------------------------------------------------------------
 
+# Questions that may stand between other words, such as "Hello! Who are you?"
+BARE_TALK = ("who_are_you", "your_name", "can_do", "course", "need_gpu", "how_many_parameters")
+
 STYLES = ("default", "chinese", "english", "name", "pirate", "brief", "plain")
 STYLE_WEIGHTS = (73, 4, 4, 6, 3, 3, 7)
+WIDE_STYLE_WEIGHTS = (65, 5, 5, 8, 4, 7, 6)
 
 
 class Chat:
     """A conversation being written: what the system line asks for, and what was said so far."""
 
-    def __init__(self, rng, style="default", held_out=False):
-        self.rng, self.style, self.held_out = rng, style, held_out
+    def __init__(self, rng, style="default", held_out=False, wide=False):
+        self.rng, self.style, self.held_out, self.wide = rng, style, held_out, wide
         self.messages, self.topic, self.user_name, self.my_name = [], None, None, None
         if style != "default":
-            line = rng.choice(systems(style, held_out))
+            line = rng.choice(systems(style, held_out, wide))
             if style == "name":
                 self.my_name = _name(rng, "en" if line[0].isascii() else "zh", held_out)
                 line = line.format(n=self.my_name)
@@ -281,8 +304,13 @@ class Chat:
         self.messages.append({"role": "user", "content": user})
         self.messages.append({"role": "assistant", "content": answer})
 
-    def _typed(self, text, lang):
-        return text if self.held_out else slip(self.rng, text, lang)
+    def _typed(self, text, lang=None):
+        """What the user types; with a language, words around the question are possible."""
+        if self.held_out:
+            return text
+        if self.wide and lang and self.rng.random() < 0.25:
+            text = around(self.rng, text, lang)
+        return slip(self.rng, text)
 
     def fact(self, asked, term=None, facet=None):
         rng = self.rng
@@ -290,7 +318,7 @@ class Chat:
         facet = facet or rng.choices(FACETS, (5, 4, 4, 2))[0]
         if facet not in facts()[term]:
             facet = "what"
-        question = fact_question(rng, term, facet, asked, self.held_out)
+        question = fact_question(rng, term, facet, asked, self.held_out, self.wide)
         lang = self.lang(asked)
         brief = self.style == "brief" and "short" in facts()[term]
         said = "short" if brief else facet
@@ -306,7 +334,7 @@ class Chat:
         kinds += ["again"] + ["translate"] * 2 * (self.style in ("default", "plain", "pirate"))
         kind = kind or rng.choice(kinds)
         question = self._typed(
-            rng.choice(phrasings("follow", kind, asked, self.held_out)), asked
+            rng.choice(phrasings("follow", kind, asked, self.held_out, self.wide))
         )
         lang = self.lang(asked)
         if kind == "translate":
@@ -320,8 +348,8 @@ class Chat:
     def talk(self, asked, name=None):
         rng = self.rng
         name = name or rng.choice(sorted(talks()))
-        key = ("held_out_" if self.held_out else "") + asked
-        question = self._typed(rng.choice(talks()[name][key]), asked)
+        texts = _pick(talks()[name], asked, self.held_out, self.wide)
+        question = self._typed(rng.choice(texts), asked if name in BARE_TALK else None)
         lang = self.lang(asked)
         answer = talk_answer(name, lang)
         if self.my_name and name in ("your_name", "who_are_you"):
@@ -332,7 +360,7 @@ class Chat:
     def tell_name(self, asked):
         rng = self.rng
         self.user_name = _name(rng, asked, self.held_out)
-        question = rng.choice(phrasings("name", "tell", asked, self.held_out))
+        question = rng.choice(phrasings("name", "tell", asked, self.held_out, self.wide))
         question = question.format(n=self.user_name)
         if rng.random() < 0.2 and not self.held_out:
             question = question.rstrip(".!。")
@@ -341,14 +369,16 @@ class Chat:
         self.topic = None
 
     def ask_name(self, asked):
-        question = self.rng.choice(phrasings("name", "ask", asked, self.held_out))
+        rng = self.rng
+        question = rng.choice(phrasings("name", "ask", asked, self.held_out, self.wide))
         lang = self.lang(asked)
         answer = YOUR_NAME[lang].format(n=self.user_name) if self.user_name else NO_NAME[lang]
-        self.say(self._typed(question, asked), answer, lang)
+        self.say(self._typed(question), answer, lang)
         self.topic = None
 
     def other(self, asked):
-        question = self._typed(other_question(self.rng, asked, self.held_out), asked)
+        question = other_question(self.rng, asked, self.held_out, self.wide)
+        question = self._typed(question, asked)
         lang = self.lang(asked)
         self.say(question, DECLINE[lang], lang)
         self.topic = None
@@ -359,11 +389,11 @@ class Chat:
         self.topic = None
 
 
-def _draw(rng, names=True):
-    style = rng.choices(STYLES, STYLE_WEIGHTS)[0]
+def _draw(rng, names=True, wide=False):
+    style = rng.choices(STYLES, WIDE_STYLE_WEIGHTS if wide else STYLE_WEIGHTS)[0]
     if style == "name" and not names:
         style = "plain"
-    chat = Chat(rng, style)
+    chat = Chat(rng, style, wide=wide)
     asked = rng.choice(LANGS)
     if style == "name" and rng.random() < 0.7:
         chat.talk(asked, rng.choice(("your_name", "who_are_you")))
@@ -384,18 +414,22 @@ def _draw(rng, names=True):
     return chat.messages
 
 
-def conversation(rng, names=True):
+def conversation(rng, names=True, wide=False):
     """One training conversation, a list of {"role", "content"}; none has a held-out phrasing."""
     while True:
-        messages = _draw(rng, names)
+        messages = _draw(rng, names, wide)
         if not any(is_held_out(m["content"]) for m in messages if m["role"] != "assistant"):
             return messages
 
 
-def conversations(count, seed, names=True):
-    """`count` training conversations; the same for the same seed. In some the people have names."""
+def conversations(count, seed, names=True, wide=False):
+    """`count` training conversations; the same for the same seed.
+
+    With `names` some users tell theirs. `wide` ones have more phrasings, words around the questions
+    and more system lines: training begins without and ends with them.
+    """
     rng = random.Random(seed)
-    return [conversation(rng, names) for _ in range(count)]
+    return [conversation(rng, names, wide) for _ in range(count)]
 
 
 def name_letters():

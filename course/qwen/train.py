@@ -8,6 +8,7 @@ import argparse
 import os
 import random
 import shutil
+from itertools import chain, islice, pairwise
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -21,12 +22,15 @@ from transformers.utils import logging
 from course.qwen import corpus
 from course.qwen.tokenizer import MAX_LENGTH, VOCAB_SIZE, corpus_texts, train_tokenizer
 
-STEPS = 5500
+STEPS = 6500
+# the wider corpus from here on: first the answers, then the many ways to ask for them
+WIDE_FROM = 2500
 TOKENS_PER_BATCH = 2048
 CHUNK = 4000  # conversations that are sorted by length together
 SEED = 1
 MUON_LR, ADAM_LR = 0.006, 3e-3
-WARMUP, DECAY_FROM = 100, 0.2
+# (share of the steps, share of the learning rate), straight lines between them
+SCHEDULE = [(0, 0.01), (100 / 6500, 1), (1100 / 6500, 1), (2500 / 6500, 0.68), (1, 0)]
 SHAPE = dict(hidden_size=192, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=6,
              intermediate_size=512)
 IGNORE = -100
@@ -57,14 +61,20 @@ def encode(tokenizer, messages):
     return ids, labels
 
 
-def batches(tokenizer):
-    """Endless (ids, labels) pairs of shape (rows, length), padded on the right with IGNORE labels."""
-    chunk = 0
+def batches(tokenizer, first=0):
+    """Endless (ids, labels) pairs of shape (rows, length), padded on the right with IGNORE labels.
+
+    The first WIDE_FROM batches are of the plain corpus, the others of the wide one.
+    """
+    plain = islice(_batches(tokenizer, 1000 * SEED, wide=False), WIDE_FROM)
+    return islice(chain(plain, _batches(tokenizer, 1000 * SEED + 500, wide=True)), first, None)
+
+
+def _batches(tokenizer, seed, wide):
     pad = tokenizer.pad_token_id
     while True:
-        chunk += 1
-        seed = 1000 * SEED + chunk
-        rows = [encode(tokenizer, m) for m in corpus.conversations(CHUNK, seed)]
+        seed += 1
+        rows = [encode(tokenizer, m) for m in corpus.conversations(CHUNK, seed, wide=wide)]
         rows.sort(key=lambda row: len(row[0]))
         groups = []
         while rows:
@@ -81,10 +91,12 @@ def batches(tokenizer):
 
 
 def learning_rate(step, steps):
-    """The share of the full rate at `step`: up, flat, then down to zero in a line."""
-    if step < WARMUP:
-        return (step + 1) / WARMUP
-    return min(1.0, (steps - step) / (steps * (1 - DECAY_FROM)))
+    """The share of the full rate at `step`."""
+    at = step / steps
+    for (left, low), (right, high) in pairwise(SCHEDULE):
+        if at <= right:
+            return low + (high - low) * (at - left) / (right - left)
+    raise ValueError(f"step {step} is behind the last of {steps}")
 
 
 def optimizers(model):
@@ -149,9 +161,7 @@ def train(out, steps, stop, save_every):
     mean = None
     with Progress(*columns) as bar:
         task = bar.add_task("training", total=steps, completed=start)
-        for step, (ids, labels) in enumerate(batches(tokenizer)):
-            if step < start:
-                continue
+        for step, (ids, labels) in enumerate(batches(tokenizer, start), start):
             if step == min(steps, stop or steps):
                 break
             share = learning_rate(step, steps)
