@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from course.grading.environment import environment
 from course.grading.verdict import TestResult, Verdict
 from course.manifest import Exercise, exercise, shown
 
@@ -88,6 +89,7 @@ def _events(the_exercise, file, limit_s):
         return
     with subprocess.Popen(
         [sys.executable, "-m", "course.grading.runner"],
+        env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as process:

@@ -15,19 +15,16 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import psutil
 
+from course.grading.environment import environment, temporary_folder
 from course.manifest import ROOT
 
 IDLE_S = 15 * 60
 START_LIMIT_S = 90.0
-CACHED_NAME = "serving-qwen/cached"
-"""A hub name that the rooms find in their hub cache: the tiny Qwen again."""
-
 
 class NoForkServer(Exception):
     """The fork server did not start; the message says why."""
@@ -79,7 +76,7 @@ def start():
             subprocess.Popen(
                 [sys.executable, "-m", "course.grading.forkserver", str(folder)],
                 cwd=ROOT,
-                env=environment(folder),
+                env=environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -94,34 +91,6 @@ def stop():
     _end(_folder())
 
 
-def environment(folder):
-    """The rooms' environment: one torch thread, no hub, no GPU, no proxies, a hub cache of their own."""
-    from course.qwen import TINY
-
-    home = Path(folder) / "hub"
-    cached = home / "hub" / f"models--{CACHED_NAME.replace('/', '--')}"
-    snapshot = cached / "snapshots" / ("0" * 40)
-    snapshot.mkdir(parents=True, exist_ok=True)
-    for file in Path(TINY).iterdir():
-        if file.is_file() and not (snapshot / file.name).exists():
-            shutil.copyfile(file, snapshot / file.name)
-    (cached / "refs").mkdir(exist_ok=True)
-    (cached / "refs" / "main").write_text(snapshot.name, encoding="utf-8")
-    proxies = {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}
-    inherited = {key: value for key, value in os.environ.items() if key.lower() not in proxies}
-    for key in ("HF_ENDPOINT", "HF_HUB_CACHE", "TRANSFORMERS_CACHE", "PYTHONSTARTUP"):
-        inherited.pop(key, None)
-    return inherited | {
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HOME": str(home),
-        "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-
-
 def _connected(path):
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -134,18 +103,18 @@ def _connected(path):
 
 def _folder():
     """The folder of the fork server for this state of the course, readable by its owner alone."""
-    state = hashlib.sha256(f"{sys.prefix}{sys.version}{os.getuid()}".encode())
+    state = hashlib.sha256(f"{sys.prefix}{sys.version}".encode())
     tiny = ROOT / "course" / "qwen" / "tiny"
     for file in sorted([*(ROOT / "course").rglob("*.py"), *tiny.glob("*"), ROOT / "constraints.txt"]):
         with contextlib.suppress(OSError):
             stat = file.stat()
             state.update(f"{file}{stat.st_mtime_ns}{stat.st_size}".encode())
     place = hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]
-    folder = Path(tempfile.gettempdir()) / f"serving-qwen-{os.getuid()}"
-    folder = folder / f"{place}-{state.hexdigest()[:12]}"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise NoForkServer(f"{folder} belongs to another user: set TMPDIR to a folder of your own")
+    try:
+        folder = temporary_folder() / f"{place}-{state.hexdigest()[:12]}"
+    except PermissionError as error:
+        raise NoForkServer(str(error)) from None
+    folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 
 
@@ -216,9 +185,12 @@ def _become_runner(connection, listener):
 def _import_all():
     import asyncio.runners  # noqa: F401
 
-    import fastapi.testclient  # noqa: F401
+    import encodings.idna  # noqa: F401
+
+    import fastapi.testclient
     import httpx
     import limits  # noqa: F401
+    import pydantic
     import slowapi  # noqa: F401
     import transformers
     import uvicorn.lifespan.on  # noqa: F401
@@ -227,7 +199,14 @@ def _import_all():
 
     from course.grading import http, reference, runner, scripted  # noqa: F401
 
-    httpx.Client(verify=False).close()  # the first one imports the certificates
+    # the first of each imports more: certificates, half of pydantic
+    httpx.Client(verify=False).close()
+    body = pydantic.create_model("Body", text=(str, ...))
+
+    def route(body: body):
+        pass
+
+    fastapi.FastAPI().post("/")(route)
 
     # a progress bar starts a thread, and a process with threads should not fork
     transformers.utils.logging.disable_progress_bar()

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from course.grading.forkserver import CACHED_NAME
+from course.grading.environment import CACHED_NAME
 from course.grading.mistakes import fail, require
 from course.qwen import TINY
 
