@@ -1,13 +1,13 @@
 """HTTP to the answer's server, from outside. Silence and broken connections become Mistakes.
 
     http = Http(room, room.serve(scene))
-    reply = http.post("/chat", json={"text": "hi"})      # waits, with the limit
-    waiting = http.start("POST", "/chat", json=...)       # in the background; waiting.reply()
-
-For streams, `http.client` is the httpx client; read them inside `with http.guarded("POST /x"):`.
+    reply = http.post("/chat", json={"text": "hi"})       # waits, with the limit
+    waiting = http.start("POST", "/chat", json={...})     # in the background; waiting.reply()
 """
 
+import asyncio
 import contextlib
+import functools
 import json
 import ssl
 import threading
@@ -47,7 +47,7 @@ class Http:
 
     def __init__(self, room, base_url):
         self.room, self.base_url = room, base_url
-        self.client = httpx.Client(
+        self.client = httpx.AsyncClient(
             base_url=base_url,
             # the limit is the reader's, in `Waiting.reply`
             timeout=None,
@@ -63,60 +63,21 @@ class Http:
         return self.start("POST", path, **request).reply(limit_s)
 
     def start(self, method, path, **request):
-        """Sends a request in the background: a Waiting."""
-        return Waiting(self, method, path, request)
-
-    @contextlib.contextmanager
-    def guarded(self, what):
-        """Turns what httpx raises inside into a Hung or an Ended that names `what`."""
-        try:
-            yield
-        except httpx.TimeoutException:
-            raise self.room.hung(f"{what} got no answer") from None
-        except httpx.ConnectError:
-            raise self.room.broken(f"{what}: the server takes no connection any more") from None
-        except httpx.TransportError as error:
-            raise self.room.broken(
-                f"{what}: the connection broke before the whole answer had come ({error})"
-            ) from None
+        """Sends a request in the background: a Waiting. `request` is what httpx takes."""
+        sending = _send(self.client, method, path, request)
+        future = asyncio.run_coroutine_threadsafe(sending, _loop())
+        return Waiting(self.room, f"{method} {path}", future)
 
     def facts(self, reply):
-        """`got` and `where` for an unexpected reply: itself, and for a 500 what the log says."""
-        got, where = str(reply), None
-        if reply.status >= 500:
-            error, where = self._logged()
-            got += f" (in the server's log: {error})" if error else ""
-        return {"got": got, "where": where}
-
-    def _logged(self):
-        # the reply leaves before the traceback is logged
-        until = time.monotonic() + 0.5
-        while True:
-            error, where = self.room.last_error()
-            if error or time.monotonic() > until:
-                return error, where
-            time.sleep(0.01)
+        """As `facts`."""
+        return facts(self.room, reply)
 
 
 class Waiting:
     """A request under way."""
 
-    def __init__(self, http, method, path, request):
-        self._http, self.what = http, f"{method} {path}"
-        self._future = futures.Future()
-        threading.Thread(target=self._run, args=(method, path, request), daemon=True).start()
-
-    def _run(self, method, path, request):
-        try:
-            with self._http.client.stream(method, path, **request) as response:
-                body = b""
-                for piece in response.iter_bytes():
-                    body += piece
-                    if len(body) > MOST_BODY:
-                        raise httpx.ReadError(f"more than {MOST_BODY} bytes")
-            self._future.set_result(Reply(response.status_code, response.headers, body))
-        except BaseException as error:  # noqa: BLE001 - the reader's to judge
-            self._future.set_exception(error)
+    def __init__(self, room, what, future):
+        self._room, self.what, self._future = room, what, future
 
     def done(self):
         """Whether it was answered, or broke."""
@@ -133,9 +94,59 @@ class Waiting:
             Hung: none within the limit.
             Ended: the connection broke, or the answer's process ended.
         """
-        room = self._http.room
-        try:
-            with self._http.guarded(self.what):
-                return self._future.result(limit_s or room.limit_s)
-        except futures.TimeoutError:
-            raise room.hung(f"{self.what} got no answer") from None
+        if not self.wait(limit_s or self._room.limit_s):
+            raise self._room.hung(f"{self.what} got no answer")
+        with guarded(self._room, self.what):
+            return self._future.result()
+
+
+@contextlib.contextmanager
+def guarded(room, what):
+    """Turns what httpx raises inside into a Hung or an Ended that names `what`."""
+    try:
+        yield
+    except httpx.TimeoutException:
+        raise room.hung(f"{what} got no answer") from None
+    except httpx.ConnectError:
+        raise room.broken(f"{what}: the server takes no connection any more") from None
+    except httpx.TransportError as error:
+        raise room.broken(
+            f"{what}: the connection broke before the whole answer had come ({error})"
+        ) from None
+
+
+def facts(room, reply):
+    """`got` and `where` for an unexpected reply: itself, and for a 500 what the log says."""
+    got, where = str(reply), None
+    if reply.status >= 500:
+        error, where = _logged(room)
+        got += f" (in the server's log: {error})" if error else ""
+    return {"got": got, "where": where}
+
+
+def _logged(room):
+    # the reply leaves before the traceback is logged
+    until = time.monotonic() + 0.5
+    while True:
+        error, where = room.last_error()
+        if error or time.monotonic() > until:
+            return error, where
+        time.sleep(0.01)
+
+
+async def _send(client, method, path, request):
+    async with client.stream(method, path, **request) as response:
+        body = b""
+        async for piece in response.aiter_bytes():
+            body += piece
+            if len(body) > MOST_BODY:
+                raise httpx.ReadError(f"it is longer than {MOST_BODY} bytes")
+    return Reply(response.status_code, response.headers, body)
+
+
+@functools.cache
+def _loop():
+    # one thread for all requests: rooms are forked from this process
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    return loop

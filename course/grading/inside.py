@@ -55,12 +55,14 @@ def _settle(connection, folder):
     os.dup2(output, 1)
     os.dup2(output, 2)
     if hasattr(os, "fork"):
-        # nothing that the runner has open (its report above all) may be within the answer's reach
-        keep = {0, 1, 2, connection.fileno(), hung}
-        for fd in list(range(3, 1024)):
+        # nothing that the runner has open (its report above all) may be within the answer's reach;
+        # not closed but replaced, since objects of the runner's still close those numbers one day
+        keep = {0, 1, 2, connection.fileno(), nothing, hung}
+        for fd in range(3, 1024):
             if fd not in keep:
                 with contextlib.suppress(OSError):
-                    os.close(fd)
+                    os.fstat(fd)
+                    os.dup2(nothing, fd, inheritable=False)
     sys.stdin = open(0, closefd=False, encoding="utf-8")
     for name, fd in (("stdout", 1), ("stderr", 2)):
         stream = open(fd, "w", closefd=False, encoding="utf-8", errors="replace", buffering=1)
