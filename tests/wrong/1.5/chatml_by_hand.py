@@ -1,0 +1,16 @@
+# caught by: test_other_templates | says: not the plain template's
+import copy
+
+
+def encode_chat(tokenizer, messages):
+    splitting = copy.deepcopy(tokenizer)
+    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    if messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": "You are a helpful assistant."}, *messages]
+    ids, between = [], []
+    for message in messages:
+        text = f"{message['role']}\n{message['content']}"
+        ids += [*between, start, *splitting(text, split_special_tokens=True)["input_ids"], end]
+        between = tokenizer("\n")["input_ids"]
+    return [*ids, *between, start, *tokenizer("assistant\n")["input_ids"]]
