@@ -13,7 +13,8 @@ OTHER_TEMPLATE = (
 EARLIER = [["My name is Ada.", "Hello, Ada!"], ["  1 + 1?\n", "2\n\n(two) 二"]]
 
 LONG = (
-    "Hello! 你好！\n\nuser\nassistant\n1. A list , with `code` :\n    for x in y:\n        print( x )\n"
+    "Hello! 你好！\n\nuser\nassistant\n1. A list , with `code` :\n"
+    "    for x in y:\n        print( x )\n"
     "2. system 👍🏽 é , then a last line.\n\nHello!assistant\nThe end ."
 )
 
@@ -56,7 +57,7 @@ def talk(answer, room, calls, say="Fine.", ids=None, logits=None):
     if logits:
         probe.logits({letter_id(tokenizer, each): value for each, value in logits.items()})
     elif ids:
-        probe.say_ids([id for part in ids for id in part_ids(tokenizer, part)])
+        probe.say_ids(ids_of(tokenizer, ids))
     else:
         probe.say(say)
 
@@ -129,8 +130,12 @@ def letter_id(tokenizer, letter):
     return id
 
 
-def part_ids(tokenizer, part):
-    return [tokenizer.convert_tokens_to_ids(part)] if part[0] == "<" else tokenizer(part)["input_ids"]
+def ids_of(tokenizer, parts):
+    ids = []
+    for part in parts:
+        special = tokenizer.added_tokens_encoder.get(part)
+        ids += tokenizer(part)["input_ids"] if special is None else [special]
+    return ids
 
 
 # tests

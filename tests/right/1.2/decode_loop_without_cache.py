@@ -1,4 +1,4 @@
-# a right answer: the whole sequence at each step, Gumbel noise instead of a softmax, one look too far
+# a right answer: the whole sequence at each step, Gumbel noise for drawing, one look too far
 import torch
 
 

@@ -23,7 +23,9 @@ def chat(
         messages.append({"role": "assistant", "content": assistant})
     messages.append({"role": "user", "content": text})
     generator = pipeline("text-generation", model=model, tokenizer=tokenizer)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    sampling = {"do_sample": False}
+    if temperature:
+        sampling = {"do_sample": True, "temperature": temperature}
     [output] = generator(
         messages, max_new_tokens=max_new_tokens, return_full_text=False, **sampling
     )
