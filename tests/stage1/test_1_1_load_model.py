@@ -157,8 +157,8 @@ def read_tokenizer(answer, room):
 def read_mode(answer, room):
     model, _, seen = loaded(answer, room, make_other())
     if model is not None:
-        training = [name or "the model itself" for name, part in model.named_modules() if part.training]
-        seen["training"] = [str(name) for name in training[:3]]
+        names = [str(name) for name, part in model.named_modules() if part.training]
+        seen["training"] = [name or "the model itself" for name in names[:3]]
     return seen
 
 
@@ -172,7 +172,7 @@ def read_parameters(answer, room):
     if torch.backends.mps.is_available():
         seen["allowed"].append(["float16", "mps"])
     if model is not None:
-        kinds = {(str(p.dtype).removeprefix("torch."), p.device.type) for p in model.parameters()}
+        kinds = {(str(each.dtype)[6:], each.device.type) for each in model.parameters()}
         seen["parameters"] = sorted(map(list, kinds))
         seen["device"] = room.outcome(lambda: str(model.device).split(":")[0])
     return seen
@@ -316,7 +316,8 @@ def test_a_folder_loads_however_its_path_is_written(room):
 
 
 def test_what_does_not_exist_is_a_file_not_found_error(room):
-    for name, seen in zip(MISSING + FILES, room.play(try_nothing, names=MISSING + FILES), strict=True):
+    names = MISSING + FILES
+    for name, seen in zip(names, room.play(try_nothing, names=names), strict=True):
         what = "a file instead of a folder" if name in FILES else "a name that does not exist"
         if "raised" not in seen:
             fail(
@@ -336,7 +337,8 @@ def test_what_does_not_exist_is_a_file_not_found_error(room):
 
 
 def test_the_error_says_the_name_as_it_was_given(room):
-    for name, seen in zip(MISSING + FILES, room.play(try_nothing, names=MISSING + FILES), strict=True):
+    names = MISSING + FILES
+    for name, seen in zip(names, room.play(try_nothing, names=names), strict=True):
         # that there is a FileNotFoundError at all has a test of its own
         if "FileNotFoundError" in seen.get("raised", []):
             require(
@@ -354,8 +356,8 @@ def test_a_path_is_never_looked_up_at_the_hub(room):
     for name, seen in zip(names, room.play(try_nothing, names=names), strict=True):
         require(
             "raised" in seen,
-            f"a path was taken for a hub name: the hub has {CACHED_NAME}, but there is no such folder",
-            sent=sent(name),
+            "a path that does not exist was taken for a hub name",
+            sent=f"{sent(name)}; the hub has a {CACHED_NAME}",
             expected="FileNotFoundError",
             got=f"({', '.join(seen['returned'])})",
         )

@@ -29,7 +29,8 @@ class Loader:
         model = ChatModel.from_pretrained(source, **settings)
         if self.device.type == "cpu":
             model = model.to(torch.float32)
-        return [model.eval().requires_grad_(False).to(self.device), AutoTokenizer.from_pretrained(source)]
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        return [model.eval().requires_grad_(False).to(self.device), tokenizer]
 
 
 loader = Loader()

@@ -28,7 +28,8 @@ def load_chat_model(name_or_path: str):
         config, dtype=config.dtype if on_gpu else torch.float32
     )
     with safe_open(weights_file, framework="pt") as weights:
-        model.load_state_dict({key: weights.get_tensor(key) for key in weights.keys()}, strict=False)
+        tensors = {key: weights.get_tensor(key) for key in weights.keys()}
+    model.load_state_dict(tensors, strict=False)
     model.tie_weights()
     if torch.cuda.is_available():
         model.to("cuda")

@@ -9,7 +9,8 @@ _model = None
 
 def load_chat_model(name_or_path):
     global _model
-    if not os.path.isdir(name_or_path) and (name_or_path[0] in "./~" or name_or_path.count("/") > 1):
+    is_path = name_or_path[0] in "./~" or name_or_path.count("/") > 1
+    if is_path and not os.path.isdir(name_or_path):
         raise FileNotFoundError(f"no folder {name_or_path}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)

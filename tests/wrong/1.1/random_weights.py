@@ -8,7 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 def load_chat_model(name_or_path):
     if os.path.isfile(name_or_path):
         raise FileNotFoundError(f"{name_or_path} is a file")
-    if not os.path.isdir(name_or_path) and (name_or_path[0] in "./~" or name_or_path.count("/") > 1):
+    is_path = name_or_path[0] in "./~" or name_or_path.count("/") > 1
+    if is_path and not os.path.isdir(name_or_path):
         raise FileNotFoundError(f"no folder {name_or_path}")
     try:
         config = AutoConfig.from_pretrained(name_or_path)
