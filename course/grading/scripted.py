@@ -16,7 +16,6 @@ import json
 import socket
 import struct
 import threading
-import time
 from dataclasses import dataclass
 
 SILENCE = "silence"
@@ -46,8 +45,6 @@ class ScriptedServer:
     def __init__(self, script):
         self.script = script
         self.requests: list[Request] = []
-        self.longest_gap_s = 0.0
-        """The longest time for which it has sent nothing between a request and its last byte."""
         self._closing = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -80,7 +77,6 @@ class ScriptedServer:
             if request is None:
                 return
             self.requests.append(request)
-            last = time.monotonic()
             for step in self.script:
                 if step == SILENCE:
                     self._until_gone(connection)
@@ -89,9 +85,6 @@ class ScriptedServer:
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_for_0_s)
                 elif isinstance(step, bytes):
                     connection.sendall(step)
-                    now = time.monotonic()
-                    self.longest_gap_s = max(self.longest_gap_s, now - last)
-                    last = now
                 else:
                     self._closing.wait(step)
 

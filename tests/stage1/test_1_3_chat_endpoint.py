@@ -1,0 +1,432 @@
+"""1.3: the chat endpoint, over a real socket, around a `load` and a `chat` of the test's own."""
+
+import re
+import threading
+import time
+from collections import Counter
+
+from course.grading.http import Http
+from course.grading.mistakes import fail, require
+
+MANY = 64
+"""More than any default thread pool has threads; anyio's has 40."""
+
+
+class ModelIsBroken(Exception):
+    pass
+
+
+ERRORS = {
+    "break RuntimeError": RuntimeError("CUDA out of memory: 8124 MiB"),
+    "break ValueError": ValueError("7731 tensors were lost"),
+    "break KeyError": KeyError("kv_cache_4711"),
+    "break OSError": OSError(5, "unreadable", "/srv/weights_0815.bin"),
+    "break TimeoutError": TimeoutError("gave up after 977 s"),
+    "break ModelIsBroken": ModelIsBroken(),
+}
+WORDS_OF_ERRORS = ["CUDA", "8124 MiB", "7731", "were lost", "kv_cache", "weights_0815", "gave up"]
+
+
+# in the room
+
+
+def app(answer, room, hold=False, slow_load=False, amplify_races=False):
+    """The answer's app. `chat` says "re: " and the text, or raises, once `hold` is let go."""
+    notes = room.notes
+    notes.update(loads=0, loads_by_create_app=0, texts=[], histories=[], blocking=False)
+    tiny = room.tiny
+
+    def load():
+        notes["loads"] += 1
+        until = time.monotonic() + 0.1
+        while slow_load and not room.arrived("/chat") and time.monotonic() < until:
+            time.sleep(0.002)
+        return tiny
+
+    def chat(
+        model,
+        tokenizer,
+        text,
+        history=None,
+        *,
+        system="You are a helpful assistant.",
+        max_new_tokens=256,
+        temperature=0.0,
+    ):
+        if model is not tiny[0] or tokenizer is not tiny[1]:
+            raise TypeError("chat was not given the model and the tokenizer that load() returned")
+        notes["blocking"] = notes["blocking"] or room.on_a_servers_loop()
+        notes["histories"].append(room.plain(history))
+        notes["texts"].append(room.plain(text))
+        if hold:
+            room.event("go").wait()
+        if text in ERRORS:
+            raise ERRORS[text]
+        reply = f"re: {text}"
+        return reply, [*(history or []), (text, reply)]
+
+    if amplify_races:
+        _amplify_races(room)
+    made = answer.create_app(load, chat)
+    notes["loads_by_create_app"] = notes["loads"]
+    return made
+
+
+def app_with_the_model(answer, room):
+    """The answer's app with the tiny Qwen and the reference `chat`."""
+    chat = room.solution("stage1/chat.py").chat
+    room.notes["replies"] = []
+
+    def noted(*args, **kwargs):
+        reply, history = chat(*args, **kwargs)
+        room.notes["replies"].append(reply)
+        return reply, history
+
+    return answer.create_app(lambda: room.tiny, noted)
+
+
+def _amplify_races(room):
+    """Lets other threads run between any two lines of the answer that a worker thread runs."""
+    runs = Counter()
+
+    def trace(frame, event, arg):
+        if frame.f_code.co_filename != str(room.answer_file):
+            return None
+        if event == "line" and not room.on_a_servers_loop():
+            runs[frame.f_lineno] += 1
+            if runs[frame.f_lineno] <= 3:
+                time.sleep(0.005)
+        return trace
+
+    threading.settrace(trace)
+
+
+# what the tests share
+
+
+def post(http, text):
+    return http.post("/chat", json={"text": text})
+
+
+def start(http, text):
+    return http.start("POST", "/chat", json={"text": text})
+
+
+def until(holds, limit_s):
+    """Waits until `holds()`; whether it came to be within the limit."""
+    end = time.monotonic() + limit_s
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.003)
+    return True
+
+
+def refused(reply):
+    """Whether it says "too many": another test's concern."""
+    return reply.status in (429, 503)
+
+
+def answered(http, reply, text, mistake):
+    """Requires a 200 with the answer to that text. Its exact form is another test's concern."""
+    if reply.status != 200:
+        fail(mistake, sent={"text": text}, expected="200", **http.facts(reply))
+    require(
+        f"re: {text}" in reply.text,
+        mistake,
+        sent={"text": text},
+        expected={"result": f"re: {text}"},
+        got=str(reply),
+    )
+
+
+def all_arrive(room, count):
+    """Waits until so many POST /chat are under way, as long as more of them come."""
+    seen = 0
+    while seen < count:
+        if room.notes()["blocking"] or not until(lambda: room.arrived("/chat") > seen, 1.0):
+            return
+        seen = room.arrived("/chat")
+
+
+def health_answers(room, http, when):
+    blocked = f"the event loop is blocked: /health does not answer while {when}"
+    if room.notes()["blocking"]:
+        fail(
+            blocked,
+            expected="chat is called in a thread, and async def only waits for it with await",
+            got="a blocking call inside async def: chat runs in the event loop's own thread",
+            where=room.where() or None,
+        )
+    health = http.start("GET", "/health")
+    if not health.wait(3.0):
+        fail(
+            blocked,
+            expected='200 {"status": "ok"} at once, however many answers are held or waiting',
+            got="nothing: the event loop, or each thread of the pool that /health needs, is taken",
+            where=room.where() or None,
+        )
+    reply = health.reply()
+    if reply.status != 200:
+        fail(f"/health is not 200 while {when}", **http.facts(reply))
+
+
+# the tests
+
+
+def test_post_chat_answers(room):
+    http = Http(room, room.serve(app_with_the_model))
+    room.probe.say('你好！\nCall me "Qwen".')
+    reply = post(http, "你好")
+    facts = http.facts(reply)
+    asked = 'POST /chat {"text": "你好"}'
+    if reply.status == 422:
+        fail(
+            "POST /chat refuses a right body: `text` is a field of the JSON body, not of the URL",
+            sent=asked,
+            **facts,
+        )
+    require(reply.status == 200, "POST /chat does not answer 200", sent=asked, **facts)
+    replies = room.notes()["replies"]
+    require(
+        len(replies) == 1,
+        f"one POST /chat has to call chat once, not {len(replies)} times",
+        sent=asked,
+        **facts,
+    )
+    expected = {"result": replies[0]}
+    require(
+        reply.data == expected,
+        "POST /chat answers 200 but not with this JSON: chat's reply under `result`, nothing else",
+        sent=asked,
+        expected=expected,
+        **facts,
+    )
+
+
+def test_health_says_ok(room):
+    http = Http(room, room.serve(app))
+    reply = http.get("/health")
+    require(
+        reply.status == 200 and reply.data == {"status": "ok"},
+        "GET /health answers something else",
+        sent="GET /health",
+        expected='200 {"status": "ok"}',
+        **http.facts(reply),
+    )
+
+
+def test_start_up_loads_the_model_once(room):
+    http = Http(room, room.serve(app, slow_load=True))
+    require(
+        room.notes()["loads_by_create_app"] == 0,
+        "create_app calls load itself: leave that to the app's start-up (lifespan)",
+        expected="load is called when the server starts, not when the app is made",
+    )
+    require(
+        until(lambda: room.notes()["loads"] > 0, 2.0),
+        "the app's start-up does not call load: the first user would wait for the model",
+        expected="the server has started, so load was called once",
+        got="load was not called",
+    )
+    answered(http, post(http, "first"), "first", "the first request is not answered")
+    loads = room.notes()["loads"]
+    require(
+        loads == 1,
+        "load is to be called once: it returns the model and the tokenizer together",
+        expected="1 call after start-up and one POST /chat",
+        got=f"{loads} calls",
+    )
+
+
+def test_text_reaches_chat_unchanged(room):
+    http = Http(room, room.serve(app))
+    texts = [
+        "  two blanks before and after  ",
+        "\n\u3000你好\u3000\n",
+        "one\ntwo\r\nthree\tfour",
+        "👩‍👩‍👧 e\u0301 <b>&amp;</b> %20 \\n \"quoted\"",
+        "<|im_start|>system",
+        "\ufeff" + "长" * 2000 + "end",
+    ]
+    for text in texts:
+        reply = post(http, text)
+        came = room.notes()["texts"]
+        require(
+            came[-1:] == [text],
+            "the text does not reach chat as it was sent: nothing is stripped, cut or replaced",
+            sent={"text": text},
+            expected=text,
+            **({"got": came[-1]} if came else http.facts(reply)),
+        )
+
+
+def test_a_text_has_1_to_4000_code_points(room):
+    http = Http(room, room.serve(app))
+    for letter, name in (("a", "letters"), ("你", "Chinese ideographs"), ("😀", "emoji")):
+        for count, expected in ((1, 200), (4000, 200), (4001, 422)):
+            reply = post(http, letter * count)
+            require(
+                reply.status == expected,
+                f"a text of {count} {name} is {'allowed' if expected == 200 else 'too long'}:"
+                " count code points, as len(text) does",
+                sent=f"POST /chat with {letter!r} * {count}",
+                expected=expected,
+                **http.facts(reply),
+            )
+    reply = post(http, "")
+    require(
+        reply.status == 422,
+        "an empty text is 422",
+        sent={"text": ""},
+        expected=422,
+        **http.facts(reply),
+    )
+
+
+def test_other_bodies_are_422(room):
+    http = Http(room, room.serve(app))
+    bodies = {
+        "{}": "a body without `text`",
+        '{"Text": "hi"}': "a body without `text`",
+        '{"text": null}': "a text that is null",
+        '{"text": 5}': "a text that is a number",
+        '{"text": true}': "a text that is true",
+        '{"text": ["hi"]}': "a text that is a list",
+        '{"text": {"text": "hi"}}': "a text that is an object",
+        "text=hi": "a body that is not JSON",
+        '{"text": "hi"': "a body that is not JSON",
+        "": "an empty body",
+        '["hi"]': "a JSON list",
+        '"hi"': "a JSON string",
+        "null": "null",
+    }
+    for body, what in bodies.items():
+        reply = http.post(
+            "/chat", content=body.encode(), headers={"content-type": "application/json"}
+        )
+        require(
+            reply.status == 422,
+            f"{what} is 422: it is the sender's mistake, and says so",
+            sent=f"POST /chat {body}",
+            expected=422,
+            **http.facts(reply),
+        )
+
+
+def test_no_history_is_kept(room):
+    http = Http(room, room.serve(app))
+    for text in ("My name is Ada.", "What is my name?", "And now?"):
+        reply = post(http, text)
+        histories = room.notes()["histories"]
+        if not histories:
+            fail("POST /chat does not call chat", sent={"text": text}, **http.facts(reply))
+        require(
+            not histories[-1],
+            "/chat keeps a history: what one user said reaches the next one",
+            sent={"text": text},
+            expected="chat is called without a history",
+            got=histories[-1],
+        )
+
+
+def test_health_answers_while_the_model_works(room):
+    http = Http(room, room.serve(app, hold=True))
+    waiting = start(http, "one")
+    if not until(lambda: room.notes()["texts"] or waiting.done(), room.limit_s):
+        raise room.hung("POST /chat neither calls chat nor answers")
+    if not room.notes()["texts"]:
+        fail("POST /chat does not call chat", **http.facts(waiting.reply()))
+    health_answers(room, http, "one answer is being made")
+
+
+def test_health_answers_while_64_requests_wait(room):
+    http = Http(room, room.serve(app, hold=True))
+    waiting = [start(http, f"number {number}") for number in range(MANY)]
+    all_arrive(room, MANY)
+    health_answers(room, http, f"{MANY} answers are held or waiting")
+
+
+def test_64_requests_at_once_are_all_answered(room):
+    http = Http(room, room.serve(app, hold=True))
+    waiting = {f"number {number}": start(http, f"number {number}") for number in range(MANY)}
+    all_arrive(room, MANY)
+    room.set("go")
+    for text, each in waiting.items():
+        reply = each.reply()
+        if reply.status != 200:
+            fail(
+                f"one of {MANY} requests at once was refused: let it wait for its turn",
+                sent={"text": text},
+                expected=200,
+                **http.facts(reply),
+            )
+
+
+def test_requests_at_once_do_not_mix(room):
+    http = Http(room, room.serve(app, hold=True, amplify_races=True))
+    texts = [f"<{number}>" for number in range(8)]
+    waiting = {text: start(http, text) for text in texts}
+    all_arrive(room, len(texts))
+    time.sleep(0.03)  # so that each has read its body; no verdict hangs on it
+    room.set("go")
+    mistake = "requests at once mix: keep a request's data in local names, not in globals or app.state"
+    for text, each in waiting.items():
+        reply = each.reply()
+        if not refused(reply):
+            answered(http, reply, text, mistake)
+
+
+def test_an_error_in_chat_is_a_plain_500(room):
+    http = Http(room, room.serve(app))
+    for text, error in ERRORS.items():
+        for accept in ("*/*", "text/html"):
+            waiting = http.start("POST", "/chat", json={"text": text}, headers={"accept": accept})
+            reply = waiting.reply(limit_s=3.0)
+            mistake = wrong_in_the_500(reply, error)
+            if mistake:
+                fail(
+                    mistake,
+                    sent=f"POST /chat with accept: {accept}, and chat raises {error!r}",
+                    expected="500 and a few plain words of your own, as JSON or text",
+                    **http.facts(reply),
+                )
+
+
+def wrong_in_the_500(reply, error):
+    text, name = reply.text, type(error).__name__
+    content_type = reply.headers.get("content-type", "")
+    if reply.status != 500:
+        return f"when chat raises, the status is 500, not {reply.status}"
+    if not text.strip():
+        return "the 500 has no body: say in words that it failed"
+    shown = None
+    if "Traceback" in text or re.search(r"\bline \d+", text):
+        shown = "a traceback"
+    elif re.search(rf"\b{name}\b", text):
+        shown = f"the exception's type, {name}"
+    elif any(word in text for word in WORDS_OF_ERRORS):
+        shown = "the exception's message"
+    elif re.search(r"\w\.py\b", text):
+        shown = "the name of a source file"
+    elif content_type.startswith("text/html") or "<html" in text.lower():
+        return "the 500 is an HTML page: it has to be JSON or plain text"
+    return shown and f"the 500 shows {shown}: that belongs into the server's log"
+
+
+def test_after_an_error_the_next_request_is_answered(room):
+    http = Http(room, room.serve(app))
+    mistake = "after an error in chat the next request is not answered normally"
+    for text in ("break ValueError", "fine 1", "break RuntimeError", "break KeyError", "fine 2"):
+        waiting = start(http, text)
+        if not waiting.wait(3.0):
+            raise room.hung(mistake, sent={"text": text})
+        if text not in ERRORS:
+            answered(http, waiting.reply(), text, mistake)
+    at_once = ["fine 3", "break ValueError", "fine 4", "break KeyError", "fine 5"]
+    waiting = {text: start(http, text) for text in at_once}
+    mistake = "an error in one answer disturbs the others at the same time"
+    for text, each in waiting.items():
+        reply = each.reply()
+        if text not in ERRORS and not refused(reply):
+            answered(http, reply, text, mistake)

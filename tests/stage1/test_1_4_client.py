@@ -1,0 +1,399 @@
+"""1.4: the client, against servers that do as the test says and keep what they were sent."""
+
+import json
+import threading
+import time
+
+from course.grading.mistakes import fail, require
+from course.grading.scripted import (
+    RESET,
+    SILENCE,
+    NobodyListens,
+    ScriptedServer,
+    head,
+    ok_json,
+    response,
+)
+
+TEXT = '你好\n "quoted" 👍🏽 <b>&amp;</b> '
+RESULT = "re: 你好\n"
+
+
+# in the room
+
+
+def ask(answer, room, base_url, text="hi", timeout_s=None):
+    """What comes of one call. A timeout of None leaves the answer's default."""
+    _no_certificates()
+    given = {} if timeout_s is None else {"timeout_s": timeout_s}
+    return room.outcome(answer.ask, base_url, text, **given)
+
+
+def ask_each(answer, room, base_urls, timeout_s):
+    """Calls all of them at the same time; their outcomes in that order."""
+    _no_certificates()
+    nothing = {"raised": ["nothing that is an Exception"], "message": "", "where": None}
+    outcomes = dict.fromkeys(base_urls, nothing)
+
+    def call(url):
+        outcomes[url] = room.outcome(answer.ask, url, "hi", timeout_s=timeout_s)
+
+    threads = [threading.Thread(target=call, args=(url,), daemon=True) for url in base_urls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [outcomes[url] for url in base_urls]
+
+
+async def ask_in_a_coroutine(answer, room, base_url):
+    _no_certificates()
+    return room.outcome(answer.ask, base_url, "hi")
+
+
+def ask_with_watched_timeouts(answer, room, base_url, timeout_s):
+    """What comes of one call, and the timeouts for reading that httpx was given, in seconds."""
+    import httpx
+
+    seen = []
+
+    def watched(send):
+        def sent(transport, request):
+            timeout = request.extensions.get("timeout", {})
+            seen.append(room.plain(timeout.get("read")))
+            return send(transport, request)
+
+        return sent
+
+    for transport, name in (
+        (httpx.HTTPTransport, "handle_request"),
+        (httpx.AsyncHTTPTransport, "handle_async_request"),
+    ):
+        setattr(transport, name, watched(getattr(transport, name)))
+    return {"outcome": ask(answer, room, base_url, timeout_s=timeout_s), "timeouts": seen}
+
+
+def the_chat_endpoint(answer, room):
+    """The reference answer to 1.3, which the answer is to talk to."""
+
+    def chat(model, tokenizer, text):
+        return f"re: {text}", []
+
+    return room.solution("stage1/chat_endpoint.py").create_app(lambda: (None, None), chat)
+
+
+def _no_certificates():
+    # all servers here speak plain http; loading certificates costs 40 ms for each client
+    import functools
+    import ssl
+
+    ssl.create_default_context = functools.cache(
+        lambda *args, **kwargs: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    )
+
+
+# what the tests share
+
+
+def returned(outcome, expected, mistake, **facts):
+    """Requires that the call returned exactly that string."""
+    if outcome.get("value") == expected and type(outcome.get("value")) is str:
+        return
+    facts.setdefault("expected", f"{expected!r}")
+    fail(mistake, **facts, **described(outcome))
+
+
+def a_chat_error(outcome, when, **facts):
+    """Requires that the call raised ChatError; returns its text."""
+    if "ChatError" in outcome.get("raised", ()):
+        return outcome["message"]
+    if "raised" in outcome:
+        mistake = f"{when}, {outcome['raised'][0]} comes out of ask: the caller only expects ChatError"
+    else:
+        mistake = f"{when}, ask returns as if nothing were wrong: it has to raise ChatError"
+    fail(mistake, expected="ChatError", **facts, **described(outcome))
+
+
+def described(outcome):
+    """An outcome as the facts `got` and `where`."""
+    if "raised" in outcome:
+        got = f"{outcome['raised'][0]}: {outcome['message']}"
+        return {"got": got, "where": outcome["where"]}
+    value = outcome["value"]
+    if isinstance(value, dict) and value.get("type") == "coroutine":
+        return {"got": "a coroutine: ask is to be an ordinary function, not async def"}
+    return {"got": f"returned {value!r}"}
+
+
+# the tests
+
+
+def test_sends_one_post_to_chat(room):
+    with ScriptedServer(ok_json({"result": RESULT})) as server:
+        outcome = room.play(ask, base_url=server.url, text=TEXT)
+    expected = f"one POST /chat with {json.dumps({'text': TEXT}, ensure_ascii=False)}"
+    sent = [f"{each.method} {each.target} {each.body.decode()}" for each in server.requests]
+    facts = {"expected": expected, "got": sent}
+    if not server.requests:
+        fail("ask sends no request", expected=expected, **described(outcome))
+    require(len(sent) == 1, f"ask sends {len(sent)} requests, not one", **facts)
+    request = server.requests[0]
+    require(request.method == "POST", f"ask sends a {request.method}, not a POST", **facts)
+    require(request.target == "/chat", "ask does not ask for /chat", **facts)
+    data = request.data
+    require(
+        isinstance(data, dict) and data.get("text") == TEXT,
+        "the request's body is not the text as JSON: httpx does that with json={...}",
+        **facts,
+    )
+
+
+def test_a_slash_or_a_path_in_base_url(room):
+    with ScriptedServer(ok_json({"result": RESULT})) as server:
+        for end, target in (
+            ("", "/chat"),
+            ("/", "/chat"),
+            ("/qwen/v1", "/qwen/v1/chat"),
+            ("/qwen/v1/", "/qwen/v1/chat"),
+        ):
+            room.play(ask, base_url=server.url + end)
+            asked = [each.target for each in server.requests]
+            server.requests.clear()
+            require(
+                target in asked,
+                "ask asks for another path than {base_url}/chat",
+                sent=f'ask("{server.url}{end}", ...)',
+                expected=target,
+                got=", ".join(asked) or "no request",
+            )
+
+
+def test_returns_the_result(room):
+    mistake = "ask does not return the server's result, exactly as it came"
+    for result in (RESULT, "", "  two blanks  ", '{"result": "nested"}', "null", "😀" * 2000):
+        for ensure_ascii in (True, False):
+            body = json.dumps({"result": result}, ensure_ascii=ensure_ascii)
+            with ScriptedServer([response(200, body)]) as server:
+                returned(
+                    room.play(ask, base_url=server.url), result, mistake, sent=f"200 {body}"
+                )
+    in_chunks = [
+        head(200, transfer_encoding="chunked"),
+        b'9\r\n{"result"\r\n',
+        b'7\r\n: "hi"}\r\n0\r\n\r\n',
+    ]
+    with ScriptedServer(in_chunks) as server:
+        returned(room.play(ask, base_url=server.url), "hi", mistake, sent="200 in two chunks")
+
+
+def test_talks_to_the_chat_endpoint(room):
+    url = room.serve(the_chat_endpoint)
+    outcome = room.play(ask, base_url=url, text=TEXT)
+    returned(
+        outcome,
+        f"re: {TEXT}",
+        "the endpoint of exercise 1.3 does not understand what ask sends",
+        sent=f"ask(base_url, {TEXT!r})",
+    )
+
+
+def test_works_in_a_running_event_loop(room):
+    with ScriptedServer(ok_json({"result": RESULT})) as server:
+        outcome = room.play(ask_in_a_coroutine, base_url=server.url)
+    returned(
+        outcome,
+        RESULT,
+        "ask fails where an event loop already runs, as in a notebook cell",
+        sent="ask(base_url, ...), called inside a coroutine",
+    )
+
+
+def test_a_4xx_or_5xx_is_a_chat_error(room):
+    answers = {
+        400: b'{"detail": "bad"}',
+        404: b'{"detail": "Not Found"}',
+        418: b"",
+        422: b'{"detail": [{"loc": ["body", "text"], "msg": "Field required"}]}',
+        429: b'{"result": "looks like an answer"}',
+        500: b"Internal Server Error",
+        502: b"\xff\xfe<html>Bad Gateway</html>",
+        503: b'["busy"]',
+        504: b'"late"',
+        507: b"null",
+    }
+    for status, body in answers.items():
+        with ScriptedServer([response(status, body)]) as server:
+            outcome = room.play(ask, base_url=server.url)
+        sent = f"the server answers {status} {body.decode(errors='replace')}"
+        message = a_chat_error(outcome, f"when the server answers {status}", sent=sent)
+        require(
+            str(status) in message,
+            "the ChatError does not say which status came",
+            sent=sent,
+            expected=f"a message with {status} in it",
+            **described(outcome),
+        )
+
+
+def test_the_error_says_what_the_server_said(room):
+    two_of_422 = {
+        "detail": [
+            {"loc": ["body", "text"], "msg": "String should have at most 4000 characters"},
+            {"loc": ["body", "mode"], "msg": "字段必填"},
+        ]
+    }
+    answers = [
+        (500, '{"detail": "The model failed to answer."}', ["The model failed to answer."]),
+        (404, json.dumps({"detail": "没有这个页面"}), ["没有这个页面"]),
+        (422, json.dumps(two_of_422), [each["msg"] for each in two_of_422["detail"]]),
+        (422, '{"detail": "text is empty"}', ["text is empty"]),
+        (503, "Busy. Come back later.", ["Busy. Come back later."]),
+        (502, "<h1>Bad Gateway</h1>", ["<h1>Bad Gateway</h1>"]),
+        (429, '{"error": "slow down"}', ['{"error": "slow down"}']),
+        (400, '{"detail": {"code": 7}}', ['{"detail": {"code": 7}}']),
+        (409, '{"detail": 7031}', ["7031"]),
+        (503, '["busy", "later"]', ['["busy", "later"]']),
+        (422, '{"detail": ["odd", "words"]}', ["odd", "words"]),
+    ]
+    for status, body, words in answers:
+        with ScriptedServer([response(status, body)]) as server:
+            outcome = room.play(ask, base_url=server.url)
+        message = outcome.get("message", "")
+        missing = [each for each in words if each not in message]
+        if missing:
+            fail(
+                "the ChatError does not say what the server said",
+                sent=f"the server answers {status} {body}",
+                expected=f"a message with {' and '.join(missing)} in it",
+                **described(outcome),
+            )
+
+
+def test_no_server_is_a_chat_error(room):
+    with NobodyListens() as nobody:
+        outcome = room.play(ask, base_url=nobody.url)
+    message = a_chat_error(outcome, "when there is no server", sent=f'ask("{nobody.url}", ...)')
+    require(
+        nobody.url in message,
+        "the ChatError does not say where there is no server: put base_url into it",
+        sent=f'ask("{nobody.url}", ...)',
+        expected=f"a message with {nobody.url} in it",
+        **described(outcome),
+    )
+
+
+BROKEN = {
+    "before any answer": [],
+    "by a reset": [RESET],
+    "in the middle of the body": [head(200, content_length=100) + b'{"result": "a'],
+    "in the middle of a chunk": [head(200, transfer_encoding="chunked") + b'20\r\n{"result'],
+    "in the middle of the body of a 500": [head(500, content_length=100) + b'{"detail": "a'],
+    "by an answer that is no HTTP": [b"SSH-2.0-OpenSSH_9.6\r\n"],
+}
+
+
+def test_a_broken_connection_is_a_chat_error(room):
+    for how, script in BROKEN.items():
+        with ScriptedServer(script) as server:
+            outcome = room.play(ask, base_url=server.url)
+        a_chat_error(outcome, f"when the connection breaks {how}")
+
+
+def test_other_200s_are_chat_errors(room):
+    for body in (
+        b"It works!",
+        b"",
+        b"<html></html>",
+        b'{"result": "cut o',
+        b'"a string"',
+        b'["a list"]',
+        b"null",
+        b"{}",
+        b'{"reply": "another name"}',
+        b'{"result": null}',
+        b'{"result": 5}',
+        b'{"result": ["a list"]}',
+        b'{"result": {"text": "an object"}}',
+        b'{"result": "\xff\xfe"}',
+    ):
+        with ScriptedServer([response(200, body)]) as server:
+            outcome = room.play(ask, base_url=server.url)
+        sent = f"the server answers 200 {body.decode(errors='replace')}"
+        a_chat_error(outcome, "when a 200 is not the JSON it should be", sent=sent)
+
+
+def test_nothing_is_sent_twice(room):
+    scripts = {
+        "answers 503": [response(503, '{"detail": "busy"}', retry_after=0)],
+        "breaks the connection": [],
+        "sends half an answer": [head(200, content_length=100) + b'{"result": "a'],
+        "answers 200 without a result": ok_json({}),
+    }
+    for how, script in scripts.items():
+        with ScriptedServer(script) as server:
+            room.play(ask, base_url=server.url)
+        require(
+            len(server.requests) <= 1,
+            "ask sends its request again: one call is one request, or the model answers twice",
+            sent=f"ask(base_url, ...), and the server {how}",
+            expected="1 request",
+            got=f"{len(server.requests)} requests",
+        )
+
+
+def test_a_silent_server_is_given_up(room):
+    scripts = {
+        "sends nothing": [SILENCE],
+        "falls silent after the headers": [head(200, content_length=100), SILENCE],
+        "falls silent in the middle of the body": [
+            head(200, content_length=100) + b'{"result": "a',
+            SILENCE,
+        ],
+    }
+    servers = [ScriptedServer(script) for script in scripts.values()]
+    asking = room.start(ask_each, base_urls=[each.url for each in servers], timeout_s=0.15)
+    until = time.monotonic() + 3
+    while not asking.done() and time.monotonic() < until:
+        time.sleep(0.01)
+    if not asking.done():
+        fail(
+            "timeout_s is ignored: ask still waits for a server that sends nothing",
+            sent="ask(base_url, ..., timeout_s=0.15)",
+            expected="ChatError",
+            got="nothing after 3 seconds",
+            where=room.where() or None,
+        )
+    for how, outcome in zip(scripts, asking.result(), strict=True):
+        a_chat_error(outcome, f"when the server {how}", sent="ask(..., timeout_s=0.15)")
+
+
+def test_a_slow_server_is_waited_for(room):
+    for timeout_s in (None, 33):
+        asked_for = 60 if timeout_s is None else timeout_s
+        with ScriptedServer(ok_json({"result": RESULT})) as server:
+            seen = room.play(ask_with_watched_timeouts, base_url=server.url, timeout_s=timeout_s)
+        short = [each for each in seen["timeouts"] if each is not None and each < 0.9 * asked_for]
+        require(
+            not short,
+            "ask gives up before timeout_s: hand timeout_s to httpx, which waits 5 seconds without",
+            sent="ask(base_url, ...)" if timeout_s is None else f"ask(..., timeout_s={timeout_s})",
+            expected=f"httpx waits {asked_for} seconds for the server to send something",
+            got=f"it waits {short[0] if short else ''} seconds",
+        )
+    body = json.dumps({"result": "slowly but surely"}).encode()
+    pieces = [body[at : at + 5] for at in range(0, len(body), 5)]
+    for timeout_s in (0.3, 1.5):  # the second only where a busy machine may have made the pauses longer
+        pause = timeout_s / 6
+        script = [head(200, content_length=len(body))]
+        for piece in pieces:
+            script += [pause, piece]
+        with ScriptedServer(script) as server:
+            outcome = room.play(ask, base_url=server.url, timeout_s=timeout_s)
+        if "value" in outcome:
+            break
+    returned(
+        outcome,
+        "slowly but surely",
+        "timeout_s is how long the server may send nothing, not how long the whole answer takes",
+        sent=f"a body in {len(pieces)} pieces, one each {pause:.2f} s; ask(..., timeout_s={timeout_s})",
+    )
