@@ -19,12 +19,12 @@ class Shown:
 
 
 def token_table(tokenizer, text_or_ids) -> Shown:
-    """Each token of a text, or each of a list of ids: its id, what it decodes to alone, its bytes."""
+    """The tokens of a text, or those of a list of ids: id, what it decodes to alone, bytes."""
     rows = [
         (id, repr(tokenizer.decode([id])), token_bytes(tokenizer, id).hex(" "))
         for id in _ids(tokenizer, text_or_ids)
     ]
-    lines = ["   id  text            bytes"] + [f"{id:>5}  {text:<14}  {hex}" for id, text, hex in rows]
+    lines = [f"{id:>5}  {text:<14}  {hex}" for id, text, hex in [("id", "text", "bytes"), *rows]]
     cell = "<td style='text-align:left;padding:1px 16px 1px 0;font-family:monospace'>{}</td>"
     body = "".join(
         f"<tr>{''.join(cell.format(html.escape(str(value))) for value in row)}</tr>" for row in rows
