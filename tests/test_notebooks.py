@@ -99,8 +99,9 @@ def test_exercise_cells_are_the_stubs_of_all_exercises_in_order():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_exercise_has_a_header_before_it_and_its_check_after_it(name):
-    cells = read(name).cells
-    for number, id in exercise_cells(read(name)):
+    notebook = read(name)
+    cells = notebook.cells
+    for number, id in exercise_cells(notebook):
         header = cells[number - 1].source
         assert f"Exercise {id}:" in header and "You will build" in header
         assert re.search(r"Difficulty [●○]{5} · Importance [●○]{5} · \d+ minutes", header), id
