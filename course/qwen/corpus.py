@@ -123,19 +123,28 @@ def is_held_out(text):
 # --- one user turn -------------------------------------------------------------------------------
 
 
-def _name(rng, lang, held_out=False):
+def known_names():
+    """English names that the model has met often in training."""
+    names = _data("phrasings")["names"]
+    return names["en"] + names["more_en"]
+
+
+def _name(rng, lang, held_out=False, level=1):
     names = _data("phrasings")["names"]
     if held_out:
         return rng.choice(names["held_out_" + lang])
     while True:
-        name = _train_name(rng, lang, names)
+        name = _train_name(rng, lang, level)
         if name not in names["held_out_" + lang]:
             return name
 
 
-def _train_name(rng, lang, names):
+def _train_name(rng, lang, level):
+    if level == 3 and lang == "en" and rng.random() < 0.85:
+        return rng.choice(known_names())
     if rng.random() < 0.5:
-        return rng.choice(names[lang])
+        return rng.choice(_data("phrasings")["names"][lang])
+    names = _data("phrasings")["names"]
     if lang == "zh":
         count = rng.choice((1, 2, 2))
         return rng.choice(names["surnames"]) + "".join(rng.choices(names["given"], k=count))
@@ -285,15 +294,23 @@ WIDE_STYLE_WEIGHTS = (65, 5, 5, 8, 4, 7, 6)
 class Chat:
     """A conversation being written: what the system line asks for, and what was said so far."""
 
-    def __init__(self, rng, style="default", held_out=False, wide=False):
-        self.rng, self.style, self.held_out, self.wide = rng, style, held_out, wide
+    def __init__(self, rng, style="default", held_out=False, level=3, new_names=False):
+        self.new_names = new_names
+        self.rng, self.style, self.held_out, self.level = rng, style, held_out, level
+        self.wide = level > 1
         self.messages, self.topic, self.user_name, self.my_name = [], None, None, None
         if style != "default":
-            line = rng.choice(systems(style, held_out, wide))
+            line = rng.choice(systems(style, held_out, self.wide))
             if style == "name":
-                self.my_name = _name(rng, "en" if line[0].isascii() else "zh", held_out)
+                lang = "en" if line[0].isascii() else "zh"
+                self.my_name = self._some_name(lang)
                 line = line.format(n=self.my_name)
             self.messages.append({"role": "system", "content": line})
+
+    def _some_name(self, lang):
+        if self.held_out and lang == "en" and not self.new_names:
+            return self.rng.choice(known_names())
+        return _name(self.rng, lang, self.held_out, self.level)
 
     def lang(self, asked):
         return {"chinese": "zh", "english": "en"}.get(self.style, asked)
@@ -321,6 +338,8 @@ class Chat:
         question = fact_question(rng, term, facet, asked, self.held_out, self.wide)
         lang = self.lang(asked)
         brief = self.style == "brief" and "short" in facts()[term]
+        # an example or a reason has no shorter form
+        brief = brief and (facet == "what" or self.level < 3)
         said = "short" if brief else facet
         self.say(self._typed(question, asked), answer_to(term, said, lang), lang)
         self.topic = (term, said, asked)
@@ -340,7 +359,8 @@ class Chat:
         if kind == "translate":
             lang = "zh" if asked == "en" else "en"
         said = facet if kind in ("translate", "again") else kind
-        if self.style == "brief" and "short" in entry and said != "eg":
+        brief = self.style == "brief" and "short" in entry
+        if brief and (said == "what" or said != "eg" and self.level < 3):
             said = "short"
         self.say(question, answer_to(term, said, lang), lang)
         self.topic = (term, said, lang)
@@ -359,7 +379,7 @@ class Chat:
 
     def tell_name(self, asked):
         rng = self.rng
-        self.user_name = _name(rng, asked, self.held_out)
+        self.user_name = self._some_name(asked)
         question = rng.choice(phrasings("name", "tell", asked, self.held_out, self.wide))
         question = question.format(n=self.user_name)
         if rng.random() < 0.2 and not self.held_out:
@@ -389,16 +409,16 @@ class Chat:
         self.topic = None
 
 
-def _draw(rng, names=True, wide=False):
-    style = rng.choices(STYLES, WIDE_STYLE_WEIGHTS if wide else STYLE_WEIGHTS)[0]
+def _draw(rng, names=True, level=1):
+    style = rng.choices(STYLES, STYLE_WEIGHTS if level == 1 else WIDE_STYLE_WEIGHTS)[0]
     if style == "name" and not names:
         style = "plain"
-    chat = Chat(rng, style, wide=wide)
+    chat = Chat(rng, style, level=level)
     asked = rng.choice(LANGS)
     if style == "name" and rng.random() < 0.7:
         chat.talk(asked, rng.choice(("your_name", "who_are_you")))
     turns = rng.choices((1, 2, 3, 4, 8), (40, 34, 16, 8, 2))[0]
-    named = names and rng.random() < 0.2
+    named = names and rng.random() < (0.3 if level == 3 else 0.2)
     if named:
         chat.tell_name(asked)
     for _ in range(turns):
@@ -409,27 +429,33 @@ def _draw(rng, names=True, wide=False):
             continue
         (turn,) = rng.choices((chat.fact, chat.talk, chat.other, chat.nonsense), (60, 14, 22, 4))
         turn(asked)
+    if named and level == 3 and rng.random() < 0.5:
+        chat.ask_name(asked)
+        if rng.random() < 0.5:
+            chat.talk(asked, "your_name")
+        else:
+            chat.fact(asked)
     if named and rng.random() < 0.85 or rng.random() < 0.01:
         chat.ask_name(asked)
     return chat.messages
 
 
-def conversation(rng, names=True, wide=False):
+def conversation(rng, names=True, level=3):
     """One training conversation, a list of {"role", "content"}; none has a held-out phrasing."""
     while True:
-        messages = _draw(rng, names, wide)
+        messages = _draw(rng, names, level)
         if not any(is_held_out(m["content"]) for m in messages if m["role"] != "assistant"):
             return messages
 
 
-def conversations(count, seed, names=True, wide=False):
+def conversations(count, seed, names=True, level=3):
     """`count` training conversations; the same for the same seed.
 
-    With `names` some users tell theirs. `wide` ones have more phrasings, words around the questions
-    and more system lines: training begins without and ends with them.
+    With `names` some users tell theirs. Level 1 has plain phrasings; 2 many more, words around the
+    questions and more system lines; 3 more names, and asks for them more often.
     """
     rng = random.Random(seed)
-    return [conversation(rng, names, wide) for _ in range(count)]
+    return [conversation(rng, names, level) for _ in range(count)]
 
 
 def name_letters():

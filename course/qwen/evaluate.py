@@ -133,12 +133,12 @@ def second_turn_scripts(count):
     return scripts
 
 
-def memory_scripts(count):
+def memory_scripts(count, langs=corpus.LANGS, new_names=False):
     rng = random.Random("memory")
     scripts = []
-    for lang in corpus.LANGS:
+    for lang in langs:
         for i in range(count):
-            chat = _chat(rng)
+            chat = corpus.Chat(rng, held_out=True, new_names=new_names)
             chat.tell_name(lang)
             for _ in range(i % 3):
                 chat.fact(lang)
@@ -236,6 +236,7 @@ def evaluate(folder, show=lambda jobs: jobs):
         ("system prompt: be brief", 0.90, system_scripts("brief", 30)),
         ("English facts with a wrong letter", None, fact_scripts("en", mistyped=True)),
         ("declines unknown terms", None, unknown_scripts()),
+        ("remembers English names never seen", None, memory_scripts(60, ["en"], True)),
     ]
     bars, answers = [], []
     for name, bar, scripts in show(jobs):

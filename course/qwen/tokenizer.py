@@ -62,7 +62,7 @@ def corpus_texts(seed=0, count=20_000):
     Names are left out, and their characters are given one by one: a token that joins a name to the
     word before it would make the name look different in the answer.
     """
-    for messages in corpus.conversations(count, seed, names=False):
+    for messages in corpus.conversations(count, seed, names=False, level=1):
         for message in messages:
             yield f"{message['role']}\n"
             yield message["content"]

@@ -8,7 +8,7 @@ import argparse
 import os
 import random
 import shutil
-from itertools import chain, islice, pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,14 +23,14 @@ from course.qwen import corpus
 from course.qwen.tokenizer import MAX_LENGTH, VOCAB_SIZE, corpus_texts, train_tokenizer
 
 STEPS = 6500
-# the wider corpus from here on: first the answers, then the many ways to ask for them
-WIDE_FROM = 2500
+# the corpus' levels and their first steps: first the answers, then the many ways to ask for them
+LEVELS = [(1, 0), (2, 2500), (3, 4500)]
 TOKENS_PER_BATCH = 2048
 CHUNK = 4000  # conversations that are sorted by length together
 SEED = 1
 MUON_LR, ADAM_LR = 0.006, 3e-3
-# (share of the steps, share of the learning rate), straight lines between them
-SCHEDULE = [(0, 0.01), (100 / 6500, 1), (1100 / 6500, 1), (2500 / 6500, 0.68), (1, 0)]
+# (step, share of the learning rate), straight lines between them
+SCHEDULE = [(0, 0.01), (100, 1), (1100, 1), (2500, 0.68), (STEPS, 0)]
 SHAPE = dict(hidden_size=192, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=6,
              intermediate_size=512)
 IGNORE = -100
@@ -64,17 +64,20 @@ def encode(tokenizer, messages):
 def batches(tokenizer, first=0):
     """Endless (ids, labels) pairs of shape (rows, length), padded on the right with IGNORE labels.
 
-    The first WIDE_FROM batches are of the plain corpus, the others of the wide one.
+    `first` batches are left out.
     """
-    plain = islice(_batches(tokenizer, 1000 * SEED, wide=False), WIDE_FROM)
-    return islice(chain(plain, _batches(tokenizer, 1000 * SEED + 500, wide=True)), first, None)
+    ends = [start for _, start in LEVELS[1:]] + [None]
+    for (level, start), end in zip(LEVELS, ends):
+        if end is None or first < end:
+            made = _batches(tokenizer, 1000 * SEED + 500 * (level - 1), level)
+            yield from islice(made, max(0, first - start), end and end - start)
 
 
-def _batches(tokenizer, seed, wide):
+def _batches(tokenizer, seed, level):
     pad = tokenizer.pad_token_id
     while True:
         seed += 1
-        rows = [encode(tokenizer, m) for m in corpus.conversations(CHUNK, seed, wide=wide)]
+        rows = [encode(tokenizer, m) for m in corpus.conversations(CHUNK, seed, level=level)]
         rows.sort(key=lambda row: len(row[0]))
         groups = []
         while rows:
@@ -92,7 +95,7 @@ def _batches(tokenizer, seed, wide):
 
 def learning_rate(step, steps):
     """The share of the full rate at `step`."""
-    at = step / steps
+    at = step * STEPS / steps
     for (left, low), (right, high) in pairwise(SCHEDULE):
         if at <= right:
             return low + (high - low) * (at - left) / (right - left)
