@@ -16,6 +16,7 @@ from nbclient import NotebookClient
 
 from course import lab, stubs
 from course.manifest import ROOT, exercise, exercises
+from course.qwen import TINY
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in PATHS]
@@ -258,6 +259,26 @@ def test_solved_plots_are_plotted(solved):
     for cell in notebook.cells:
         if cell.cell_type == "code" and re.search(r"^show\.waits\(", cell.source, re.MULTILINE):
             assert any("image/png" in output.get("data", {}) for output in cell.outputs), cell.id
+
+
+def test_the_lessons_on_chance_ask_where_the_model_is_not_sure():
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    question, first_word = "Tell me anything", "Each"
+    for name in NAMES:
+        source = "\n".join(cell.source for cell in read(name).cells)
+        assert f'"{question}"' in source and f'+ "{first_word}"' in source
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
+    )
+    with torch.no_grad():
+        scores = model(**tokenizer(prompt + first_word, return_tensors="pt")).logits[0, -1]
+    settings = model.generation_config
+    # a likeliest token above top_p would leave nothing to draw
+    assert (scores / settings.temperature).softmax(dim=0).max() < settings.top_p - 0.1
 
 
 def test_unsolved_the_cells_that_need_an_exercise_fail_kindly_and_no_others(unsolved):
