@@ -51,7 +51,8 @@ class Http:
             base_url=base_url,
             # the limit is the reader's, in `Waiting.reply`
             timeout=None,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            # a connection for each request: uvicorn closes one on which the app has raised
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
             trust_env=False,
             verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),  # http only: no certificates to load
         )

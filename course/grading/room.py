@@ -177,8 +177,7 @@ class Room:
 
     def broken(self, mistake, **facts):
         """An Ended for a connection that broke: the process's end if it ended, else `mistake`."""
-        self._process.join(0.5)
-        if not self._process.is_alive():
+        if self._has_ended(0.5):
             return self._ended()
         error, where = self.last_error()
         if error:
@@ -325,8 +324,18 @@ class Room:
             said = f"the file fails at import: {error['type']}: {error['message']}".rstrip(": ")
         return NotLoaded(said, where=error["where"], detail=error["traceback"])
 
+    def _has_ended(self, limit_s):
+        """Whether the process has ended, or does so within the limit."""
+        # not join(limit_s): the room replaces the pipe on which that waits, and it waits for ever
+        until = time.monotonic() + limit_s
+        while self._process.is_alive():
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.01)
+        return True
+
     def _ended(self):
-        self._process.join(2)
+        self._has_ended(2)
         code = self._process.exitcode
         how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
         return Ended(
