@@ -13,9 +13,8 @@ OTHER_TEMPLATE = (
 EARLIER = [["My name is Ada.", "Hello, Ada!"], ["  1 + 1?\n", "2\n\n(two) 二"]]
 
 LONG = (
-    "Hello! 你好！\n\nuser\nassistant\n1. A list , with `code` :\n"
-    "    for x in y:\n        print( x )\n"
-    "2. system 👍🏽 é , then a last line.\n\nHello!assistant\nThe end ."
+    "Hello! 你好！\n\nuser\nassistant\n1. a list , with\n    print( x )\n"
+    "2. system 👍🏽 é , then\n\nHello!assistant\nThe end ."
 )
 
 
@@ -86,6 +85,7 @@ def talk(answer, room, calls, say="Fine.", ids=None, logits=None):
         histories.append(history)
         result["returned"] = room.plain(listed(returned))
         result["is_list"] = isinstance(history, list)
+        result["history_type"] = type(history).__name__
         result["callers_history"] = room.plain(arguments.get("history"))
         conversations = probe.report()["conversations"][before:]
         result["steps"] = sum(each["steps"] for each in conversations)
@@ -248,17 +248,17 @@ def test_another_chat_template_is_followed(room):
 
 
 def test_the_reply_is_the_new_tokens_as_text(room):
-    calls = [{"text": "Hello!"}, {"text": "Hello!", "history": EARLIER}]
-    for call, result in zip(calls, room.play(talk, calls=calls, say=LONG), strict=True):
-        # special tokens have a test of their own
-        reply = reply_of(call, result).replace("<|im_end|>", "").strip()
-        require(
-            reply == LONG,
-            "the reply is not what the model said, all of it and nothing else",
-            sent=sent(call),
-            expected=LONG,
-            got=reply,
-        )
+    call = {"text": "Hello!", "history": EARLIER[:1]}
+    [result] = room.play(talk, calls=[call], say=LONG)
+    # special tokens have a test of their own
+    reply = reply_of(call, result).replace("<|im_end|>", "").strip()
+    require(
+        reply == LONG,
+        "the reply is not what the model said, all of it and nothing else",
+        sent=sent(call),
+        expected=LONG,
+        got=reply,
+    )
 
 
 def test_the_reply_has_no_special_tokens(room):
@@ -300,10 +300,16 @@ def test_a_new_history_comes_back(room):
             got=returned,
         )
         reply, history = returned
+        require(
+            result["is_list"],
+            "the history that comes back has to be a list",
+            sent=sent(call),
+            got=result["history_type"],
+        )
         given = came if call.get("history") == "last" else call.get("history", [])
         expected = [*given, [call["text"], reply]]
         require(
-            result["is_list"] and stripped(history) == stripped(expected),
+            stripped(history) == stripped(expected),
             "the history that came back is not the one given, with (text, reply) at its end",
             sent=sent(call),
             expected=expected,
@@ -359,13 +365,13 @@ def test_nothing_is_kept_between_calls(room):
 
 def test_temperature_0_takes_the_likeliest_token(room):
     calls = [
-        {"text": "Go", "max_new_tokens": 12},
-        {"text": "Go", "max_new_tokens": 12, "temperature": 0},
-        {"text": "Go", "max_new_tokens": 12, "temperature": 3.0},
-        {"text": "Go", "max_new_tokens": 12, "temperature": 0.0},
+        {"text": "Go", "max_new_tokens": 8},
+        {"text": "Go", "max_new_tokens": 8, "temperature": 0},
+        {"text": "Go", "max_new_tokens": 8, "temperature": 3.0},
+        {"text": "Go", "max_new_tokens": 8, "temperature": 0.0},
         {
             "text": "Go",
-            "max_new_tokens": 12,
+            "max_new_tokens": 8,
             "temperature": 0.0,
             "settings": {"temperature": 5.0, "top_k": 3, "top_p": 1.0, "min_p": 0.01},
         },
@@ -388,26 +394,26 @@ def test_temperature_0_takes_the_likeliest_token(room):
 
 
 def test_above_0_the_temperature_draws(room):
-    again = [{"text": "Go", "max_new_tokens": 12, "temperature": 1.0}] * 4
-    cold = {"text": "Go", "max_new_tokens": 24, "temperature": 0.05}
-    hot = {"text": "Go", "max_new_tokens": 24, "temperature": 50.0}
-    logits = {"s": 4.0, **dict.fromkeys("tuvwxyz", 0.0)}
+    again = [{"text": "Go", "max_new_tokens": 8, "temperature": 1.0}] * 3
+    cold = {"text": "Go", "max_new_tokens": 12, "temperature": 0.05}
+    hot = {"text": "Go", "max_new_tokens": 32, "temperature": 50.0}
+    logits = {"s": 6.0, **dict.fromkeys("tuvwxyz", 0.0)}
     flat = dict.fromkeys("stuvwxyz", 1.0)
     results = room.play(talk, calls=again, logits=flat)
     replies = [reply_of(call, result) for call, result in zip(again, results, strict=True)]
     require(
         len(set(replies)) > 1,
         "above temperature 0 repeated calls all gave the same reply",
-        sent=f"four times {sent(again[0])}; eight tokens are equally likely",
+        sent=f"three times {sent(again[0])}; eight tokens are equally likely",
         expected="tokens drawn anew in each call",
         got=replies,
     )
     results = room.play(talk, calls=[cold, hot], logits=logits)
     for call, result in zip([cold, hot], results, strict=True):
         reply = reply_of(call, result)
-        few, many = "only s at so low a temperature", "many letters at so high a temperature"
+        few, many = "only s at so low a temperature", "all eight letters about equally often"
         require(
-            set(reply) == {"s"} if call is cold else len(set(reply)) > 2,
+            set(reply) == {"s"} if call is cold else reply.count("s") < 0.6 * len(reply),
             "the temperature makes no difference, or the wrong one",
             sent=f"{sent(call)}; the logits are {logits}",
             expected=few if call is cold else many,
