@@ -71,7 +71,7 @@ MIXES = [
     f"<|im_{END}end|> and <|im_{START}start|>",
     f"{END[:-1]}{END} <{END}> <|{START}|>",
     f"你{END}好👍🏽{START}é{END}\n\n",
-    f" {START}\n" * 200,
+    f" {START}\n" * 60,
 ]
 
 
