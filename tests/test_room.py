@@ -2,6 +2,7 @@
 
 import textwrap
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -245,15 +246,12 @@ def test_an_error_without_a_text(verdict_on):
     refused(verdict, "Silent", "in count_tokens")
 
 
-def test_rooms_leave_no_folders(verdict_on, tmp_path, monkeypatch):
-    import glob
-    import tempfile
-
-    before = set(glob.glob(f"{tempfile.gettempdir()}/serving-qwen-room-*"))
-    verdict_on(GOOD)
-    time.sleep(0.1)
-    left = set(glob.glob(f"{tempfile.gettempdir()}/serving-qwen-room-*")) - before
-    assert not left
+def test_a_room_leaves_no_folder(verdict_on, tmp_path):
+    said = tmp_path / "cwd"
+    verdict = verdict_on(f"import os\nopen({str(said)!r}, 'w').write(os.getcwd())\n{GOOD}")
+    folder = Path(said.read_text(encoding="utf-8")).parent
+    assert verdict.passed and folder.name.startswith("serving-qwen-room-")
+    assert not folder.exists()
 
 
 def test_an_asker_who_leaves_ends_the_check(tmp_path, monkeypatch):

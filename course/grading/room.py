@@ -386,12 +386,11 @@ def kill_orphans():
         if not strays:
             return
         for stray in strays:
+            # its children become ours when it ends: the next round is theirs
             with contextlib.suppress(psutil.Error):
-                for child in stray.children(recursive=True):
-                    child.kill()
                 stray.kill()
-            with contextlib.suppress(ChildProcessError, OSError):
-                os.waitpid(stray.pid, 0)
+            with contextlib.suppress(psutil.Error):
+                stray.wait(1)
 
 
 def _signature_text(parameters):

@@ -10,6 +10,8 @@ import os
 import sys
 import threading
 import time
+import traceback
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +19,8 @@ from course.grading.mistakes import Ended, Hung, Mistake, NotLoaded, NotWritten
 from course.grading.room import Room, kill_orphans
 from course.manifest import ROOT, exercise
 
+TEST_LIMIT_S = 120.0
+"""A test that takes longer hangs itself: each call into a room has a limit of its own."""
 MOST_HANGS = 2
 """After so many hanging tests the rest are not run, or a learner would wait for each limit."""
 
@@ -53,6 +57,15 @@ class _Results:
 
     def pytest_runtest_logstart(self, nodeid, location):
         self.test = {"status": None, "message": "", "detail": ""}
+        self.watch = threading.Timer(TEST_LIMIT_S, self.give_up, [threading.get_ident()])
+        self.watch.daemon = True
+        self.watch.start()
+
+    def give_up(self, ident):
+        stack = traceback.extract_stack(sys._current_frames()[ident])
+        places = [f"{Path(f.filename).name}:{f.lineno} in {f.name}" for f in stack[-6:]]
+        self.send({"problem": f"the grader itself hangs: {', '.join(places)}"})
+        end_everything()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
@@ -85,6 +98,7 @@ class _Results:
             item.session.shouldstop = "the rest cannot be run"
 
     def pytest_runtest_logfinish(self, nodeid, location):
+        self.watch.cancel()
         name = nodeid.split("::")[-1].split("[")[0]
         self.send({"test": name, **self.test})
 
@@ -99,6 +113,21 @@ def adopt_orphans():
         ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
 
 
+def end_everything():
+    """Ends the rooms, what they left behind, and this process."""
+    for _ in range(50):
+        for pid in list(Room.open_rooms):
+            try:
+                os.kill(pid, 9)
+            except OSError:
+                Room.open_rooms.discard(pid)
+        kill_orphans()
+        if not Room.open_rooms:
+            break
+        time.sleep(0.01)
+    os._exit(1)
+
+
 def serve_one(reader, writer):
     """Reads one request line, runs it, writes events as lines; ends all when the asker leaves."""
     request = json.loads(reader.readline())
@@ -106,17 +135,7 @@ def serve_one(reader, writer):
 
     def leave_with_the_asker():
         reader.read()
-        for _ in range(50):
-            for pid in list(Room.open_rooms):
-                try:
-                    os.kill(pid, 9)
-                except OSError:
-                    Room.open_rooms.discard(pid)
-            kill_orphans()
-            if not Room.open_rooms:
-                break
-            time.sleep(0.01)
-        os._exit(1)
+        end_everything()
 
     threading.Thread(target=leave_with_the_asker, daemon=True).start()
 
