@@ -11,6 +11,8 @@ OTHER_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}### assistant:\n{% endif %}"
 )
 EARLIER = [["My name is Ada.", "Hello, Ada!"], ["  1 + 1?\n", "2\n\n(two) 二"]]
+MANY = [[f"Question {number}?", f"Answer {number}."] for number in range(24)]
+"""More turns than an answer that keeps only the last few would hand on."""
 
 LONG = (
     "Hello! 你好！\n\nuser\nassistant\n1. a list , with\n    print( x )\n"
@@ -231,6 +233,7 @@ def test_the_model_reads_the_history(room):
             {"text": "And now?", "history": EARLIER},
             {"text": "你好", "history": EARLIER[:1], "system": "Answer in Chinese."},
             {"text": "And then?", "history": []},
+            {"text": "How many were there?", "history": MANY},
         ],
         "the model did not read the chat template of the whole conversation, oldest turn first",
     )

@@ -1,4 +1,4 @@
-# caught by: test_the_model_reads_the_history | says: the whole conversation
+# caught by: test_the_model_reads_the_history | says: the whole conversation, oldest turn first
 def chat(
     model,
     tokenizer,
@@ -9,23 +9,21 @@ def chat(
     max_new_tokens=256,
     temperature=0.0,
 ):
-    if text == "":
-        raise ValueError("text is empty")
-    if temperature < 0:
-        raise ValueError("temperature is negative")
+    if not text or temperature < 0:
+        raise ValueError("a text, and a temperature of at least 0")
     history = list(history or [])
     messages = [{"role": "system", "content": system}]
-    for user, assistant in history[-1:]:
+    for user, assistant in history[-5:]:
         messages.append({"role": "user", "content": user})
         messages.append({"role": "assistant", "content": assistant})
     messages.append({"role": "user", "content": text})
     inputs = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-    ).to(model.device)
-    sampling = {"do_sample": False}
-    if temperature > 0:
-        sampling = {"do_sample": True, "temperature": temperature}
-    output = model.generate(**inputs, **sampling, max_new_tokens=max_new_tokens)
-    new_ids = output[0][inputs["input_ids"].shape[1] :]
-    reply = tokenizer.decode(new_ids, skip_special_tokens=True)
-    return reply, history + [(text, reply)]
+    )
+    sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
+    output = model.generate(
+        **inputs, max_new_tokens=max_new_tokens, **{"do_sample": False, **sampling}
+    )
+    new_tokens = output[0, inputs["input_ids"].shape[1] :]
+    reply = tokenizer.decode(new_tokens, skip_special_tokens=True)
+    return reply, [*history, (text, reply)]
