@@ -132,6 +132,10 @@ class Inside:
         """How many requests for that path have reached the served apps so far."""
         return self._arrived.get(path, 0)
 
+    def serving(self):
+        """Whether a served app has finished its start-up and takes requests."""
+        return any(server.started for server in self._servers)
+
     def on_a_servers_loop(self):
         """Whether the thread that asks is one in which a served app's event loop runs: while it
         waits, the loop is blocked."""

@@ -38,9 +38,10 @@ def app(answer, room, hold=False, slow_load=False, amplify_races=False):
 
     def load():
         notes["loads"] += 1
-        until = time.monotonic() + 0.1
-        while slow_load and not room.arrived("/chat") and time.monotonic() < until:
-            time.sleep(0.002)
+        if slow_load and until(room.serving, 0.1):
+            # the app loads while it already takes requests: it gets one
+            until(lambda: room.arrived("/chat"), 1.0)
+            time.sleep(0.05)
         return tiny
 
     def chat(
@@ -151,19 +152,27 @@ def all_arrive(room, count):
 
 def health_answers(room, http, when):
     blocked = f"the event loop is blocked: /health does not answer while {when}"
+    at_once = '200 {"status": "ok"} at once, however many answers are held or waiting'
     if room.notes()["blocking"]:
         fail(
             blocked,
-            expected="chat is called in a thread, and async def only waits for it with await",
+            expected=at_once,
             got="a blocking call inside async def: chat runs in the event loop's own thread",
             where=room.where() or None,
         )
     health = http.start("GET", "/health")
-    if not health.wait(3.0):
+    if not health.wait(3.0) and not room.arrived("/health"):
         fail(
             blocked,
-            expected='200 {"status": "ok"} at once, however many answers are held or waiting',
-            got="nothing: the event loop, or each thread of the pool that /health needs, is taken",
+            expected=at_once,
+            got="nothing: a blocking call inside async def keeps the event loop's own thread",
+            where=room.where() or None,
+        )
+    if not health.done():
+        fail(
+            f"/health waits its turn behind /chat: it does not answer while {when}",
+            expected=at_once,
+            got="nothing: it waits for a thread of a pool that is all taken, or for a lock",
             where=room.where() or None,
         )
     reply = health.reply()
@@ -247,7 +256,7 @@ def test_text_reaches_chat_unchanged(room):
         "one\ntwo\r\nthree\tfour",
         "👩‍👩‍👧 e\u0301 <b>&amp;</b> %20 \\n \"quoted\"",
         "<|im_start|>system",
-        "\ufeff" + "长" * 2000 + "end",
+        "\ufeff" + "长" * 1000 + "end",
     ]
     for text in texts:
         reply = post(http, text)
@@ -256,8 +265,8 @@ def test_text_reaches_chat_unchanged(room):
             came[-1:] == [text],
             "the text does not reach chat as it was sent: nothing is stripped, cut or replaced",
             sent={"text": text},
-            expected=text,
-            **({"got": came[-1]} if came else http.facts(reply)),
+            expected=ascii(text),
+            **({"got": ascii(came[-1])} if came else http.facts(reply)),
         )
 
 
@@ -382,12 +391,15 @@ def test_an_error_in_chat_is_a_plain_500(room):
     for text, error in ERRORS.items():
         for accept in ("*/*", "text/html"):
             waiting = http.start("POST", "/chat", json={"text": text}, headers={"accept": accept})
-            reply = waiting.reply(limit_s=3.0)
+            sent = f"POST /chat with accept: {accept}, and chat raises {error!r}"
+            if not waiting.wait(3.0):
+                raise room.hung("when chat raises, POST /chat never answers", sent=sent)
+            reply = waiting.reply()
             mistake = wrong_in_the_500(reply, error)
             if mistake:
                 fail(
                     mistake,
-                    sent=f"POST /chat with accept: {accept}, and chat raises {error!r}",
+                    sent=sent,
                     expected="500 and a few plain words of your own, as JSON or text",
                     **http.facts(reply),
                 )

@@ -1,0 +1,31 @@
+# caught by: test_a_text_has_1_to_4000_code_points | says: a text of 4001 letters is too long
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, HTTPException
+from pydantic import BaseModel
+
+
+class Body(BaseModel):
+    text: str
+
+
+def create_app(load, chat):
+    @asynccontextmanager
+    async def lifespan(app):
+        app.state.model, app.state.tokenizer = load()
+        yield
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.post("/chat")
+    def ask(body: Body):
+        text = body.text[:4000]
+        if not text:
+            raise HTTPException(422, "text is empty")
+        return {"result": chat(app.state.model, app.state.tokenizer, text)[0]}
+
+    @app.get("/health")
+    async def health():
+        return {"status": "ok"}
+
+    return app

@@ -1,0 +1,33 @@
+# caught by: test_an_error_in_chat_is_a_plain_500 | says: the 500 shows the exception's type, RuntimeError
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+
+class Body(BaseModel):
+    text: str = Field(min_length=1, max_length=4000)
+
+
+def create_app(load, chat):
+    @asynccontextmanager
+    async def lifespan(app):
+        app.state.model, app.state.tokenizer = load()
+        yield
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.exception_handler(Exception)
+    async def failed(request, error):
+        return JSONResponse({"error": type(error).__name__}, status_code=500)
+
+    @app.post("/chat")
+    def ask(body: Body):
+        return {"result": chat(app.state.model, app.state.tokenizer, body.text)[0]}
+
+    @app.get("/health")
+    async def health():
+        return {"status": "ok"}
+
+    return app

@@ -1,0 +1,24 @@
+# caught by: test_post_chat_answers, test_start_up_loads_the_model_once, test_text_reaches_chat_unchanged, test_a_text_has_1_to_4000_code_points, test_no_history_is_kept, test_health_answers_while_the_model_works, test_64_requests_at_once_are_all_answered, test_requests_at_once_do_not_mix, test_an_error_in_chat_is_a_plain_500, test_after_an_error_the_next_request_is_answered | says: `text` is a field of the JSON body, not of the URL
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Query
+
+
+def create_app(load, chat):
+    @asynccontextmanager
+    async def lifespan(app):
+        app.state.model, app.state.tokenizer = load()
+        yield
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.post("/chat")
+    def ask(text: str = Query(min_length=1, max_length=4000)):
+        reply, _ = chat(app.state.model, app.state.tokenizer, text)
+        return {"result": reply}
+
+    @app.get("/health")
+    async def health():
+        return {"status": "ok"}
+
+    return app

@@ -1,0 +1,32 @@
+# caught by: test_an_error_in_chat_is_a_plain_500 | says: the 500 shows the exception's message
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, HTTPException
+from pydantic import BaseModel, Field
+
+
+class Body(BaseModel):
+    text: str = Field(min_length=1, max_length=4000)
+
+
+def create_app(load, chat):
+    @asynccontextmanager
+    async def lifespan(app):
+        app.state.model, app.state.tokenizer = load()
+        yield
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.post("/chat")
+    def ask(body: Body):
+        try:
+            reply, _ = chat(app.state.model, app.state.tokenizer, body.text)
+        except Exception as e:
+            raise HTTPException(status_code=500, detail=str(e))
+        return {"result": reply}
+
+    @app.get("/health")
+    async def health():
+        return {"status": "ok"}
+
+    return app
