@@ -24,7 +24,7 @@ lab: $(STAMP) ## set up if needed, then open JupyterLab on the first notebook
 	@$(PY) -m course.lab $(LAB_ARGS)
 
 test: $(STAMP) ## set up if needed, then run every test
-	@$(PY) -m pytest $(TEST_ARGS)
+	@$(PY) -m pytest -n 2 --dist worksteal $(TEST_ARGS)
 
 serve: $(STAMP) ## run your own server: make serve STAGE=1
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/course serve $(STAGE) $(SERVE_ARGS)

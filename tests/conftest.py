@@ -6,6 +6,9 @@ import pytest
 
 from course.doctor import find_chromium
 
+# the grader's own: test_walls runs them, through the grader, on the reference answers too
+collect_ignore_glob = ["stage*"]
+
 CHROMIUM_ARGS = [
     "--no-sandbox",
     "--disable-gpu",
