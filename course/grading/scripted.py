@@ -31,6 +31,11 @@ class Request:
     body: bytes
 
     @property
+    def path(self):
+        """The target without a query."""
+        return self.target.partition("?")[0]
+
+    @property
     def data(self):
         """The body as JSON; None where it is none."""
         try:
