@@ -28,15 +28,19 @@ def main() -> int:
         # a fork server of its own: the learner's stays as it is
         tempfile.tempdir = os.environ["TMPDIR"] = folder
         try:
-            console.print(_checks(runs, console))
+            with console.status("measuring, some minutes"):
+                checks = _checks(runs)
+                servers = _servers(runs)
         finally:
             if hasattr(os, "fork"):
                 forkserver.stop()
-    console.print(_servers(runs))
+    console.print(checks)
+    console.print()
+    console.print(servers)
     return 0
 
 
-def _checks(runs, console):
+def _checks(runs):
     table = Table("exercise", "", "cold", f"warm, median of {runs}", "slowest", box=None)
     cold, warm = [], []
     for each in exercises().values():
@@ -60,14 +64,14 @@ def _checked(exercise):
 
 
 def _servers(runs):
-    table = Table("server", "", "start to answer", "slowest", box=None)
+    table = Table("server", f"start to answer, median of {runs}", "slowest", box=None)
     for stage in LESSONS:
         times = []
         for _ in range(runs):
             start = time.perf_counter()
             with serve(stage, solution=True):
                 times.append(time.perf_counter() - start)
-        table.add_row(f"stage {stage}", f"median of {runs}", _s(statistics.median(times)), _s(max(times)))
+        table.add_row(f"stage {stage}", _s(statistics.median(times)), _s(max(times)))
     return table
 
 

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, url2pathname
 
 from course import lab
-from course.manifest import ROOT
+from course.manifest import ROOT, work_folder
 
 DISTRIBUTION = "serving-qwen"
 # a check keeps a copy of every version that was checked; a server's log may be long
@@ -207,8 +207,8 @@ def _loopback() -> Finding:
 
 
 def _disk() -> Finding:
-    work = ROOT / "work"
-    place = work if work.exists() else ROOT
+    work = work_folder()
+    place = next(each for each in (work, *work.parents) if each.exists())
     if not os.access(place, os.W_OK):
         return Finding(False, f"{place} cannot be written to", f'sudo chown -R "$USER" "{place}"')
     free = shutil.disk_usage(place).free

@@ -5,6 +5,7 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from course.manifest import ROOT
@@ -12,29 +13,40 @@ from course.manifest import ROOT
 FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
 KERNEL = "serving-qwen"
 KERNEL_TITLE = "Serving Qwen"
+# loaded as the kernel starts: exercise cells are kept from the first one on, also after a restart
+EXTENSION = ["--ext", "course.notebook"]
 
 
 def install_kernel() -> None:
     """Write the kernel spec into the environment that runs this, out of reach of any other."""
-    from ipykernel.kernelspec import install
+    from ipykernel.kernelspec import write_kernel_spec
+    from jupyter_client.kernelspec import KernelSpecManager
 
-    install(
-        kernel_name=KERNEL,
-        display_name=KERNEL_TITLE,
-        prefix=sys.prefix,
-        env={"OMP_NUM_THREADS": "1"},
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        spec = write_kernel_spec(
+            Path(folder) / KERNEL,
+            overrides={"display_name": KERNEL_TITLE, "env": {"OMP_NUM_THREADS": "1"}},
+            extra_arguments=EXTENSION,
+            # the debugger warns about frozen modules
+            python_arguments=["-Xfrozen_modules=off"],
+        )
+        KernelSpecManager().install_kernel_spec(spec, KERNEL, prefix=sys.prefix)
 
 
 def kernel_python() -> str | None:
     """The interpreter that the course's kernel would start, or None if there is no such kernel."""
+    command = _kernel_command()
+    return command[0] if command else None
+
+
+def _kernel_command() -> list[str]:
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
     try:
-        return KernelSpecManager().get_kernel_spec(KERNEL).argv[0]
+        return KernelSpecManager().get_kernel_spec(KERNEL).argv
     except NoSuchKernel:
-        return None
+        return []
 
 
 def is_this_interpreter(python: str | None) -> bool:
@@ -55,16 +67,19 @@ def can_show_a_browser() -> bool:
 
 
 def lab_arguments(extra: list[str]) -> list[str]:
-    """The arguments for JupyterLab; what is in `extra` comes last and so wins."""
+    """The arguments for JupyterLab; an option in `extra` takes the place of the course's own."""
     page = f"/lab/tree/{FIRST_NOTEBOOK}" if (ROOT / FIRST_NOTEBOOK).exists() else "/lab"
-    arguments = [
-        "--ip=127.0.0.1",
-        f"--ServerApp.root_dir={ROOT}",
-        f"--LabApp.default_url={page}",
-        "--log-level=WARN",
+    options = {
+        "--ip": "127.0.0.1",
+        "--log-level": "WARN",
+        "--ServerApp.root_dir": ROOT,
+        "--LabApp.default_url": page,
         # no pop-up that asks for a subscription before the first cell
-        f"--LabApp.app_settings_dir={ROOT / 'course' / 'jupyterlab'}",
-    ]
+        "--LabApp.app_settings_dir": ROOT / "course" / "jupyterlab",
+    }
+    # JupyterLab refuses an option that is given twice
+    given = {argument.partition("=")[0] for argument in extra}
+    arguments = [f"{name}={value}" for name, value in options.items() if name not in given]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         arguments.append("--allow-root")
     if not can_show_a_browser():
@@ -78,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
     if "--install-kernel" in arguments:
         install_kernel()
         return
-    if not is_this_interpreter(kernel_python()):
+    if not is_this_interpreter(kernel_python()) or EXTENSION[-1] not in _kernel_command():
         install_kernel()
 
     from jupyterlab.labapp import LabApp

@@ -6,6 +6,9 @@ keeps a cell that does not parse yet.
 """
 
 import html
+import os
+import sys
+import warnings
 
 from course import records, stubs
 from course.grading import Verdict
@@ -18,6 +21,8 @@ def watch(shell) -> None:
     if getattr(shell, "serving_qwen_is_watching", False):
         return
     shell.serving_qwen_is_watching = True
+    # tqdm would like a package for its progress bars that the course has no need of
+    warnings.filterwarnings("ignore", "IProgress not found")
     latest = {}
     for source in shell.user_ns.get("In", []):
         if isinstance(source, str) and stubs.exercise_of(source):
@@ -25,12 +30,18 @@ def watch(shell) -> None:
     for source in latest.values():
         _keep_cell(source)
     shell.events.register("pre_run_cell", lambda info: _keep_cell(info.raw_cell))
+    shell.set_custom_exc((NotImplementedError,), _show_not_implemented)
     _warm_up()
 
 
 def load_ipython_extension(shell) -> None:
-    """`%load_ext course.notebook`, or `--ext course.notebook` in a kernel's command."""
+    """`%load_ext course.notebook`, or `--ext course.notebook` in a kernel's command.
+
+    `check` and the like are then there from the start, also in a kernel that was restarted.
+    """
     watch(shell)
+    commands = (check, hint, solution, reset, progress)
+    shell.push({command.__name__: command for command in commands}, interactive=False)
 
 
 def check(id: str) -> Verdict:
@@ -115,6 +126,17 @@ def _friendly(call, *arguments):
         raise CourseError(str(error)) from None
 
 
+def _show_not_implemented(shell, etype, error, traceback, tb_offset=None):
+    id = str(error)
+    if id in exercises():
+        # the way through the stub says no more than this
+        error._render_traceback_ = lambda: [
+            f"NotImplementedError: {id} is not written yet."
+            f" Write and run the cell of exercise {id}, then run this one again."
+        ]
+    shell.showtraceback((etype, error, traceback), tb_offset=tb_offset)
+
+
 def _keep_cell(source):
     id = stubs.exercise_of(source)
     if id is None:
@@ -125,11 +147,20 @@ def _keep_cell(source):
     message = records.save_cell(id, source)
     if message:
         print(message)
+    _make_importable(exercise(id).work_file)
+
+
+def _make_importable(file):
+    # a later exercise's cell may import this one, and then as it is now
+    folder = str(file.parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    loaded = sys.modules.get(file.stem)
+    if loaded is not None and getattr(loaded, "__file__", None) == str(file):
+        del sys.modules[file.stem]
 
 
 def _warm_up():
-    import os
-
     if hasattr(os, "fork"):
         from course.grading import forkserver
 

@@ -100,6 +100,14 @@ def test_what_an_editor_wrote_is_kept_in_the_history(session):
     assert kept == ["written = 'in an editor'\n"]
 
 
+def test_a_cell_can_import_an_earlier_exercise_as_it_is_now(session):
+    changed = SOLVED + "\nversion = 2\n"
+    said = session(
+        "import course", SOLVED, "import count_tokens", changed, "from count_tokens import version"
+    )
+    assert said[-1] == "" and session.file.read_text(encoding="utf-8") == changed
+
+
 def test_an_unknown_exercise_is_said(session):
     assert "There is no exercise 7.7" in session("import course", "#| exercise 7.7\nx = 1")[1]
 

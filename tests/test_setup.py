@@ -252,10 +252,15 @@ def test_a_python_that_does_not_do_gets_one_clear_line(checkout, script, asked, 
 # JupyterLab
 
 
-def test_lab_opens_the_first_notebook_for_this_computer_alone(monkeypatch):
+def test_lab_opens_the_first_notebook_for_this_computer_alone():
     assert "--ip=127.0.0.1" in lab.lab_arguments([])
     assert f"--LabApp.default_url=/lab/tree/{lab.FIRST_NOTEBOOK}" in lab.lab_arguments([])
-    assert lab.lab_arguments(["--ip=0.0.0.0"])[-1] == "--ip=0.0.0.0"
+
+
+def test_an_option_for_lab_takes_the_place_of_the_course_s_own():
+    arguments = lab.lab_arguments(["--ip=0.0.0.0"])
+    # JupyterLab refuses an option that is given twice
+    assert [each for each in arguments if each.startswith("--ip")] == ["--ip=0.0.0.0"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems always have a browser")

@@ -12,8 +12,7 @@ import json
 import ssl
 import threading
 import time
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent import futures
 from dataclasses import dataclass
 
 import httpx
@@ -104,7 +103,7 @@ class Waiting:
 
     def __init__(self, http, method, path, request):
         self._http, self.what = http, f"{method} {path}"
-        self._future = Future()
+        self._future = futures.Future()
         threading.Thread(target=self._run, args=(method, path, request), daemon=True).start()
 
     def _run(self, method, path, request):
@@ -123,16 +122,20 @@ class Waiting:
         """Whether it was answered, or broke."""
         return self._future.done()
 
-    def reply(self, limit_s=None, mistake=None, **facts):
+    def wait(self, limit_s):
+        """Waits until it was answered or broke; whether it did within the limit."""
+        return bool(futures.wait([self._future], limit_s).done)
+
+    def reply(self, limit_s=None):
         """The Reply.
 
         Raises:
-            Hung: none within the limit; says `mistake`, or that there was no answer.
+            Hung: none within the limit.
             Ended: the connection broke, or the answer's process ended.
         """
         room = self._http.room
         try:
             with self._http.guarded(self.what):
                 return self._future.result(limit_s or room.limit_s)
-        except FutureTimeoutError:
-            raise room.hung(mistake or f"{self.what} got no answer", **facts) from None
+        except futures.TimeoutError:
+            raise room.hung(f"{self.what} got no answer") from None

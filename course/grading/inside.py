@@ -67,6 +67,9 @@ def _settle(connection, folder):
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     logging.lastResort = logging.StreamHandler(sys.stderr)
+    # pytest, from whose process this one was forked, keeps such errors to itself
+    threading.excepthook = threading.__excepthook__
+    sys.unraisablehook = sys.__unraisablehook__
     if hasattr(faulthandler, "register"):
         faulthandler.register(signal.SIGUSR1, file=hung, all_threads=True)
     for name in (signal.SIGINT, signal.SIGTERM):
@@ -99,6 +102,7 @@ class Inside:
         self._loops = weakref.WeakSet()
         self._arrived = {}
         self._servers = []
+        self._server_threads = set()
         self._remember_loops()
 
     # for scenes
@@ -120,6 +124,15 @@ class Inside:
     def event(self, name):
         """A threading.Event that the test sets with `room.set(name)`."""
         return self._events.setdefault(name, threading.Event())
+
+    def arrived(self, path):
+        """How many requests for that path have reached the served apps so far."""
+        return self._arrived.get(path, 0)
+
+    def on_a_servers_loop(self):
+        """Whether the thread that asks is one in which a served app's event loop runs: while it
+        waits, the loop is blocked."""
+        return threading.get_ident() in self._server_threads
 
     def solution(self, file):
         """The reference answer of that file, as a module: a part around the answer."""
@@ -170,7 +183,9 @@ class Inside:
         with self._sending:
             self._connection.send_bytes(message)
 
-    def _op_load(self, needs):
+    def _op_load(self, needs, parts):
+        # what the answer imports of other exercises is the reference's: each is graded alone
+        sys.path.append(parts)
         self.answer = load_module(self.answer_file)
         for name, parameters in needs.items():
             found = getattr(self.answer, name, None)
@@ -209,13 +224,10 @@ class Inside:
         number = len(self._servers)
         self._servers.append(server)
 
-        async def serve():
-            self._loops.append(asyncio.get_running_loop())
-            await server.serve(sockets=[bound])
-
         def run():
+            self._server_threads.add(threading.get_ident())
             try:
-                asyncio.run(serve())
+                asyncio.run(server.serve(sockets=[bound]))
             except BaseException:  # noqa: BLE001 - sys.exit() in a handler comes out here
                 traceback.print_exc()
             finally:
@@ -251,7 +263,7 @@ class Inside:
         return plain(self.notes)
 
     def _op_arrived(self, path):
-        return self._arrived.get(path, 0)
+        return self.arrived(path)
 
     # where things are
 

@@ -86,7 +86,8 @@ class Room:
             )
         needs = needs_of(self.exercise.solution_file)
         try:
-            found = self._ask("load", {"needs": needs}, "importing the file")
+            parts = str(self.exercise.solution_file.parent)
+            found = self._ask("load", {"needs": needs, "parts": parts}, "importing the file")
         except Raised as raised:
             raise self._not_loaded(raised) from None
         if found.get("missing"):

@@ -33,7 +33,7 @@ def load_parts(wanted, *, solution=False):
         except NotReady as problem:
             problems.append(str(problem))
     if problems:
-        first = next(iter(line.split()[0] for line in problems))
+        first = problems[0].split()[0]
         raise NotReady(
             "\n".join(problems)
             + f"\nWhat you can do: work on it and check it (course check {first}),"
@@ -53,6 +53,8 @@ def _load(id, name, path):
     if _is_stub(tree, name):
         raise NotReady(f"{id} is not written yet: `{name}` in {file} is still the stub")
 
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # an exercise may import an earlier one
     module_name = f"{path.parent.parent.name}.{path.parent.name}.{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     module = importlib.util.module_from_spec(spec)
@@ -61,7 +63,8 @@ def _load(id, name, path):
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         place = f"{file}, line {lines[-1]}" if lines else file
         reason = traceback.format_exception_only(error)[-1].strip()
         raise NotReady(f"{id} cannot be imported: {place}: {reason}") from None

@@ -226,6 +226,8 @@ def _bind(host, port):
     Raises:
         ServeError: the port is taken, or there is no such host or port.
     """
+    if not 0 <= port <= 65_535:
+        raise ServeError(f"There is no port {port}. Ports go from 1 to 65535; 0 finds a free one.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -238,8 +240,8 @@ def _bind(host, port):
         if os.name == "posix":
             # at once, so that a second server on this port is refused before its start
             listener.listen(128)
-    except (OSError, OverflowError) as error:
-        if getattr(error, "errno", None) == errno.EADDRINUSE:
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
             raise ServeError(
                 f"Port {port} is taken. Stop the program that uses it, or choose another port; "
                 "0 finds a free one."

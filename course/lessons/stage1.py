@@ -28,7 +28,7 @@ def build(*, solution: bool = False, model: str | None = None) -> FastAPI:
     path = model_path(model)
     app = create_app(lambda: load_chat_model(path), chat)
     if not isinstance(app, FastAPI):
-        raise NotReady(f"1.3 is not done yet: `create_app` returned {app!r} instead of a FastAPI app")
+        raise NotReady(f"1.3 is not done yet: `create_app` returned {app!r}, not a FastAPI app")
 
     @app.get("/", include_in_schema=False)
     async def page():
