@@ -7,6 +7,7 @@ COURSE_LIMIT_S replaces the exercises' own limits: raise it on a machine that is
 import dataclasses
 import os
 import re
+import warnings
 
 import pytest
 
@@ -35,6 +36,23 @@ def another_room(request):
     yield make
     for room in rooms:
         room.close()
+
+
+@pytest.fixture
+def not_tested(record_property):
+    """Says what this machine lacks for a test. The verdict shows it, and no learner loses a point.
+
+    Under CI=true it fails: there, everything is tested.
+    """
+
+    def not_tested(lack):
+        said = f"NOT TESTED: {lack}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(said, pytrace=False)
+        record_property("note", said)
+        warnings.warn(said, stacklevel=2)
+
+    return not_tested
 
 
 def new_room(request):

@@ -218,14 +218,16 @@ def _import_all():
 
     import fastapi.testclient  # noqa: F401
     import httpx
-    import limits  # noqa: F401
-    import slowapi  # noqa: F401
+    import limits.aio.storage  # noqa: F401
+    import limits.aio.strategies  # noqa: F401
+    import redis.asyncio  # noqa: F401
+    import slowapi.middleware  # noqa: F401
     import transformers
     import uvicorn.lifespan.on  # noqa: F401
     import uvicorn.protocols.http.auto  # noqa: F401
     import uvicorn.protocols.websockets.auto  # noqa: F401
 
-    from course.grading import http, reference, runner, scripted  # noqa: F401
+    from course.grading import handler, http, reference, runner, scripted, sse  # noqa: F401
 
     httpx.Client(verify=False).close()  # the first one imports the certificates
 

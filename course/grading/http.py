@@ -82,20 +82,26 @@ class Http:
 
     def facts(self, reply):
         """`got` and `where` for an unexpected reply: itself, and for a 500 what the log says."""
-        got, where = str(reply), None
-        if reply.status >= 500:
-            error, where = self._logged()
-            got += f" (in the server's log: {error})" if error else ""
-        return {"got": got, "where": where}
+        return facts(self.room, reply)
 
-    def _logged(self):
-        # the reply leaves before the traceback is logged
-        until = time.monotonic() + 0.5
-        while True:
-            error, where = self.room.last_error()
-            if error or time.monotonic() > until:
-                return error, where
-            time.sleep(0.01)
+
+def facts(room, reply):
+    """`got` and `where` for an unexpected reply: itself, and for a 500 what the log says."""
+    got, where = str(reply), None
+    if reply.status >= 500:
+        error, where = _logged(room)
+        got += f" (in the server's log: {error})" if error else ""
+    return {"got": got, "where": where}
+
+
+def _logged(room):
+    # the reply leaves before the traceback is logged
+    until = time.monotonic() + 0.5
+    while True:
+        error, where = room.last_error()
+        if error or time.monotonic() > until:
+            return error, where
+        time.sleep(0.01)
 
 
 class Waiting:

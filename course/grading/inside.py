@@ -218,7 +218,13 @@ class Inside:
         bound = socket.socket()
         bound.bind(("127.0.0.1", 0))
         config = uvicorn.Config(
-            self._count_arrivals(app), loop="asyncio", lifespan="on", log_level="info", access_log=False
+            self._count_arrivals(app),
+            loop="asyncio",
+            lifespan="on",
+            log_level="info",
+            access_log=False,
+            # uvicorn would take a client on this machine for a proxy, and believe its X-Forwarded-For
+            proxy_headers=False,
         )
         server = uvicorn.Server(config)
         number = len(self._servers)
@@ -264,6 +270,28 @@ class Inside:
 
     def _op_arrived(self, path):
         return self.arrived(path)
+
+    def _op_connected(self, port):
+        return any(
+            connection.client is not None and connection.client[1] == port
+            for server in self._servers
+            for connection in list(server.server_state.connections)
+        )
+
+    def _op_turns(self, count):
+        for loop in list(self._loops):
+            if not loop.is_running():
+                continue
+            done = threading.Event()
+
+            def turn(left, loop=loop, done=done):
+                if left:
+                    loop.call_soon(turn, left - 1)
+                else:
+                    done.set()
+
+            loop.call_soon_threadsafe(turn, count)
+            done.wait()
 
     # where things are
 

@@ -156,6 +156,15 @@ class Room:
         """How many requests for that path have reached the served apps so far."""
         return self._ask("arrived", {"path": path})
 
+    def connected(self, port):
+        """Whether a client's connection from that port is open as far as the served apps know."""
+        return self._ask("connected", {"port": port})
+
+    def turns(self, count=50):
+        """Waits until each event loop in the room has gone round so often: what it has been told
+        before (that a client left, say) has then had its effect, without any clock."""
+        self._ask("turns", {"count": count}, "the event loop is blocked")
+
     def wait(self, holds, mistake, limit_s=None, **facts):
         """Waits until `holds()` is true.
 
