@@ -8,6 +8,7 @@ Not covered: an answer that copies the weights into a model of its own.
 """
 
 import asyncio
+import builtins
 import threading
 
 import torch
@@ -16,13 +17,15 @@ import torch
 class Conversation:
     """One sequence on its way through the model."""
 
-    def __init__(self, prompt_ids):
+    def __init__(self, prompt_ids, prompt):
         self.prompt_ids = list(prompt_ids)
+        self.prompt = prompt
         self.ids = list(prompt_ids)
         self.steps = 1
 
     def report(self):
         return {
+            "prompt": self.prompt,
             "prompt_ids": self.prompt_ids,
             "steps": self.steps,
             "new_ids": self.ids[len(self.prompt_ids) :],
@@ -54,9 +57,14 @@ class Probe:
         model.lm_head.register_forward_hook(self._choose)
 
     def hold(self, step=1):
-        """From now on each conversation waits before its step of that number (1 is the prefill)."""
+        """From now on each conversation waits before its step of that number (1 is the prefill).
+
+        One that is held before another step goes on, up to this one: `hold(5)` after `hold(4)` lets
+        a single step through.
+        """
         with self._changed:
             self._hold_before = step
+            self._changed.notify_all()
 
     def release(self):
         """Lets all held conversations go on, and holds no more."""
@@ -70,10 +78,10 @@ class Probe:
             self._ended = True
         self.release()
 
-    def fail(self, step, message="the model is broken"):
-        """Makes the step of that number raise RuntimeError(message) in each conversation."""
+    def fail(self, step, message="the model is broken", error="RuntimeError"):
+        """Makes the step of that number raise the built-in `error` in each conversation."""
         with self._changed:
-            self._fail_before = (step, message)
+            self._fail_before = (step, getattr(builtins, error), message)
 
     def mend(self):
         with self._changed:
@@ -113,13 +121,17 @@ class Probe:
             self._local.rows = rows
             self._steps += 1
             self._steps_in_a_loop += asyncio._get_running_loop() is not None
-            if any(row.steps == self._hold_before for row in rows):
+            if self._is_held(rows):
                 self._held += 1
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._hold_before is None)
+                self._changed.wait_for(lambda: not self._is_held(rows))
                 self._held -= 1
             if self._fail_before and any(row.steps == self._fail_before[0] for row in rows):
-                raise RuntimeError(self._fail_before[1])
+                _, error, message = self._fail_before
+                raise error(message)
+
+    def _is_held(self, rows):
+        return any(row.steps == self._hold_before for row in rows)
 
     def _rows(self, ids, past, mask):
         known = getattr(past, "_probe_rows", None) if past is not None else None
@@ -144,7 +156,7 @@ class Probe:
         return None
 
     def _started(self, row_ids):
-        row = Conversation(row_ids)
+        row = Conversation(row_ids, self.tokenizer.decode(row_ids))
         self._conversations.append(row)
         return row
 
@@ -173,7 +185,7 @@ class Probe:
         if self._ended:
             return self.eos_id
         for when, ids in self._sayings:
-            if not when or when in self.tokenizer.decode(row.prompt_ids):
+            if when in row.prompt:
                 said = len(row.ids) - len(row.prompt_ids)
                 return ids[said] if said < len(ids) else self.eos_id
         return None
