@@ -71,6 +71,11 @@ class Room:
 
     # what tests use
 
+    @property
+    def pid(self):
+        """The id of the room's process."""
+        return self._process.pid
+
     def load(self):
         """Loads the answer.
 
