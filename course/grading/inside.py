@@ -441,7 +441,10 @@ def _signature_problem(function, parameters):
     positional = [None] * sum(kind == "positional" for _, kind, _ in parameters)
     by_name = {name: None for name, kind, _ in parameters if kind == "keyword"}
     needed = [None] * sum(kind == "positional" and not default for _, kind, default in parameters)
-    for args, kwargs in ((needed, {}), (positional, by_name)):
+    needed_by_name = {
+        name: None for name, kind, default in parameters if kind == "keyword" and not default
+    }
+    for args, kwargs in ((needed, needed_by_name), (positional, by_name)):
         try:
             signature.bind(*args, **kwargs)
         except TypeError as error:
