@@ -1,9 +1,7 @@
 """A scripted server in step with the answer's clock, for answers that measure time.
 
     with Lockstep(room, scene, clients=2) as lockstep:    # the scene: clock = read_clock(clock_file)
-        first, second = lockstep.arrivals(2)
-        lockstep.step(0.5, {first: head(200), second: head(200)})
-        lockstep.step(0.25, {first: b"..."})
+        lockstep.perform({0.5: head(200), 1.0: b"..."}, {0.5: head(200), 0.75: CLOSE})
         result = lockstep.result()
 
 The test moves the clock, sends, and goes on when the room is at rest: when each of its threads
@@ -32,8 +30,9 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-from course.grading.scripted import read_request
+from course.grading.scripted import RESET, read_request
 
+CLOSE = "close"
 START = 1000.0
 """What the clock says at first."""
 
@@ -53,14 +52,21 @@ class Arrived:
         self.request = read_request(connection)
         """None if the client left before it was whole."""
 
+    def send(self, data):
+        with contextlib.suppress(OSError):
+            if data == CLOSE:
+                self.close()
+            elif data == RESET:
+                linger_for_0_s = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_for_0_s)
+                self.connection.close()
+            else:
+                self.connection.sendall(data)
+                _until_taken(self.connection)
+
     def close(self):
         with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
-        self.connection.close()
-
-    def reset(self):
-        """Breaks the connection, as a server that crashes does."""
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
 
 
@@ -115,18 +121,30 @@ class Lockstep:
     def step(self, seconds, sends=None):
         """Moves the clock, sends `{arrived: bytes}`, and waits until the room is at rest again.
 
-        For None instead of the bytes the connection is closed.
+        CLOSE instead of the bytes closes the connection, RESET breaks it as a crash does.
         """
         self.now += seconds
         self._memory[:8] = struct.pack("d", self.now)
         for arrived, data in (sends or {}).items():
-            if data is None:
-                arrived.close()
-                continue
-            with contextlib.suppress(OSError):
-                arrived.connection.sendall(data)
-                _until_taken(arrived.connection)
+            arrived.send(data)
         self.rest()
+
+    def perform(self, *scripts, patience_s=0.1):
+        """Answers one request with each script: {seconds after it has come: what is sent}.
+
+        Those that come at once are answered at once; where the answer sends one only after the
+        other, they are answered one after the other.
+        """
+        left = list(scripts)
+        while left and (batch := self.arrivals(len(left), patience_s)):
+            came, now = self.now, left[: len(batch)]
+            del left[: len(batch)]
+            for at in sorted({at for script in now for at in script}):
+                sends = zip(batch, now, strict=True)
+                self.step(
+                    came + at - self.now,
+                    {arrived: script[at] for arrived, script in sends if at in script},
+                )
 
     def rest(self):
         """Waits until the room is at rest.
