@@ -228,6 +228,7 @@ def _import_all():
     import uvicorn.protocols.websockets.auto  # noqa: F401
 
     from course.grading import handler, http, reference, runner, scripted, sse  # noqa: F401
+    from course.grading import websocket  # noqa: F401
 
     httpx.Client(verify=False).close()  # the first one imports the certificates
 

@@ -16,6 +16,7 @@ Its model is the kind that works on whether or not its pieces are read, until th
 """
 
 import asyncio
+import builtins
 import contextlib
 import threading
 import time
@@ -33,7 +34,8 @@ class ScriptedHandler:
         """Args:
             answers: {prompt: pieces}; the pieces for any other prompt are "re: " and the prompt.
             held: the prompts whose answers make no step that `let` has not allowed.
-            fails: {prompt: [how many pieces come first, the error's message]}.
+            fails: {prompt: [how many pieces come first, the error's message]}, and as a third the
+                name of a built-in error if it is to be another than RuntimeError.
         """
         self._answers, self._fails = answers or {}, fails or {}
         self._allowed = dict.fromkeys(held, 0)
@@ -84,13 +86,13 @@ class ScriptedHandler:
     def _work(self, prompt, talk, put):
         key = prompt if isinstance(prompt, str) else ""
         pieces = self._answers.get(key, ["re: ", key])
-        pieces_before, message = self._fails.get(key, (None, ""))
+        pieces_before, message, error, *_ = [*self._fails.get(key, [None, ""]), "RuntimeError"]
         for number in range(len(pieces) + 1):
             if not self._may_step(key, talk):
                 return
             talk["steps"] += 1
             if number == pieces_before:
-                put(RuntimeError(message))
+                put(getattr(builtins, error)(message))
                 return
             if number < len(pieces):
                 put(pieces[number])

@@ -23,8 +23,8 @@ def create_app(handler):
 
     and receives, for each prompt,
 
-        {"type": "token", "text": "你好"}                     for each piece
-        {"type": "done", "pieces": 2, "stopped": false}
+        {"type": "token", "text": "你好"}                     for each piece, as soon as it is there
+        {"type": "done", "pieces": 1, "stopped": false}
 
     The bounds are those of exercise 2.2. Many prompts can be sent on one connection; one that comes
     during an answer waits its turn. Connections do not wait for each other.
@@ -33,9 +33,10 @@ def create_app(handler):
     steps, `done` says "stopped": true and how many pieces were sent, and the connection lives on. It
     is ignored when nothing is running, and stops no one else and nothing later.
 
-    A frame that is none of this gets {"type": "error", "message": "..."}; the answer in progress and
-    the connection go on. When the model fails, the client gets such a frame too, and then the close
-    code 1011. When the client leaves, the model stops within three steps, and nothing is logged.
+    A frame that is none of this, or binary, gets {"type": "error", "message": "..."}; the answer in
+    progress and the connection go on. When the model fails, the client gets such a frame too, and
+    then the close code 1011. When the client leaves, the model stops within three steps, and no log
+    shows a traceback.
 
     Args:
         handler: as in exercise 2.2.
@@ -51,21 +52,16 @@ def create_app(handler):
 
     @app.websocket("/ws")
     async def chat(socket: WebSocket):
-        await socket.accept()
         conversation = _Conversation(socket, handler)
-        # two tasks: while one sends an answer, the other still hears "stop" and that the client left
-        tasks = {
-            asyncio.create_task(conversation.listen()),
-            asyncio.create_task(conversation.answer()),
-        }
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-                if isinstance(outcome, Exception) and not isinstance(outcome, WebSocketDisconnect):
-                    raise outcome
+            await socket.accept()
+            # two tasks: while one sends an answer, the other hears "stop" and that the client left
+            async with asyncio.TaskGroup() as tasks:
+                answering = tasks.create_task(conversation.answer())
+                await conversation.listen()
+                answering.cancel()
+        except* WebSocketDisconnect:
+            pass  # one side has closed; there is nobody left to tell
 
     return app
 
@@ -74,78 +70,72 @@ class _Prompt(BaseModel):
     prompt: str = Field(min_length=1, max_length=4000)
     max_new_tokens: int = Field(128, ge=1, le=1024, strict=True)
     temperature: float = Field(0.0, ge=0, le=2, strict=True, allow_inf_nan=False)
-    _stopped: bool = False
 
 
 class _Conversation:
-    """One connection. The first of `line` is the prompt that is being answered."""
+    """One connection. The first in `line` is the prompt that is being answered."""
 
     def __init__(self, socket, handler):
         self.socket, self.handler = socket, handler
         self.line = deque()
-        self.more = asyncio.Event()
+        self.prompt_came = asyncio.Event()
+        self.stopped = False
 
     async def listen(self):
-        while True:
-            message = await self.socket.receive()
-            if message["type"] == "websocket.disconnect":
-                return
+        """Until the client has left."""
+        while (message := await self.socket.receive())["type"] != "websocket.disconnect":
             try:
-                frame = _read(message.get("text"))
+                self._take(message.get("text"))
             except ValueError as error:
                 await self._send(type="error", message=str(error))
-                continue
-            if frame == "stop":
-                if self.line:
-                    self.line[0]._stopped = True
-            elif len(self.line) > MOST_WAITING:
-                await self._send(type="error", message="too many prompts are waiting")
-            else:
-                self.line.append(frame)
-                self.more.set()
+
+    def _take(self, text):
+        frame = _read(text)
+        if frame == "stop":
+            # only what is in progress, nothing later
+            self.stopped = bool(self.line)
+        elif len(self.line) > MOST_WAITING:
+            raise ValueError("too many prompts are waiting: read some answers first")
+        else:
+            self.line.append(frame)
+            self.prompt_came.set()
 
     async def answer(self):
+        """One prompt after the other, until the model fails."""
         while True:
-            await self.more.wait()
-            while self.line:
-                try:
-                    await self._answer_one(self.line[0])
-                except _ModelFailed as failure:
-                    await self._send(type="error", message=str(failure))
-                    await self.socket.close(1011)
-                    return
-                self.line.popleft()
-            self.more.clear()
+            while not self.line:
+                self.prompt_came.clear()
+                await self.prompt_came.wait()
+            await self._answer(self.line[0])
+            self.line.popleft()
+            self.stopped = False
 
-    async def _answer_one(self, prompt):
-        sent = 0
+    async def _answer(self, prompt):
         pieces = self.handler.generate(
             prompt.prompt,
             stream=True,
             max_new_tokens=prompt.max_new_tokens,
             temperature=prompt.temperature,
         )
+        sent = 0
         try:
-            while not prompt._stopped:
-                try:
-                    piece = await anext(pieces, None)
-                except Exception as error:
-                    logger.warning("the model failed after %d pieces: %r", sent, error)
-                    raise _ModelFailed(error) from error
-                if piece is None or prompt._stopped:
-                    break
+            while (piece := await anext(pieces, None)) is not None and not self.stopped:
                 await self._send(type="token", text=piece)
                 sent += 1
+        except WebSocketDisconnect:
+            raise
+        except Exception as error:
+            logger.warning("the model failed after %d pieces: %r", sent, error)
+            await self._send(type="error", message=str(error) or "the model failed")
+            await self.socket.close(1011)
+            # also ends the task that listens
+            raise WebSocketDisconnect(1011) from error
         finally:
             await pieces.aclose()
-        await self._send(type="done", pieces=sent, stopped=prompt._stopped)
+        await self._send(type="done", pieces=sent, stopped=self.stopped)
 
     async def _send(self, **frame):
         await self.socket.send_text(json.dumps(frame, ensure_ascii=False))
-
-
-class _ModelFailed(Exception):
-    """Not the connection's fault. The message is the model's."""
 
 
 def _read(text):
