@@ -231,12 +231,42 @@ def _import_all():
     from course.grading import websocket  # noqa: F401
 
     httpx.Client(verify=False).close()  # the first one imports the certificates
+    _serve_one_event()
 
     # a progress bar starts a thread, and a process with threads should not fork
     transformers.utils.logging.disable_progress_bar()
     model, tokenizer = reference.tiny()
     ids = tokenizer("你好", return_tensors="pt")
     model.generate(**ids, max_new_tokens=2, do_sample=True)
+
+
+def _serve_one_event():
+    """One request to an app with a body and a stream: much of FastAPI is imported at the first."""
+    import asyncio
+
+    from fastapi import FastAPI
+    from fastapi.sse import EventSourceResponse
+    from pydantic import BaseModel, Field
+
+    class Body(BaseModel):
+        text: str = Field(min_length=1)
+
+    app = FastAPI()
+
+    @app.post("/", response_class=EventSourceResponse)
+    async def event(body: Body):
+        yield body
+
+    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b""}
+    scope |= {"asgi": {"spec_version": "2.4"}, "headers": [(b"content-type", b"application/json")]}
+
+    async def receive():
+        return {"type": "http.request", "body": b'{"text": "hi"}'}
+
+    async def send(message):
+        pass
+
+    asyncio.run(app(scope, receive, send))
 
 
 if __name__ == "__main__":
