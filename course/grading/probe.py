@@ -48,9 +48,10 @@ class Probe:
         self._held = 0
         self._steps_in_a_loop = 0
         self._hold_before = None
+        self._releases = 0
         self._fail_before = None
         self._sayings = []
-        self._logits = None
+        self._logits = []
         self._ended = False
         model.model.register_forward_pre_hook(self._before, with_kwargs=True)
         model.model.register_forward_hook(self._after, with_kwargs=True)
@@ -70,6 +71,7 @@ class Probe:
         """Lets all held conversations go on, and holds no more."""
         with self._changed:
             self._hold_before = None
+            self._releases += 1
             self._changed.notify_all()
 
     def end(self):
@@ -96,10 +98,11 @@ class Probe:
         with self._changed:
             self._sayings.insert(0, (when, list(ids)))
 
-    def logits(self, values):
-        """Makes the next token's logits the same at each step: `values` is {id: logit}, the rest -1e4."""
+    def logits(self, values, when=""):
+        """Makes the next token's logits the same at each step, where the prompt contains `when`:
+        `values` is {id: logit}, the rest -1e4."""
         with self._changed:
-            self._logits = {int(id): float(value) for id, value in values.items()}
+            self._logits.insert(0, (when, {int(id): float(each) for id, each in values.items()}))
 
     def report(self):
         """Steps in all, conversations held now, steps run inside an event loop's thread, and each conversation."""
@@ -124,7 +127,10 @@ class Probe:
             if self._is_held(rows):
                 self._held += 1
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: not self._is_held(rows))
+                releases = self._releases
+                self._changed.wait_for(
+                    lambda: self._releases > releases or not self._is_held(rows)
+                )
                 self._held -= 1
             if self._fail_before and any(row.steps == self._fail_before[0] for row in rows):
                 _, error, message = self._fail_before
@@ -169,23 +175,23 @@ class Probe:
     def _choose(self, head, args, logits):
         rows = getattr(self._local, "rows", None) or []
         with self._changed:
-            if self._logits is not None:
-                logits = torch.full_like(logits, -1e4)
-                for id, value in self._logits.items():
-                    logits[..., id] = value
-                return logits
             for index, row in enumerate(rows[: logits.shape[0]]):
-                id = self._next_id(row)
-                if id is not None:
+                values = self._next_logits(row)
+                if values:
                     logits[index, -1, :] = -1e4
-                    logits[index, -1, id] = 1e4
+                    for id, value in values.items():
+                        logits[index, -1, id] = value
         return logits
 
-    def _next_id(self, row):
+    def _next_logits(self, row):
+        """{id: logit}; None where the model says what it likes."""
         if self._ended:
-            return self.eos_id
+            return {self.eos_id: 1e4}
+        for when, values in self._logits:
+            if when in row.prompt:
+                return values
         for when, ids in self._sayings:
             if when in row.prompt:
                 said = len(row.ids) - len(row.prompt_ids)
-                return ids[said] if said < len(ids) else self.eos_id
+                return {ids[said] if said < len(ids) else self.eos_id: 1e4}
         return None

@@ -45,6 +45,8 @@ class Room:
         self.answer_file = Path(answer_file)
         self.limit_s = exercise.limit_s
         self.probe = _ProbeOutside(self)
+        self.spoiled = False
+        """Whether something in it has hung, or its process has ended."""
         self._folder = tempfile.mkdtemp(prefix="serving-qwen-room-")
         os.mkdir(os.path.join(self._folder, "cwd"))
         context = multiprocessing.get_context(METHOD)
@@ -184,6 +186,7 @@ class Room:
 
     def hung(self, mistake, **facts):
         """A Hung with the lines of the answer in which it runs or waits."""
+        self.spoiled = True
         where = self.where()
         if where:
             facts["where"] = where
@@ -340,6 +343,7 @@ class Room:
         return NotLoaded(said, where=error["where"], detail=error["traceback"])
 
     def _ended(self):
+        self.spoiled = True
         self._process.join(2)
         code = self._process.exitcode
         how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
