@@ -194,8 +194,7 @@ class Room:
 
     def broken(self, mistake, **facts):
         """An Ended for a connection that broke: the process's end if it ended, else `mistake`."""
-        self._process.join(0.5)
-        if not self._process.is_alive():
+        if self._ends_within(0.5):
             return self._ended()
         error, where = self.last_error()
         if error:
@@ -342,9 +341,19 @@ class Room:
             said = f"the file fails at import: {error['type']}: {error['message']}".rstrip(": ")
         return NotLoaded(said, where=error["where"], detail=error["traceback"])
 
+    def _ends_within(self, limit_s):
+        # not join(limit_s): that waits for ever, because the room has closed its end of the pipe by
+        # which join would see it live
+        until = time.monotonic() + limit_s
+        while self._process.is_alive():
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.01)
+        return True
+
     def _ended(self):
         self.spoiled = True
-        self._process.join(2)
+        self._ends_within(2.0)
         code = self._process.exitcode
         how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
         return Ended(

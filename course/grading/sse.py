@@ -121,7 +121,7 @@ class Stream:
         )
         try:
             self._connection.connect()
-        except ConnectionError:
+        except ConnectionRefusedError:
             raise room.broken(f"{self.what}: the server takes no connection any more") from None
         self._socket = self._connection.sock
         self.port = self._socket.getsockname()[1]
