@@ -20,6 +20,7 @@ import builtins
 import contextlib
 import threading
 import time
+import weakref
 
 
 def let(answer, room, prompt, steps):
@@ -41,8 +42,8 @@ class ScriptedHandler:
         self._allowed = dict.fromkeys(held, 0)
         self._changed = threading.Condition()
         self._room = room
-        self.readers = set()
-        """The tasks that have asked for pieces."""
+        self.readers = weakref.WeakSet()
+        """The tasks that have asked for pieces, as long as someone else keeps them."""
         self._talks = room.notes["talks"] = []
         room.handler = self
 

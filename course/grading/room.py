@@ -22,6 +22,7 @@ import threading
 import time
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import wait as wait_for
 from pathlib import Path
 
 import psutil
@@ -170,7 +171,10 @@ class Room:
     def turns(self, count=50):
         """Waits until each event loop in the room has gone round so often: what it has been told
         before (that a client left, say) has then had its effect, without any clock."""
-        self._ask("turns", {"count": count}, "the event loop is blocked")
+        future = self._send("turns", {"count": count})
+        if not wait_for([future], self.limit_s * 0.3).done:
+            raise self.hung("a blocking call inside async def: the event loop is blocked")
+        self._await(future, None)
 
     def wait(self, holds, mistake, limit_s=None, **facts):
         """Waits until `holds()` is true.

@@ -61,7 +61,9 @@ class Client:
         self.port = self._socket.getsockname()[1]
 
     def send(self, data):
-        """Sends one frame. Where the server has closed or reads no more, nothing happens."""
+        """Sends one frame; to a server that has closed, none."""
+        if self._protocol.state is not State.OPEN:
+            return
         if isinstance(data, bytes):
             self._protocol.send_binary(data)
         else:
@@ -94,8 +96,9 @@ class Client:
 
     def leave(self):
         """Sends a close frame and nothing after it."""
-        self._protocol.send_close(1000)
         with contextlib.suppress(OSError):
+            if self._protocol.state is State.OPEN:
+                self._protocol.send_close(1000)
             self._flush()
             self._socket.shutdown(socket.SHUT_WR)
 
