@@ -1,4 +1,4 @@
-"""Server-sent events from the answer's server, read one by one as they arrive.
+"""Server-sent events from the answer's server, read as they arrive.
 
     stream = Stream(room, base_url, {"prompt": "hi"})    # POST /chat_stream, read in the background
     stream.wait(lambda: len(stream.events) == 2)

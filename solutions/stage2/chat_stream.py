@@ -91,7 +91,8 @@ def create_app(handler):
                 piece = await anext(pieces, None)
         except Exception as error:
             logger.exception("the answer broke off after %d pieces", sent)
-            yield ServerSentEvent(event="error", data={"message": str(error)})
+            message = str(error) or type(error).__name__
+            yield ServerSentEvent(event="error", data={"message": message})
         else:
             yield ServerSentEvent(event="done", data={"pieces": sent})
 
