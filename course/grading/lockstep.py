@@ -1,6 +1,6 @@
 """A scripted server in step with the answer's clock, for answers that measure time.
 
-    with Lockstep(room, scene, clients=2) as lockstep:    # the scene: clock = read_clock(clock_file)
+    with Lockstep(room, scene, clients=2) as lockstep:  # the scene: clock = read_clock(clock_file)
         lockstep.perform({0.5: head(200), 1.0: b"..."}, {0.5: head(200), 0.75: CLOSE})
         result = lockstep.result()
 
@@ -93,6 +93,11 @@ class Lockstep:
         for each in self._arrived:
             each.close()
         self._listener.close()
+        # a scene that goes on although its server is gone is not to keep the next one waiting
+        until = time.monotonic() + 1.0
+        while not self._playing.done() and time.monotonic() < until:
+            time.sleep(0.002)
+        self.room.spoiled = self.room.spoiled or not self._playing.done()
         self._memory.close()
         with contextlib.suppress(OSError):  # Windows, while the room has it open
             os.unlink(self._file)
@@ -129,11 +134,11 @@ class Lockstep:
             arrived.send(data)
         self.rest()
 
-    def perform(self, *scripts, patience_s=0.1):
+    def perform(self, *scripts, patience_s=0.05):
         """Answers one request with each script: {seconds after it has come: what is sent}.
 
         Those that come at once are answered at once; where the answer sends one only after the
-        other, they are answered one after the other.
+        other, they are answered one after the other. Returns how many came.
         """
         left = list(scripts)
         while left and (batch := self.arrivals(len(left), patience_s)):
@@ -145,6 +150,7 @@ class Lockstep:
                     came + at - self.now,
                     {arrived: script[at] for arrived, script in sends if at in script},
                 )
+        return len(scripts) - len(left)
 
     def rest(self):
         """Waits until the room is at rest.

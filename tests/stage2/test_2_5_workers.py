@@ -8,6 +8,7 @@ Not covered: Windows, where a process cannot be sent SIGINT alone.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -31,6 +32,8 @@ HERE = Path(__file__).parent / "workers"
 CALLED_WITH = 2
 """Workers, where the test calls `main`; the script's number is 4."""
 START_LIMIT_S = 60.0
+LOOK_S = 0.2
+"""Looking at all processes takes a while itself."""
 IDLE_S = 2.0
 """When the answer's processes have done nothing for so long, nothing more is to come."""
 
@@ -117,6 +120,7 @@ class Program:
         until = time.monotonic() + START_LIMIT_S
         idle = _Idle(self.parent)
         pause = 0.1
+        next_look = time.monotonic() + LOOK_S
         while len(self.pids()) < self.workers and time.monotonic() < until:
             before = len(self.reports)
             asked = self.ask()
@@ -128,10 +132,14 @@ class Program:
             # a socket for each process shares connections out blindly: the next one may go
             # to a process that is free
             pause = min(1.0, pause * 2) if asked else pause
-            if not _runs(self.parent) or idle.since(IDLE_S):
+            if not _runs(self.parent):
                 break
-            if not asked:
-                self._find_port()
+            if time.monotonic() > next_look:
+                next_look = time.monotonic() + LOOK_S
+                if idle.since(IDLE_S):
+                    break
+                if not asked:
+                    self._find_port()
         self.listens = self._listening()
 
     def release(self):
@@ -148,7 +156,7 @@ class Program:
                     pass
 
     def interrupt(self):
-        """Sends SIGINT to the parent alone; returns the processes that still run after the limit."""
+        """Sends SIGINT to the parent alone; returns the processes that run on after the limit."""
         processes = [self.parent]
         for pid in self.pids():
             with contextlib.suppress(psutil.Error):
@@ -195,14 +203,12 @@ class _Idle:
 
     def __init__(self, parent):
         self._parent = parent
-        self._spent = self._next = 0.0
+        self._spent = 0.0
         self._since = time.monotonic()
 
     def since(self, seconds):
+        """Whether that has been so for `seconds`, as far as earlier calls have seen."""
         now = time.monotonic()
-        if now < self._next:
-            return False
-        self._next = now + 0.1
         spent, waits = 0.0, True
         for process in _family(self._parent):
             with contextlib.suppress(psutil.Error), process.oneshot():
@@ -281,13 +287,13 @@ def _ask_more(*programs):
     # no process should be free to take these; one that is still starting gets the time it needs
     until = time.monotonic() + 5.0
     idles = [_Idle(program.parent) for program in programs]
-    asked = 0
-    while not all([idle.since(0.2) for idle in idles]) and time.monotonic() < until:
-        if asked < 8:
-            asked += 1
+    for number in itertools.count():
+        if number < 8:
             for program in programs:
                 program.ask()
-        time.sleep(0.03)
+        time.sleep(0.05)
+        if number % 2 and all([idle.since(0.2) for idle in idles]) or time.monotonic() > until:
+            return
 
 
 def _require_serving(room, called):
@@ -297,7 +303,7 @@ def _require_serving(room, called):
     error, where = room.last_error()
     if "as an import string" in room.output():
         raise Ended(
-            "uvicorn starts workers only from an import string: each of them imports the app itself",
+            "uvicorn starts workers only from an import string: each one imports the app itself",
             sent=call,
             expected="the string `app` is handed to uvicorn as it is",
             got="an app object",
@@ -355,7 +361,7 @@ def test_as_many_processes_as_workers_answer(seen):
     )
     require(
         len(pids) >= CALLED_WITH or len(ports) == 1,
-        f"only {_processes(len(pids))} answers on port {called.port}: each listens on a port of its own",
+        f"only {_processes(len(pids))} answers there: each listens on a port of its own",
         **facts | {"got": f"listening on {', '.join(map(str, ports))}"},
     )
     require(
@@ -376,14 +382,14 @@ def test_each_process_builds_its_own_app(seen):
             pid, built_in = report["pid"], report["built_in"]
             require(
                 pid in built_in,
-                "an app that another process built answers: one model for all, made before the fork",
+                "the app that answers was built by another process: one model, made before the fork",
                 expected=f"process {pid} calls the factory itself",
                 got=f"it was called in process {built_in[-1]}",
             )
             alone = len(program.pids()) == program.workers
             require(
                 built_in.count(pid) == 1 or not alone,
-                f"each process builds the app {built_in.count(pid)} times: so many models in memory",
+                f"each process builds the app {built_in.count(pid)} times, and so loads as many models",
                 expected=f"process {pid} calls the factory once",
                 got=f"{built_in.count(pid)} times",
             )
