@@ -221,11 +221,12 @@ class Room:
         start = output.rfind("Traceback (most recent call last)")
         if start < 0:
             return None, None
-        lines = output[start:].splitlines()
+        # in a group of exceptions the lines begin with "  | "
+        lines = [re.sub(r"^ *\| ", "", line) for line in output[start:].splitlines()]
         where = None
         error = None
         for index, line in enumerate(lines):
-            found = re.match(r'\s+(?:\| +)?File "(.+)", line (\d+), in (.+)', line)
+            found = re.match(r'\s+File "(.+)", line (\d+), in (.+)', line)
             if found and found[1] == str(self.answer_file):
                 source = lines[index + 1].strip() if index + 1 < len(lines) else ""
                 where = f"line {found[2]}, in {found[3]}: {source}"

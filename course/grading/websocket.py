@@ -60,8 +60,11 @@ class Client:
             raise room.broken(f"a connection to {path} was refused: {status}")
         self.port = self._socket.getsockname()[1]
 
-    def send(self, data):
-        """Sends one frame; to a server that has closed, none."""
+    def send(self, data, later=False):
+        """Sends one frame; to a server that has closed, none.
+
+        `later` means together with what is sent next, so that both arrive at once.
+        """
         if self._protocol.state is not State.OPEN:
             return
         if isinstance(data, bytes):
@@ -69,8 +72,9 @@ class Client:
         else:
             text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
             self._protocol.send_text(text.encode())
-        with contextlib.suppress(OSError):
-            self._flush()
+        if not later:
+            with contextlib.suppress(OSError):
+                self._flush()
 
     def frame(self, limit_s=None):
         """The next frame, a JSON object; None if none came within the limit.
@@ -158,7 +162,4 @@ class Client:
         return self._events.pop(0)
 
     def _flush(self):
-        for data in self._protocol.data_to_send():
-            # an empty one says that nothing more is to be sent
-            if data:
-                self._socket.sendall(data)
+        self._socket.sendall(b"".join(self._protocol.data_to_send()))
