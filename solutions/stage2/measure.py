@@ -48,7 +48,8 @@ async def measure(url, *, clients, prompt, max_new_tokens, clock=time.perf_count
         Measurement: also where requests, or all of them, failed.
 
     Example:
-        >>> await measure("http://127.0.0.1:8000/chat_stream", clients=4, prompt="你好", max_new_tokens=64)
+        >>> url = "http://127.0.0.1:8000/chat_stream"
+        >>> await measure(url, clients=4, prompt="Tell me a story.", max_new_tokens=64)
         Measurement(clients=4, requests=4, errors=0, ttft_p50_s=0.31, ttft_p95_s=0.62, ...)
     """
     body = {"prompt": prompt, "max_new_tokens": max_new_tokens}

@@ -1,4 +1,4 @@
-# caught by: test_what_is_a_token_event | says: 
+# caught by: test_what_is_a_token_event | says: a request that went well is counted as an error
 import asyncio
 import math
 import time
