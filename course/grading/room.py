@@ -173,7 +173,9 @@ class Room:
         before (that a client left, say) has then had its effect, without any clock."""
         future = self._send("turns", {"count": count})
         if not wait_for([future], self.limit_s * 0.3).done:
-            raise self.hung("a blocking call inside async def: the event loop is blocked")
+            raise self.hung(
+                "the event loop is blocked: a blocking call inside async def, or a loop that never waits"
+            )
         self._await(future, None)
 
     def wait(self, holds, mistake, limit_s=None, **facts):

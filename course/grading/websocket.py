@@ -158,7 +158,8 @@ class Client:
                 for event in self._protocol.events_received()
                 if not isinstance(event, Frame) or event.opcode is not Opcode.CLOSE
             ]
-            self._flush()
+            with contextlib.suppress(OSError):
+                self._flush()
         return self._events.pop(0)
 
     def _flush(self):

@@ -135,7 +135,11 @@ class _Conversation:
         await self._send(type="done", pieces=sent, stopped=self.stopped)
 
     async def _send(self, **frame):
-        await self.socket.send_text(json.dumps(frame, ensure_ascii=False))
+        try:
+            await self.socket.send_text(json.dumps(frame, ensure_ascii=False))
+        except RuntimeError:
+            # what Starlette raises when the other task has already met with a WebSocketDisconnect
+            raise WebSocketDisconnect(1006) from None
 
 
 def _read(text):

@@ -111,6 +111,8 @@ def collect(answer, room):
 def connect(room, url):
     client = Client(room, url, "/ws")
     client.log_before = room.output()
+    # a client that is forgotten has left, and leaving is for the tests of it
+    room.clients = [*getattr(room, "clients", []), client]
     return client
 
 
@@ -827,6 +829,11 @@ def while_a_prompt_was_waiting(client, model, held):
     client.send({"prompt": "short"})
 
 
+def right_after_a_wrong_frame(client, model, held):
+    begin(client, model, held)
+    client.send("no JSON", later=True)
+
+
 def while_frames_were_being_sent(client, model, held):
     client.send({"prompt": "big"})
     next_frame(client, "a prompt was sent, and no frame came", sent={"prompt": "big"})
@@ -842,6 +849,7 @@ MOMENTS = [
     before_the_first_piece,
     in_mid_answer,
     while_a_prompt_was_waiting,
+    right_after_a_wrong_frame,
     while_frames_were_being_sent,
 ]
 

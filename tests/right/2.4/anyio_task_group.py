@@ -50,7 +50,7 @@ def create_app(handler):
         async def tell(frame):
             try:
                 await socket.send_json(frame)
-            except WebSocketDisconnect:
+            except (WebSocketDisconnect, RuntimeError):  # the latter, when it was tried before
                 group.cancel_scope.cancel()
 
         async def close(code):
