@@ -56,13 +56,12 @@ def _results(the_exercise: Exercise, results, problem):
     found = []
     for test in the_exercise.tests:
         reports = results.get(test.id, [])
-        worst = next((each for each in reports if each["status"] != "passed"), None)
-        status, message, detail = "passed", "", ""
-        if worst:
+        if reports:
+            worst = next((each for each in reports if each["status"] != "passed"), reports[0])
             status, message, detail = worst["status"], worst["message"], worst["detail"]
-        elif not reports:
+        else:
             earlier = any(each.status in ("failed", "timeout") for each in found)
-            status, message = "not_run", NOT_RUN if earlier else problem
+            status, message, detail = "not_run", NOT_RUN if earlier else problem, ""
         score = test.points if status == "passed" else 0
         found.append(
             TestResult(test.id, test.title, status, score, test.points, message, detail)

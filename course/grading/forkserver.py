@@ -187,32 +187,57 @@ def _import_all():
 
     import encodings.idna  # noqa: F401
 
-    import fastapi.testclient
+    import fastapi.testclient  # noqa: F401
     import httpx
-    import limits  # noqa: F401
-    import pydantic
-    import slowapi  # noqa: F401
+    import limits.aio.storage  # noqa: F401
+    import limits.aio.strategies  # noqa: F401
+    import redis.asyncio  # noqa: F401
+    import slowapi.middleware  # noqa: F401
     import transformers
     import uvicorn.lifespan.on  # noqa: F401
     import uvicorn.protocols.http.auto  # noqa: F401
     import uvicorn.protocols.websockets.auto  # noqa: F401
 
-    from course.grading import http, reference, runner, scripted  # noqa: F401
+    from course.grading import handler, http, reference, runner, scripted, sse  # noqa: F401
+    from course.grading import websocket  # noqa: F401
 
-    # the first of each imports more: certificates, half of pydantic
-    httpx.Client(verify=False).close()
-    body = pydantic.create_model("Body", text=(str, ...))
-
-    def route(body: body):
-        pass
-
-    fastapi.FastAPI().post("/")(route)
+    httpx.Client(verify=False).close()  # the first one imports the certificates
+    _serve_one_event()
 
     # a progress bar starts a thread, and a process with threads should not fork
     transformers.utils.logging.disable_progress_bar()
     model, tokenizer = reference.tiny()
     ids = tokenizer("你好", return_tensors="pt")
     model.generate(**ids, max_new_tokens=2, do_sample=True)
+
+
+def _serve_one_event():
+    """One request to an app with a body and a stream: much of FastAPI is imported at the first."""
+    import asyncio
+
+    from fastapi import FastAPI
+    from fastapi.sse import EventSourceResponse
+    from pydantic import BaseModel, Field
+
+    class Body(BaseModel):
+        text: str = Field(min_length=1)
+
+    app = FastAPI()
+
+    @app.post("/", response_class=EventSourceResponse)
+    async def event(body: Body):
+        yield body
+
+    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b""}
+    scope |= {"asgi": {"spec_version": "2.4"}, "headers": [(b"content-type", b"application/json")]}
+
+    async def receive():
+        return {"type": "http.request", "body": b'{"text": "hi"}'}
+
+    async def send(message):
+        pass
+
+    asyncio.run(app(scope, receive, send))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import faulthandler
 import functools
+import gc
 import importlib.util
 import inspect
 import json
@@ -24,6 +25,7 @@ import sys
 import threading
 import time
 import traceback
+import types
 import weakref
 from pathlib import Path
 
@@ -117,6 +119,14 @@ class Inside:
 
         model, tokenizer = reference.tiny()
         self._probe = Probe(model, tokenizer)
+        return model, tokenizer
+
+    @functools.cached_property
+    def tiny_without_layers(self):
+        """`tiny`, but its decoder computes nothing, so that a step takes a tenth of the time. For
+        tests in which the probe says what the model says."""
+        model, tokenizer = self.tiny
+        model.model.forward = functools.partial(_without_layers, model.config)
         return model, tokenizer
 
     @property
@@ -226,7 +236,13 @@ class Inside:
         bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         bound.bind(("127.0.0.1", 0))
         config = uvicorn.Config(
-            self._count_arrivals(app), loop="asyncio", lifespan="on", log_level="info", access_log=False
+            self._count_arrivals(app),
+            loop="asyncio",
+            lifespan="on",
+            log_level="info",
+            access_log=False,
+            # uvicorn would take a client on this machine for a proxy, and believe its X-Forwarded-For
+            proxy_headers=False,
         )
         server = uvicorn.Server(config)
         number = len(self._servers)
@@ -272,6 +288,28 @@ class Inside:
 
     def _op_arrived(self, path):
         return self.arrived(path)
+
+    def _op_connected(self, port):
+        return any(
+            connection.client is not None and connection.client[1] == port
+            for server in self._servers
+            for connection in list(server.server_state.connections)
+        )
+
+    def _op_turns(self, count):
+        for loop in list(self._loops):
+            if not loop.is_running():
+                continue
+            done = threading.Event()
+
+            def turn(left, loop=loop, done=done):
+                if left:
+                    loop.call_soon(turn, left - 1)
+                else:
+                    done.set()
+
+            loop.call_soon_threadsafe(turn, count)
+            done.wait()
 
     # where things are
 
@@ -321,6 +359,11 @@ class Inside:
                 chain = self._await_chain(task.get_coro())
                 if chain:
                     found.append(chain)
+        # a task's chain ends where it waits for an async generator: those follow by themselves
+        for thing in gc.get_objects():
+            if type(thing) is types.AsyncGeneratorType and thing.ag_await is not None:
+                if self._is_answer(thing.ag_code.co_filename):
+                    found.append(self._await_chain(thing))
         own = threading.get_ident()
         for ident, frame in sys._current_frames().items():
             if ident == own:
@@ -356,6 +399,31 @@ class Inside:
                 or getattr(waiting, "gi_yieldfrom", None)
             )
         return " -> ".join(links[:6]) if mine else None
+
+
+def _without_layers(
+    config, input_ids=None, past_key_values=None, inputs_embeds=None, use_cache=None, **_
+):
+    """A decoder's forward that computes nothing; the cache grows as it should."""
+    import torch
+    from transformers import DynamicCache
+    from transformers.modeling_outputs import BaseModelOutputWithPast
+
+    count, length = (inputs_embeds if input_ids is None else input_ids).shape[:2]
+    if use_cache is None:
+        use_cache = config.use_cache
+    if use_cache and past_key_values is None:
+        past_key_values = DynamicCache(config=config)
+    if past_key_values is not None:
+        heads = config.num_key_value_heads
+        size = config.hidden_size // config.num_attention_heads
+        nothing = torch.zeros(count, heads, length, size)
+        for layer in range(config.num_hidden_layers):
+            past_key_values.update(nothing, nothing, layer)
+    return BaseModelOutputWithPast(
+        last_hidden_state=torch.zeros(count, length, config.hidden_size),
+        past_key_values=past_key_values if use_cache else None,
+    )
 
 
 def _is_stub(error):
@@ -404,7 +472,10 @@ def _signature_problem(function, parameters):
     positional = [None] * sum(kind == "positional" for _, kind, _ in parameters)
     by_name = {name: None for name, kind, _ in parameters if kind == "keyword"}
     needed = [None] * sum(kind == "positional" and not default for _, kind, default in parameters)
-    for args, kwargs in ((needed, {}), (positional, by_name)):
+    needed_by_name = {
+        name: None for name, kind, default in parameters if kind == "keyword" and not default
+    }
+    for args, kwargs in ((needed, needed_by_name), (positional, by_name)):
         try:
             signature.bind(*args, **kwargs)
         except TypeError as error:

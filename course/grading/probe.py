@@ -8,6 +8,7 @@ Not covered: an answer that copies the weights into a model of its own.
 """
 
 import asyncio
+import builtins
 import threading
 
 import torch
@@ -16,13 +17,15 @@ import torch
 class Conversation:
     """One sequence on its way through the model."""
 
-    def __init__(self, prompt_ids):
+    def __init__(self, prompt_ids, prompt):
         self.prompt_ids = list(prompt_ids)
+        self.prompt = prompt
         self.ids = list(prompt_ids)
         self.steps = 1
 
     def report(self):
         return {
+            "prompt": self.prompt,
             "prompt_ids": self.prompt_ids,
             "steps": self.steps,
             "new_ids": self.ids[len(self.prompt_ids) :],
@@ -45,23 +48,30 @@ class Probe:
         self._held = 0
         self._steps_in_a_loop = 0
         self._hold_before = None
+        self._releases = 0
         self._fail_before = None
         self._sayings = []
-        self._logits = None
+        self._logits = []
         self._ended = False
         model.model.register_forward_pre_hook(self._before, with_kwargs=True)
         model.model.register_forward_hook(self._after, with_kwargs=True)
         model.lm_head.register_forward_hook(self._choose)
 
     def hold(self, step=1):
-        """From now on each conversation waits before its step of that number (1 is the prefill)."""
+        """From now on each conversation waits before its step of that number (1 is the prefill).
+
+        One that is held before another step goes on, up to this one: `hold(5)` after `hold(4)` lets
+        a single step through.
+        """
         with self._changed:
             self._hold_before = step
+            self._changed.notify_all()
 
     def release(self):
         """Lets all held conversations go on, and holds no more."""
         with self._changed:
             self._hold_before = None
+            self._releases += 1
             self._changed.notify_all()
 
     def end(self):
@@ -70,10 +80,10 @@ class Probe:
             self._ended = True
         self.release()
 
-    def fail(self, step, message="the model is broken"):
-        """Makes the step of that number raise RuntimeError(message) in each conversation."""
+    def fail(self, step, message="the model is broken", error="RuntimeError"):
+        """Makes the step of that number raise the built-in `error` in each conversation."""
         with self._changed:
-            self._fail_before = (step, message)
+            self._fail_before = (step, getattr(builtins, error), message)
 
     def mend(self):
         with self._changed:
@@ -88,10 +98,11 @@ class Probe:
         with self._changed:
             self._sayings.insert(0, (when, list(ids)))
 
-    def logits(self, values):
-        """Makes the next token's logits the same at each step: `values` is {id: logit}, the rest -1e4."""
+    def logits(self, values, when=""):
+        """Makes the next token's logits the same at each step, where the prompt contains `when`:
+        `values` is {id: logit}, the rest -1e4."""
         with self._changed:
-            self._logits = {int(id): float(value) for id, value in values.items()}
+            self._logits.insert(0, (when, {int(id): float(each) for id, each in values.items()}))
 
     def report(self):
         """Steps in all, conversations held now, steps run inside an event loop's thread, and each conversation."""
@@ -113,13 +124,20 @@ class Probe:
             self._local.rows = rows
             self._steps += 1
             self._steps_in_a_loop += asyncio._get_running_loop() is not None
-            if any(row.steps == self._hold_before for row in rows):
+            if self._is_held(rows):
                 self._held += 1
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._hold_before is None)
+                releases = self._releases
+                self._changed.wait_for(
+                    lambda: self._releases > releases or not self._is_held(rows)
+                )
                 self._held -= 1
             if self._fail_before and any(row.steps == self._fail_before[0] for row in rows):
-                raise RuntimeError(self._fail_before[1])
+                _, error, message = self._fail_before
+                raise error(message)
+
+    def _is_held(self, rows):
+        return any(row.steps == self._hold_before for row in rows)
 
     def _rows(self, ids, past, mask):
         known = getattr(past, "_probe_rows", None) if past is not None else None
@@ -144,7 +162,7 @@ class Probe:
         return None
 
     def _started(self, row_ids):
-        row = Conversation(row_ids)
+        row = Conversation(row_ids, self.tokenizer.decode(row_ids))
         self._conversations.append(row)
         return row
 
@@ -157,23 +175,23 @@ class Probe:
     def _choose(self, head, args, logits):
         rows = getattr(self._local, "rows", None) or []
         with self._changed:
-            if self._logits is not None:
-                logits = torch.full_like(logits, -1e4)
-                for id, value in self._logits.items():
-                    logits[..., id] = value
-                return logits
             for index, row in enumerate(rows[: logits.shape[0]]):
-                id = self._next_id(row)
-                if id is not None:
+                values = self._next_logits(row)
+                if values:
                     logits[index, -1, :] = -1e4
-                    logits[index, -1, id] = 1e4
+                    for id, value in values.items():
+                        logits[index, -1, id] = value
         return logits
 
-    def _next_id(self, row):
+    def _next_logits(self, row):
+        """{id: logit}; None where the model says what it likes."""
         if self._ended:
-            return self.eos_id
+            return {self.eos_id: 1e4}
+        for when, values in self._logits:
+            if when in row.prompt:
+                return values
         for when, ids in self._sayings:
-            if not when or when in self.tokenizer.decode(row.prompt_ids):
+            if when in row.prompt:
                 said = len(row.ids) - len(row.prompt_ids)
-                return ids[said] if said < len(ids) else self.eos_id
+                return {ids[said] if said < len(ids) else self.eos_id: 1e4}
         return None

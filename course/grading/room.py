@@ -22,6 +22,7 @@ import threading
 import time
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import wait as wait_for
 from pathlib import Path
 
 import psutil
@@ -45,6 +46,8 @@ class Room:
         self.answer_file = Path(answer_file)
         self.limit_s = exercise.limit_s
         self.probe = _ProbeOutside(self)
+        self.spoiled = False
+        """Whether something in it has hung, or its process has ended."""
         self._folder = tempfile.mkdtemp(prefix="serving-qwen-room-")
         os.mkdir(os.path.join(self._folder, "cwd"))
         context = multiprocessing.get_context(METHOD)
@@ -70,6 +73,11 @@ class Room:
         self.close()
 
     # what tests use
+
+    @property
+    def pid(self):
+        """The id of the room's process."""
+        return self._process.pid
 
     def load(self):
         """Loads the answer.
@@ -156,6 +164,20 @@ class Room:
         """How many requests for that path have reached the served apps so far."""
         return self._ask("arrived", {"path": path})
 
+    def connected(self, port):
+        """Whether a client's connection from that port is open as far as the served apps know."""
+        return self._ask("connected", {"port": port})
+
+    def turns(self, count=50):
+        """Waits until each event loop in the room has gone round so often: what it has been told
+        before (that a client left, say) has then had its effect, without any clock."""
+        future = self._send("turns", {"count": count})
+        if not wait_for([future], self.limit_s * 0.3).done:
+            raise self.hung(
+                "the event loop is blocked: a blocking call inside async def, or a loop that never waits"
+            )
+        self._await(future, None)
+
     def wait(self, holds, mistake, limit_s=None, **facts):
         """Waits until `holds()` is true.
 
@@ -170,6 +192,7 @@ class Room:
 
     def hung(self, mistake, **facts):
         """A Hung with the lines of the answer in which it runs or waits."""
+        self.spoiled = True
         where = self.where()
         if where:
             facts["where"] = where
@@ -177,7 +200,7 @@ class Room:
 
     def broken(self, mistake, **facts):
         """An Ended for a connection that broke: the process's end if it ended, else `mistake`."""
-        if self._has_ended(0.5):
+        if self._ends_within(0.5):
             return self._ended()
         error, where = self.last_error()
         if error:
@@ -200,11 +223,12 @@ class Room:
         start = output.rfind("Traceback (most recent call last)")
         if start < 0:
             return None, None
-        lines = output[start:].splitlines()
+        # in a group of exceptions the lines begin with "  | "
+        lines = [re.sub(r"^ *\| ", "", line) for line in output[start:].splitlines()]
         where = None
         error = None
         for index, line in enumerate(lines):
-            found = re.match(r'\s+(?:\| +)?File "(.+)", line (\d+), in (.+)', line)
+            found = re.match(r'\s+File "(.+)", line (\d+), in (.+)', line)
             if found and found[1] == str(self.answer_file):
                 source = lines[index + 1].strip() if index + 1 < len(lines) else ""
                 where = f"line {found[2]}, in {found[3]}: {source}"
@@ -324,9 +348,9 @@ class Room:
             said = f"the file fails at import: {error['type']}: {error['message']}".rstrip(": ")
         return NotLoaded(said, where=error["where"], detail=error["traceback"])
 
-    def _has_ended(self, limit_s):
-        """Whether the process has ended, or does so within the limit."""
-        # not join(limit_s): the room replaces the pipe on which that waits, and it waits for ever
+    def _ends_within(self, limit_s):
+        # not join(limit_s): that waits for ever, because the room has closed its end of the pipe by
+        # which join would see it live
         until = time.monotonic() + limit_s
         while self._process.is_alive():
             if time.monotonic() > until:
@@ -335,7 +359,8 @@ class Room:
         return True
 
     def _ended(self):
-        self._has_ended(2)
+        self.spoiled = True
+        self._ends_within(2.0)
         code = self._process.exitcode
         how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
         return Ended(

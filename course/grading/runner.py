@@ -73,7 +73,8 @@ class _Results:
         if call.excinfo is not None:
             self.note(item, report, call.excinfo)
         elif report.when == "call" and report.passed and self.test["status"] is None:
-            self.test["status"] = "passed"
+            notes = [text for name, text in report.user_properties if name == "note"]
+            self.test.update(status="passed", message="\n".join(notes))
         return report
 
     def note(self, item, report, excinfo):

@@ -78,7 +78,7 @@ class ScriptedServer:
 
     def _talk(self, connection):
         with connection, contextlib.suppress(OSError, ValueError):
-            request = _read_request(connection)
+            request = read_request(connection)
             if request is None:
                 return
             self.requests.append(request)
@@ -134,7 +134,7 @@ def ok_json(data):
     return [response(200, json.dumps(data, ensure_ascii=False))]
 
 
-def _read_request(connection):
+def read_request(connection):
     """The request, or None if the client left before it was whole."""
     with connection.makefile("rb") as reader:
         first = reader.readline().decode("latin-1").split()

@@ -17,6 +17,7 @@ class TestResult:
     score: int
     max_score: int
     message: str
+    """What is wrong; for a passed test, what of it this machine could not test."""
     detail: str = ""
     """The raw traceback or output, for `--full` only."""
 
@@ -75,7 +76,11 @@ class Verdict:
             f" {self.score} of {self.max_score} points"
         ]
         wrong = self.first_wrong
-        tail = []
+        tail = [
+            f"  {'note':<9} {test.message}"
+            for test in self.tests
+            if test.status == "passed" and test.message
+        ]
         if wrong:
             lines.append(f"{MARKS[wrong.status]}: {wrong.title}")
             tail.append(f"  {'test':<9} {self.tests_file}::{wrong.id}")
@@ -99,7 +104,7 @@ class Verdict:
         lines = self.lines()[:1]
         for test in self.tests:
             lines.append(f"{MARKS[test.status]:<8} {test.title} ({test.score} of {test.max_score})")
-            if test.status != "passed":
+            if test.message:
                 shown = [test.message, *([test.detail] if test.detail else [])]
                 lines += textwrap.indent("\n".join(shown), "    ").splitlines()
         if self.what_next:

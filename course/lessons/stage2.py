@@ -1,0 +1,81 @@
+"""Stage 2 put together: the learner's model handler, stream, limit and WebSocket, and a chat page."""
+
+import os
+from pathlib import Path
+
+import psutil
+from fastapi import FastAPI
+from fastapi.responses import FileResponse
+
+from course.lessons.parts import NotReady, load_parts
+from course.qwen.models import model_path
+
+PAGE = Path(__file__).with_name("chat_stage2.html")
+
+
+def build(*, solution: bool | None = None, model: str | None = None) -> FastAPI:
+    """One app of exercises 2.1 to 2.4, and the chat page at `/`.
+
+        POST /chat_stream   2.3, which is 2.2 behind a limit
+        WS   /ws            2.4
+        GET  /health        {"status": "ok"}
+        GET  /model         {"steps": forward passes so far, "pid": ..., "memory_mb": ...}
+
+    It needs no arguments, so that `uvicorn --factory course.lessons.stage2:build` and the workers
+    of exercise 2.5 can call it; COURSE_SOLUTION=1 then stands for `solution=True`. The limit and
+    where it is counted are COURSE_LIMIT ("50/minute") and COURSE_STORAGE ("memory://").
+
+    Args:
+        solution: use the reference answers instead of the learner's.
+        model: a folder or a hub name; None means COURSE_MODEL, or else the tiny model.
+
+    Raises:
+        NotReady: an exercise is missing, unsolved, or cannot be loaded.
+        ModelUnavailable: there is no such model.
+    """
+    if solution is None:
+        solution = os.environ.get("COURSE_SOLUTION") == "1"
+    [load_chat_model] = load_parts({"1.1": "load_chat_model"}, solution=True)
+    model_handler, create_limited_app, create_socket_app = load_parts(
+        {"2.1": "ModelHandler", "2.3": "create_app", "2.4": "create_app"}, solution=solution
+    )
+    model, tokenizer = load_chat_model(model_path(model))
+    steps = _Steps(model)
+    handler = model_handler(model, tokenizer)
+    app = create_limited_app(
+        handler,
+        limit=os.environ.get("COURSE_LIMIT", "50/minute"),
+        storage_uri=os.environ.get("COURSE_STORAGE", "memory://"),
+    )
+    socket_app = create_socket_app(handler)
+    for id, made in {"2.3": app, "2.4": socket_app}.items():
+        if not isinstance(made, FastAPI):
+            raise NotReady(f"{id} is not done yet: `create_app` returned {made!r}, not a FastAPI app")
+    app.router.routes += [r for r in socket_app.router.routes if getattr(r, "path", "") == "/ws"]
+
+    @app.get("/health")
+    async def health():
+        return {"status": "ok"}
+
+    @app.get("/model")
+    async def model_state():
+        # the resident set counts pages that workers share; a copy's own cost is its unique set
+        memory = psutil.Process().memory_full_info()
+        return {"steps": steps.count, "pid": os.getpid(), "memory_mb": memory.uss / 1e6}
+
+    @app.get("/", include_in_schema=False)
+    async def page():
+        return FileResponse(PAGE)
+
+    return app
+
+
+class _Steps:
+    """Counts forward passes, so that one can see that a stopped answer costs no more of them."""
+
+    def __init__(self, model):
+        self.count = 0
+        model.model.register_forward_hook(self._add)
+
+    def _add(self, *_):
+        self.count += 1

@@ -1,0 +1,99 @@
+"""Exercise 2.2: an answer as server-sent events, each piece as soon as it is there."""
+
+import logging
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, HTTPException
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import BaseModel, Field
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(handler):
+    """Make the app that streams an answer as server-sent events.
+
+        POST /chat_stream  {"prompt": "你好", "max_new_tokens": 128, "temperature": 0}
+        ->  200, text/event-stream:
+
+            data: {"token": "你好"}
+
+            data: {"token": "！"}
+
+            event: done
+            data: {"pieces": 2}
+
+    Each piece is an event of its own, sent as soon as it is there. `pieces` is how many there were,
+    so that a client knows that it missed none.
+
+    `prompt` is a string that is not empty, `max_new_tokens` an integer of at least 1 (128 if left
+    out), `temperature` a number of at least 0 (0 if left out). Anything else, also a body that is
+    not JSON, is answered with 422 and costs the model no step.
+
+    An error of the model before the first piece is answered with a 5xx and no event stream. One
+    after it is the event `error` with the data {"message": "..."}, and then the end, without `done`.
+    When the client leaves, the model stops within three steps.
+
+    Args:
+        handler: has `generate(prompt, stream=True, max_new_tokens=..., temperature=...)`, as in
+            exercise 2.1. What that returns has `__anext__` and `aclose`.
+
+    Returns:
+        The FastAPI app.
+
+    Example:
+        >>> app = create_app(ModelHandler(*load_chat_model("course/qwen/tiny")))
+        >>> uvicorn.run(app)
+    """
+
+    class ChatRequest(BaseModel):
+        prompt: str = Field(min_length=1, max_length=4000)
+        max_new_tokens: int = Field(128, ge=1, le=1024, strict=True)
+        temperature: float = Field(0.0, ge=0, le=2, strict=True, allow_inf_nan=False)
+
+    app = FastAPI(max_body_size=1_000_000)
+
+    @app.exception_handler(RequestValidationError)
+    async def say_what_is_allowed(request, error):
+        # without the input: it may hold a NaN, which is no JSON, or be very long
+        problems = [{key: each[key] for key in ("loc", "msg", "type")} for each in error.errors()]
+        return JSONResponse({"detail": problems}, 422)
+
+    # A dependency runs before the response begins: an error here still has an honest status code.
+    async def start(body: ChatRequest):
+        pieces = handler.generate(
+            body.prompt,
+            stream=True,
+            max_new_tokens=body.max_new_tokens,
+            temperature=body.temperature,
+        )
+        try:
+            try:
+                first = await anext(pieces, None)
+            except Exception:
+                logger.exception("no first piece")
+                raise HTTPException(500, "The model failed to answer.") from None
+            yield first, pieces
+        finally:
+            # here, and not in the stream, which never begins if the client has already left
+            await pieces.aclose()
+
+    @app.post("/chat_stream", response_class=EventSourceResponse)
+    async def chat_stream(answer: Annotated[tuple, Depends(start)]):
+        piece, pieces = answer
+        sent = 0
+        try:
+            while piece is not None:
+                yield ServerSentEvent(data={"token": piece})
+                sent += 1
+                piece = await anext(pieces, None)
+        except Exception as error:
+            logger.exception("the answer broke off after %d pieces", sent)
+            message = str(error) or type(error).__name__
+            yield ServerSentEvent(event="error", data={"message": message})
+        else:
+            yield ServerSentEvent(event="done", data={"pieces": sent})
+
+    return app

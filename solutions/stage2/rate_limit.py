@@ -1,0 +1,76 @@
+"""Exercise 2.3: the stream of 2.2, so many times a minute for each client."""
+
+import math
+import time
+
+from chat_stream import create_app as create_stream_app
+from fastapi.responses import JSONResponse
+from limits import parse
+from limits.aio.strategies import FixedWindowRateLimiter
+from limits.storage import storage_from_string
+
+
+def create_app(handler, *, limit="50/minute", storage_uri="memory://"):
+    """Make the app of exercise 2.2, with `POST /chat_stream` behind a limit for each client address.
+
+    A request over the limit is answered with 429 and costs the model no step. Its `Retry-After` says
+    in how many seconds the next one is let in: a whole number, from 1 to the window's length.
+
+    Every request counts when it arrives: also one that fails validation, is no JSON, breaks off, or
+    is still streaming. A refused one does not extend the window. The address is the peer's own:
+    `X-Forwarded-For` is not believed. What is let in streams as before.
+
+    Args:
+        handler: as in exercise 2.2.
+        limit: what the package `limits` reads, such as "50/minute" or "3/second".
+        storage_uri: where the count is kept, as `limits` reads it. Two apps on one Redis share
+            it ("redis://127.0.0.1:6379"), two on "memory://" do not.
+
+    Returns:
+        The FastAPI app.
+
+    Raises:
+        ValueError: `limit` cannot be read.
+
+    Example:
+        >>> app = create_app(handler, limit="2/minute")
+    """
+    app = create_stream_app(handler)
+    app.add_middleware(
+        _RateLimit,
+        limit=parse(limit),
+        limiter=FixedWindowRateLimiter(_storage(storage_uri)),
+    )
+    return app
+
+
+def _storage(uri):
+    if uri.startswith("redis"):
+        return storage_from_string(f"async+{uri}", implementation="redispy")
+    return storage_from_string(f"async+{uri}")
+
+
+class _RateLimit:
+    """Outside of routing and validation, so that nothing gets past it uncounted."""
+
+    def __init__(self, app, limit, limiter):
+        self.app, self.limit, self.limiter = app, limit, limiter
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "http" and scope["path"] == "/chat_stream":
+            address = scope["client"][0] if scope["client"] else "unknown"
+            if not await self.limiter.hit(self.limit, address):
+                refusal = await self._refusal(address)
+                await refusal(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    async def _refusal(self, address):
+        window = await self.limiter.get_window_stats(self.limit, address)
+        wait_s = math.ceil(window.reset_time - time.time())
+        wait_s = min(max(wait_s, 1), self.limit.get_expiry())
+        return JSONResponse(
+            {"detail": f"The limit is {self.limit}. Try again in {wait_s} seconds."},
+            status_code=429,
+            headers={"Retry-After": str(wait_s)},
+        )

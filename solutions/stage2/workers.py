@@ -1,0 +1,42 @@
+"""Exercise 2.5: the same server in several processes."""
+
+import os
+
+import uvicorn
+
+
+def main(port, workers, app="course.lessons.stage2:build"):
+    """Serve an app on 127.0.0.1 with several processes, until SIGINT (Ctrl-C).
+
+    Exactly `workers` processes answer. Each has an event loop of its own and a model of its own:
+    it builds its app itself, once. SIGINT to the process that called `main` ends them all.
+
+    Run as a script without arguments, this file serves on port 8000 with 4 workers.
+
+    Args:
+        port: where to listen, on 127.0.0.1 and nowhere else.
+        workers: how many processes answer.
+        app: an import string "package.module:function". The function takes no arguments and
+            returns the app.
+
+    Example:
+        >>> main(8000, 2)
+        INFO:     Uvicorn running on http://127.0.0.1:8000 (Press CTRL+C to quit)
+    """
+    # the workers inherit it: one torch thread each, or they fight for the same cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    uvicorn.run(
+        app,
+        factory=True,
+        host="127.0.0.1",
+        port=port,
+        workers=workers,
+        # a stream that is still open keeps nobody waiting for longer than this
+        timeout_graceful_shutdown=5,
+        # a worker that is busy importing torch is slow to answer, but not dead
+        timeout_worker_healthcheck=60,
+    )
+
+
+if __name__ == "__main__":
+    main(8000, 4)

@@ -1,0 +1,10 @@
+# a right answer: uvicorn sees by itself that the app is a factory, and only warns
+import uvicorn
+
+
+def main(port: int, workers: int, app: str = "course.lessons.stage2:build") -> None:
+    uvicorn.run(app, host="127.0.0.1", port=port, workers=workers, log_level="warning")
+
+
+if __name__ == "__main__":
+    main(port=8000, workers=4)

@@ -1,0 +1,578 @@
+"""2.2: an answer as server-sent events, over a real socket, around a handler of the test's own."""
+
+import asyncio
+import re
+import sys
+import time
+
+from course.grading.handler import Model, ScriptedHandler, let  # noqa: F401 - `let` is a scene
+from course.grading.http import facts
+from course.grading.mistakes import fail, require
+from course.grading.sse import Stream
+
+ENDS = ("done", "error")
+
+WAIT_S = 3.0
+"""For what a free machine does in milliseconds; COURSE_LIMIT_S raises the limit of whole tests."""
+
+AS_THEY_ARE = [
+    "你好，世界！",
+    "かなカナ",
+    "한국어",
+    "👍🏽",
+    "\n\n",
+    "\r\n",
+    "\r",
+    "  leading blanks",
+    "trailing blanks  ",
+    "[DONE]",
+    "data: {}",
+    "data:",
+    ": a comment?",
+    "event: done\ndata: {}\n\n",
+    '"quotes" and \\backslashes\\n',
+    "\t\u2028\u0085\x0b",
+    "\ufeff",
+    "null",
+    " ",
+]
+
+LONG = 60
+"""Pieces of an answer that nobody waits for."""
+
+
+# in the room
+
+
+def app(answer, room, **script):
+    """The answer's app around a scripted handler."""
+    return answer.create_app(ScriptedHandler(room, **script))
+
+
+def app_with_sleeps_noted(answer, room, **script):
+    """As `app`. Notes sleeps that delay a stream: any in the server's event loop, and those of a
+    task that asks for pieces."""
+    room.notes["sleeps"] = []
+    sleep, call_later = time.sleep, asyncio.BaseEventLoop.call_later
+
+    def noted_sleep(seconds):
+        caller = sys._getframe(1)
+        if room.on_a_servers_loop() and caller.f_code.co_filename == str(room.answer_file):
+            room.notes["sleeps"].append(f"line {caller.f_lineno}: time.sleep({seconds:g})")
+        sleep(seconds)
+
+    def noted_call_later(loop, delay, callback, *args, **kwargs):
+        # this callback is asyncio.sleep's own, under whatever name that was imported
+        if getattr(callback, "__name__", "") == "_set_result_unless_cancelled":
+            if asyncio.current_task(loop) in room.handler.readers:
+                room.notes["sleeps"].append(f"asyncio.sleep({delay:g}) between two pieces")
+        return call_later(loop, delay, callback, *args, **kwargs)
+
+    time.sleep = noted_sleep
+    asyncio.BaseEventLoop.call_later = noted_call_later
+    return app(answer, room, **script)
+
+
+# what the tests share
+
+
+def asked(prompt, **more):
+    return {"prompt": prompt, **more}
+
+
+def tokens(stream):
+    """The events that may be pieces. Their exact form is the concern of two tests."""
+    return [event for event in list(stream.events) if event.name not in ENDS]
+
+
+def named(stream, name):
+    return [event for event in list(stream.events) if event.name == name]
+
+
+def accepted(room, stream):
+    """Requires that the answer has begun with a 200."""
+    if not stream.begun():
+        raise room.hung("POST /chat_stream got no answer")
+    if stream.status != 200:
+        mistake = "POST /chat_stream does not answer 200"
+        if stream.status == 422:
+            mistake = "POST /chat_stream refuses a right body: its fields are those of a JSON body"
+        fail(mistake, **facts(room, stream.reply()))
+
+
+def begun(room, model, stream, prompt):
+    """Waits until the first piece is asked for."""
+    end = time.monotonic() + room.limit_s
+    while not model.asked(prompt, limit_s=0.05):
+        if stream.ended(0.001):
+            accepted(room, stream)
+            stream.reply()
+            fail("POST /chat_stream does not ask the handler for a piece", got=str(stream))
+        if time.monotonic() > end:
+            raise room.hung("POST /chat_stream does not ask the handler for a piece")
+
+
+def whole(room, stream):
+    """The Reply of an answer that is to be an unbroken stream with status 200."""
+    accepted(room, stream)
+    return stream.reply()
+
+
+# the tests
+
+
+def test_each_piece_is_an_event(shared_room):
+    pieces = ["Hello", ", ", "world", "!"]
+    url = shared_room.serve(app, answers={"hi": pieces})
+    stream = Stream(shared_room, url, asked("hi"))
+    reply = whole(shared_room, stream)
+    kind = reply.headers.get("content-type", "")
+    require(
+        kind.split(";")[0].strip().lower() == "text/event-stream",
+        "the content type is not text/event-stream: browsers would not read it as events",
+        expected="text/event-stream",
+        got=kind or "no content type",
+    )
+    found = tokens(stream)
+    if not found:
+        require(
+            not stream.unfinished,
+            "no event came: each event ends with a blank line",
+            expected='data: {"token": "Hello"}\n\n',
+            got=reply.text,
+        )
+        fail(
+            "no event came: an event is a line that begins with `data:`, and a blank line",
+            got=reply.text,
+        )
+    first = found[0]
+    require(
+        first.name == "",
+        "a piece is an event without a name: a browser's onmessage hears no others",
+        expected='data: {"token": "Hello"}\n\n',
+        got=str(first),
+    )
+    require(
+        first.json == {"token": "Hello"},
+        "the data of a piece is not this JSON: its text under `token`, nothing else",
+        sent="the handler's first piece: Hello",
+        expected='{"token": "Hello"}',
+        got=first.data,
+    )
+    require(
+        [event.json for event in found] == [{"token": piece} for piece in pieces],
+        "each piece is one event, in order, and there are no others",
+        expected=pieces,
+        got="".join(map(str, found)),
+    )
+
+
+def test_any_text_survives(shared_room):
+    stream = Stream(shared_room, shared_room.serve(app, answers={"hi": AS_THEY_ARE}), asked("hi"))
+    whole(shared_room, stream)
+    found = tokens(stream)
+    for number, piece in enumerate(AS_THEY_ARE):
+        event = found[number] if number < len(found) else None
+        data = event.json if event else None
+        text = data.get("token") if isinstance(data, dict) else event and event.data
+        require(
+            text == piece,
+            f"the piece {piece!r} does not arrive as it was: make the data with json.dumps",
+            sent=f"the handler's piece {number + 1}: {piece!r}",
+            expected=repr(piece),
+            got=repr(text) if event else f"nothing: {len(found)} of {len(AS_THEY_ARE)} events came",
+        )
+
+
+def test_done_says_how_many_pieces_there_were(shared_room):
+    url = shared_room.serve(app, answers={"hi": ["ab", "c", "def"]})
+    stream = Stream(shared_room, url, asked("hi"))
+    reply = whole(shared_room, stream)
+    done = named(stream, "done")
+    if not done:
+        require(
+            not stream.unfinished,
+            "the last event does not count: it, too, ends with a blank line",
+            expected='event: done\ndata: {"pieces": 3}\n\n',
+            got=reply.text[-60:],
+        )
+        fail(
+            "the stream ends without `event: done`: a client cannot know that nothing is missing",
+            expected='event: done\ndata: {"pieces": 3}\n\n',
+            got=reply.text,
+        )
+    require(
+        len(done) == 1 and stream.events[-1].name == "done",
+        "`done` is the last event, and there is one",
+        got=reply.text,
+    )
+    data = done[0].json
+    require(
+        isinstance(data, dict) and type(data.get("pieces")) is int and data["pieces"] == 3,
+        "`pieces` of `done` is not the number of pieces that were sent",
+        sent="3 pieces",
+        expected='data: {"pieces": 3}',
+        got=f"data: {done[0].data}",
+    )
+
+
+def test_no_pieces_is_an_answer_too(shared_room):
+    stream = Stream(shared_room, shared_room.serve(app, answers={"hi": []}), asked("hi"))
+    if not stream.begun():
+        raise shared_room.hung("POST /chat_stream got no answer", sent="a handler without pieces")
+    reply = stream.reply()
+    require(
+        reply.status == 200,
+        "an answer without any pieces is a 200 with `done` and nothing else",
+        expected='200 and event: done, data: {"pieces": 0}',
+        **facts(shared_room, reply),
+    )
+    done = named(stream, "done")
+    # that `done` comes at all, and its form, have a test of their own
+    pieces = done[0].json.get("pieces") if done and isinstance(done[0].json, dict) else 0
+    require(
+        not tokens(stream) and not named(stream, "error") and not pieces,
+        "an answer without any pieces is `done` with 0 pieces and nothing else",
+        expected='event: done\ndata: {"pieces": 0}\n\n',
+        got=reply.text,
+    )
+
+
+def test_each_piece_is_sent_as_soon_as_it_is_there(shared_room):
+    pieces = ["one ", "two ", "three ", "four "]
+    url = shared_room.serve(app_with_sleeps_noted, answers={"hi": pieces}, held=["hi"])
+    stream, model = Stream(shared_room, url, asked("hi")), Model(shared_room)
+    begun(shared_room, model, stream, "hi")
+    for number in range(1, len(pieces) + 1):
+        if not model.asked("hi", number, WAIT_S):
+            break  # with the pieces that are there, it waits for nothing: it has ended
+        model.let("hi")
+        if stream.wait(lambda count=number: len(tokens(stream)) >= count, WAIT_S):
+            continue
+        where = shared_room.where() or None
+        came = len(tokens(stream))
+        model.let("hi")
+        late = stream.wait(lambda count=came: len(tokens(stream)) > count, 0.5)
+        if late and number < len(pieces):
+            fail(
+                "each piece comes late: it is sent when the next one is there",
+                expected=f"piece {number} while the model works on piece {number + 1}",
+                got=f"{came} pieces",
+                where=where,
+            )
+        model.let("hi", None)
+        stream.ended(WAIT_S)
+        fail(
+            "nothing streams: all pieces came after the model had finished"
+            if came == 0
+            else f"after {came} pieces nothing more came until the model had finished",
+            expected=f"piece {number} while the model works on piece {number + 1}",
+            got=f"{came} pieces, and {len(tokens(stream))} at the end",
+            where=where,
+        )
+    model.let("hi", None)
+    whole(shared_room, stream)
+    sleeps = shared_room.notes()["sleeps"]
+    if sleeps:
+        blocking = "time.sleep" in sleeps[0]
+        fail(
+            "a blocking call inside async def: time.sleep stops the event loop and every stream"
+            if blocking
+            else "the stream sleeps between its pieces: send each as soon as it is there",
+            expected="no sleep: the handler's pieces come at the model's own pace",
+            got=sleeps[0],
+        )
+
+
+def test_streams_do_not_wait_for_each_other(shared_room):
+    url = shared_room.serve(app, held=["first"])
+    model = Model(shared_room)
+    first = Stream(shared_room, url, asked("first"))
+    begun(shared_room, model, first, "first")
+    second = Stream(shared_room, url, asked("second"))
+    if not second.ended(WAIT_S):
+        waits = model.talk("second") is None or model.talk("second")["asked"] == 0
+        raise shared_room.hung(
+            "one stream waits for the other: the second client got no answer while the first one's"
+            " model was held"
+            if waits
+            else "one stream blocks the event loop: the second client's pieces were not sent",
+            expected="pieces for each client as its own model makes them",
+        )
+    whole(shared_room, second)
+    model.let("first", None)
+    whole(shared_room, first)
+
+
+def test_an_error_before_the_first_piece_is_no_stream(shared_room):
+    url = shared_room.serve(app, fails={"hi": [0, 'the "GPU" is gone']})
+    stream = Stream(shared_room, url, asked("hi"))
+    if not stream.ended():
+        raise shared_room.hung("when the model fails before its first piece, no answer comes")
+    if stream.broken:
+        raise shared_room.broken(
+            "when the model fails before its first piece, the connection breaks: answer with a 500"
+        )
+    reply = stream.reply()
+    require(
+        400 <= reply.status < 600,
+        f"the model failed before its first piece, and the status is {reply.status}: wait for that"
+        " piece before you begin to answer",
+        expected="a 4xx or 5xx",
+        got=str(reply),
+        where=shared_room.last_error()[1],
+    )
+    require(
+        not reply.headers.get("content-type", "").startswith("text/event-stream"),
+        f"a {reply.status} is no event stream: answer with JSON or plain text",
+        got=reply.headers.get("content-type", ""),
+    )
+    require(
+        not re.search(r'Traceback|File "|\.py", line', reply.text),
+        "the answer shows a traceback: that belongs into the server's log",
+        got=f"{reply.status} with a traceback in its body",
+    )
+
+
+def test_an_error_after_the_first_piece_is_an_event(shared_room):
+    message = 'the "GPU" is gone:\n\\\\host\\gpu0\r\n\ndata: {}'
+    url = shared_room.serve(app, answers={"hi": ["one ", "two "]}, fails={"hi": [2, message]})
+    stream = Stream(shared_room, url, asked("hi"))
+    accepted(shared_room, stream)
+    if not stream.ended():
+        raise shared_room.hung(
+            "the model failed after two pieces, and the stream neither says so nor ends",
+            got=str(stream),
+        )
+    errors = named(stream, "error")
+    expected = 'two pieces, then event: error\ndata: {"message": "..."}\n\n, then the end'
+    where = shared_room.last_error()[1]
+    require(
+        bool(errors),
+        "the model failed after two pieces, and the stream breaks off without `event: error`"
+        if stream.broken
+        else "the model failed after two pieces, and no `event: error` says so",
+        expected=expected,
+        got=str(stream),
+        where=where,
+    )
+    data = errors[0].json
+    said = data.get("message") if isinstance(data, dict) else None
+    require(
+        isinstance(said, str) and said.strip() != "",
+        "the data of the error event is not JSON with a `message`: make it with json.dumps",
+        sent=f"the model's error: {message!r}",
+        expected='data: {"message": "..."}',
+        got=f"data: {errors[0].data}",
+    )
+    require(
+        not named(stream, "done"),
+        "after an error comes no `done`: the answer is not whole",
+        expected=expected,
+        got=str(stream),
+    )
+    require(
+        len(errors) == 1 and stream.events[-1].name == "error" and len(tokens(stream)) == 2,
+        "the pieces before the error come first, then one `event: error`, and nothing after it",
+        expected=expected,
+        got=str(stream),
+    )
+    require(
+        not stream.broken,
+        "after the error event the stream does not end, it breaks: raise nothing once it is sent",
+        expected=expected,
+        got=stream.broken,
+        where=where,
+    )
+
+
+def test_after_an_error_the_next_request_works(room):
+    fails = {"before": [0, "no"], "after": [1, "no"]}
+    url = room.serve(app, answers={"after": ["one ", "two "]}, fails=fails)
+    for prompt in ("fine 1", "before", "fine 2", "after", "fine 3"):
+        stream = Stream(room, url, asked(prompt))
+        if not stream.ended(WAIT_S):
+            raise room.hung(f"no answer to {prompt!r}", got=str(stream))
+        if prompt in fails:
+            continue
+        came = stream.status == 200 and len(tokens(stream)) == 2 and not stream.broken
+        if not came and prompt == "fine 1":
+            accepted(room, stream)
+        require(
+            came,
+            "after an error in the model the next request is not answered normally",
+            sent=asked(prompt),
+            expected=f"200 and the pieces of 're: {prompt}'",
+            got=str(stream),
+            where=room.last_error()[1],
+        )
+
+
+def require_stopped(model, after, most=3):
+    require(
+        after <= most,
+        f"the model worked on for {after} steps after the client had left",
+        expected=f"at most {most} steps: close what generate returned, or cancel its reader",
+        got=f"{after} steps of an answer that nobody reads",
+    )
+
+
+def test_the_model_stops_when_the_client_leaves(room):
+    url = room.serve(app, answers={"hi": ["word "] * LONG}, held=["hi"])
+    model = Model(room)
+    stream = Stream(room, url, asked("hi"))
+    begun(room, model, stream, "hi")
+    model.let("hi")
+    # a stream that does not stream is another test's concern
+    stream.wait(lambda: len(tokens(stream)) >= 1, 1.0)
+    stream.leave_and_be_missed()
+    require_stopped(model, model.steps_after_leaving("hi", LONG))
+    room.wait(
+        lambda: model.talk("hi")["left"],
+        "the client left, and the handler was never told: it keeps the answer for ever",
+        WAIT_S,
+        expected="close what generate returned (aclose), or cancel who reads it",
+    )
+
+
+def test_the_model_stops_when_the_client_left_early(room):
+    url = room.serve(app, answers={"hi": ["word "] * LONG}, held=["hi"])
+    model = Model(room)
+    stream = Stream(room, url, asked("hi"))
+    begun(room, model, stream, "hi")
+    stream.leave_and_be_missed()
+    steps = model.steps_after_leaving("hi", LONG)
+    # the first piece may come; the steps count from there
+    require_stopped(model, max(0, steps - 1))
+    room.wait(
+        lambda: model.talk("hi")["left"],
+        "the client left before the first piece, and the handler was never told",
+        WAIT_S,
+        expected="close what generate returned (aclose), also if no stream ever begins",
+    )
+
+
+def test_who_leaves_disturbs_no_other(room):
+    url = room.serve(app, answers={p: ["a ", "b ", "c "] for p in "xyz"}, held=["x", "y"])
+    model = Model(room)
+    leaves, stays = Stream(room, url, asked("x")), Stream(room, url, asked("y"))
+    for prompt, stream in (("x", leaves), ("y", stays)):
+        if not model.asked(prompt, limit_s=WAIT_S):
+            continue  # that streams wait for each other is another test's concern
+        model.let(prompt)
+        stream.wait(lambda stream=stream: len(tokens(stream)) >= 1, 1.0)
+    leaves.leave_and_be_missed()
+    model.let("x", None)
+    model.let("y", None)
+    later = Stream(room, url, asked("z"))
+    for stream, who in ((stays, "another client at the same time"), (later, "the next client")):
+        if not stream.ended(WAIT_S):
+            raise room.hung(f"one client left, and {who} got no whole answer", got=str(stream))
+        require(
+            stream.status == 200 and len(tokens(stream)) == 3 and not stream.broken,
+            f"one client left, and {who} did not get all pieces",
+            expected="3 pieces",
+            got=str(stream),
+            where=room.last_error()[1],
+        )
+
+
+WRONG_BODIES = {
+    "{}": "a body without `prompt`",
+    '{"text": "hi"}': "a body without `prompt`",
+    '{"prompt": ""}': "an empty prompt",
+    '{"prompt": null}': "a prompt that is null",
+    '{"prompt": 5}': "a prompt that is a number",
+    '{"prompt": true}': "a prompt that is true",
+    '{"prompt": ["hi"]}': "a prompt that is a list",
+    '{"prompt": {"text": "hi"}}': "a prompt that is an object",
+    '{"prompt": "hi", "max_new_tokens": 0}': "max_new_tokens of 0",
+    '{"prompt": "hi", "max_new_tokens": -1}': "max_new_tokens of -1",
+    '{"prompt": "hi", "max_new_tokens": 1.5}': "max_new_tokens of 1.5",
+    '{"prompt": "hi", "max_new_tokens": "x"}': 'max_new_tokens of "x"',
+    '{"prompt": "hi", "max_new_tokens": [5]}': "max_new_tokens that is a list",
+    '{"prompt": "hi", "temperature": -1}': "a temperature of -1",
+    '{"prompt": "hi", "temperature": -0.1}': "a temperature of -0.1",
+    '{"prompt": "hi", "temperature": "hot"}': 'a temperature of "hot"',
+    '{"prompt": "hi", "temperature": [1]}': "a temperature that is a list",
+    "prompt=hi": "a body that is not JSON",
+    '{"prompt": "hi"': "a body that is not JSON",
+    "": "an empty body",
+    '["hi"]': "a JSON list",
+    '"hi"': "a JSON string",
+    "null": "null",
+}
+
+
+def test_a_wrong_body_is_422(shared_room):
+    url = shared_room.serve(app)
+    model = Model(shared_room)
+    for body, what in WRONG_BODIES.items():
+        stream = Stream(shared_room, url, body.encode())
+        if not stream.ended(WAIT_S):
+            raise shared_room.hung(f"{what}: no answer came", sent=f"POST /chat_stream {body}")
+        require(
+            stream.status == 422,
+            f"{what} is 422: it is the sender's mistake, and says so",
+            sent=f"POST /chat_stream {body}",
+            expected=422,
+            **facts(shared_room, stream.reply()),
+        )
+    not_json = '{"prompt": "hi", "temperature": NaN}'
+    stream = Stream(shared_room, url, not_json.encode())
+    require(
+        stream.ended(WAIT_S) and stream.status >= 400,
+        "NaN is no number of at least 0, and no JSON",
+        sent=f"POST /chat_stream {not_json}",
+        expected=422,
+        got=str(stream),
+    )
+    require(
+        model.steps() == 0,
+        "a wrong body costs the model steps: look at the whole body first, then ask the handler",
+        expected="0 steps",
+        got=f"{model.steps()} steps",
+    )
+
+
+def test_what_is_asked_reaches_the_handler(shared_room):
+    url = shared_room.serve(app)
+    cases = [
+        (asked("just this"), 128, 0),
+        (asked(" 你好\n\"\\ 👍🏽 ", max_new_tokens=7, temperature=0.75), 7, 0.75),
+        (asked("least", max_new_tokens=1, temperature=0), 1, 0),
+        (asked("a whole number", max_new_tokens=200, temperature=1), 200, 1),
+    ]
+    model = Model(shared_room)
+    for body, max_new_tokens, temperature in cases:
+        stream = Stream(shared_room, url, body)
+        accepted(shared_room, stream)
+        stream.reply()
+        talks = model.talks()
+        require(
+            len(talks) == cases.index((body, max_new_tokens, temperature)) + 1,
+            "each request asks the handler once",
+            sent=body,
+            got=f"{len(talks)} calls of generate",
+        )
+        talk = talks[-1]
+        require(
+            talk["stream"] is True,
+            "generate is to be called with stream=True: otherwise it gives one piece, at the end",
+            sent=body,
+            expected="generate(prompt, stream=True, ...)",
+            got=f"stream={talk['stream']}",
+        )
+        for name, expected in (
+            ("prompt", body["prompt"]),
+            ("max_new_tokens", max_new_tokens),
+            ("temperature", temperature),
+        ):
+            left_out = "" if name in body else ", which is the value if it is left out"
+            require(
+                talk[name] == expected and type(talk[name]) is not bool,
+                f"`{name}` does not reach the handler as it was asked for",
+                sent=body,
+                expected=f"{name}={expected!r}{left_out}",
+                got=f"{name}={talk[name]!r}",
+            )

@@ -1,0 +1,889 @@
+"""2.4: a conversation over a WebSocket, over a real socket, around a handler of the test's own."""
+
+import gc
+import json
+import re
+import sys
+import time
+
+from course.grading.handler import Model, ScriptedHandler, let  # noqa: F401 - `let` is a scene
+from course.grading.mistakes import fail, require
+from course.grading.websocket import Client, Closed
+
+WAIT_S = 3.0
+"""For what a free machine does in milliseconds."""
+
+LONG = 60
+"""Pieces of an answer that nobody waits for."""
+
+STOP = {"type": "stop"}
+
+AS_THEY_ARE = [
+    "你好，世界！",
+    "かなカナ",
+    "한국어",
+    "👍🏽",
+    "\n\n",
+    "\r\n",
+    "  leading blanks",
+    "trailing blanks  ",
+    "[DONE]",
+    'data: {"type": "done"}',
+    '"quotes" and \\backslashes\\n',
+    "\t\u2028\u0085\x0b",
+    "null",
+    " ",
+]
+
+WRONG_FRAMES = {
+    "hi": "a frame that is not JSON",
+    '{"prompt": "hi"': "a frame that is not JSON",
+    "": "an empty frame",
+    '["prompt"]': "a JSON list",
+    '"prompt"': "a JSON string",
+    "5": "a JSON number",
+    "null": "null",
+    "{}": "an object without `prompt`",
+    '{"text": "hi"}': "an object without `prompt`",
+    '{"type": "dance"}': "an unknown type",
+    '{"type": ["stop"]}': "a type that is a list",
+    '{"prompt": ""}': "an empty prompt",
+    '{"prompt": null}': "a prompt that is null",
+    '{"prompt": 5}': "a prompt that is a number",
+    '{"prompt": ["hi"]}': "a prompt that is a list",
+    '{"prompt": "hi", "max_new_tokens": 0}': "max_new_tokens of 0",
+    '{"prompt": "hi", "max_new_tokens": -1}': "max_new_tokens of -1",
+    '{"prompt": "hi", "max_new_tokens": 1.5}': "max_new_tokens of 1.5",
+    '{"prompt": "hi", "max_new_tokens": "x"}': 'max_new_tokens of "x"',
+    '{"prompt": "hi", "temperature": -0.1}': "a temperature of -0.1",
+    '{"prompt": "hi", "temperature": "hot"}': 'a temperature of "hot"',
+    '{"prompt": "hi", "temperature": [1]}': "a temperature that is a list",
+}
+
+
+# in the room
+
+
+class Remembered(ScriptedHandler):
+    """What it returns is never collected as garbage: only `aclose` and cancellation end an answer."""
+
+    remembered = []
+
+    def generate(self, *args, **kwargs):
+        self.remembered.append(super().generate(*args, **kwargs))
+        return self.remembered[-1]
+
+
+def app(answer, room, **script):
+    """The answer's app around a scripted handler."""
+    return answer.create_app(Remembered(room, **script))
+
+
+def app_that_may_sleep(answer, room, **script):
+    """As `app`; notes what blocks the server's event loop with time.sleep."""
+    room.notes.update(sleeps=[])
+    sleep = time.sleep
+
+    def noted_sleep(seconds):
+        caller = sys._getframe(1)
+        if room.on_a_servers_loop() and caller.f_code.co_filename == str(room.answer_file):
+            room.notes["sleeps"].append(f"line {caller.f_lineno}: time.sleep({seconds:g})")
+        sleep(seconds)
+
+    time.sleep = noted_sleep
+    return answer.create_app(Remembered(room, **script))
+
+
+def app_with_the_model(answer, room):
+    """The answer's app around the reference handler and the tiny Qwen."""
+    handler = room.solution("stage2/model_handler.py").ModelHandler(*room.tiny_without_layers)
+    return answer.create_app(handler)
+
+
+def collect(answer, room):
+    """What was never awaited or retrieved is logged when it is collected."""
+    gc.collect()
+
+
+# what the tests share
+
+
+def connect(room, url):
+    client = Client(room, url, "/ws")
+    client.log_before = room.output()
+    # a client that is forgotten has left, and leaving is for the tests of it
+    room.clients = [*getattr(room, "clients", []), client]
+    return client
+
+
+def closed(client, end, mistake, **facts):
+    """The Mistake that the server has closed a connection that should have lived on."""
+    room, code = client.room, end.code
+    room.turns()
+    error, where = room.last_error() if room.output() != client.log_before else (None, None)
+    how = f"it was closed with code {code}"
+    if code == 1006:
+        how = "it broke off without a close frame (1006)"
+    facts["got"] = how + (f"; in the server's log: {error}" if error else "")
+    fail(mistake, where=where, **facts)
+
+
+def next_frame(client, mistake, **facts):
+    """The next frame, which has to come."""
+    try:
+        frame = client.frame(WAIT_S)
+    except Closed as end:
+        closed(client, end, f"{mistake}: the connection ended", **facts)
+    if frame is None:
+        raise client.room.hung(mistake, **facts)
+    return frame
+
+
+def answers(client, count=1, what="the prompt was not answered to its end"):
+    """The frames up to the `done` of so many answers: a list for each, `done` included."""
+    found = [[]]
+    while len(found) <= count:
+        sent = f"{count} prompts" if count > 1 else None
+        frame = next_frame(client, what, sent=sent, expected="token frames and then done")
+        found[-1].append(frame)
+        if frame.get("type") == "done":
+            found.append([])
+    return found[:-1]
+
+
+def texts(frames):
+    return [frame.get("text") for frame in frames if frame.get("type") == "token"]
+
+
+def begin(client, model, prompt, pieces=1):
+    """Asks, lets the held model make so many pieces, and reads them."""
+    client.send({"prompt": prompt})
+    if not model.asked(prompt, limit_s=WAIT_S):
+        raise client.room.hung("the handler is not asked for a piece", sent={"prompt": prompt})
+    model.let(prompt, pieces)
+    # who asks for the next piece has sent the ones before; whether that is so has a test of its own
+    model.asked(prompt, pieces + 1, WAIT_S)
+    client.room.turns()
+    frames = []
+    while len(frames) < pieces and (frame := client.frame(0.1)):
+        frames.append(frame)
+    return frames
+
+
+def require_whole(frames, pieces, mistake, **facts):
+    """Requires that these frames are all the tokens of an answer and a `done` that was not stopped."""
+    require(
+        texts(frames) == pieces and frames[-1].get("stopped") is not True,
+        mistake,
+        expected=f"{json.dumps(pieces, ensure_ascii=False)} and a done that is not stopped",
+        got=list(frames),
+        **facts,
+    )
+
+
+def require_stopped(steps, event, remedy):
+    require(
+        steps <= 3,
+        f"the model worked on for {steps} steps after {event}",
+        expected=f"at most 3 steps: {remedy}",
+        got=f"{steps} steps that nobody reads",
+    )
+
+
+LEFT = "when the client leaves, cancel the task that answers, and aclose() what generate returned"
+
+
+# the tests
+
+
+def test_each_piece_is_a_token_frame(shared_room):
+    room = shared_room
+    pieces = ["Hello", ", ", "world", "!"]
+    client = connect(room, room.serve(app, answers={"hi": pieces}))
+    client.send({"prompt": "hi"})
+    for number, piece in enumerate(pieces, 1):
+        frame = next_frame(client, "a prompt was sent, and no frame came", sent={"prompt": "hi"})
+        require(
+            frame.get("type") == "token" and frame.get("text") == piece,
+            "each piece is a frame of its own, of type `token`, with its text"
+            if frame.get("type") == "token"
+            else 'a piece is a frame of type "token"',
+            sent=f"the handler's piece {number}: {piece}",
+            expected={"type": "token", "text": piece},
+            got=frame,
+        )
+
+
+def test_done_says_how_many_pieces_there_were(shared_room):
+    room = shared_room
+    client = connect(room, room.serve(app, answers={"hi": ["a", "b", "c"]}))
+    client.send({"prompt": "hi"})
+    done = answers(client, what="after the last piece comes no done")[0][-1]
+    require(
+        type(done.get("pieces")) is int and done["pieces"] == 3,
+        "`pieces` of `done` is not the number of pieces that were sent",
+        sent="3 pieces",
+        expected={"type": "done", "pieces": 3, "stopped": False},
+        got=done,
+    )
+    require(
+        done.get("stopped") is False,
+        "nobody stopped this answer, and its `done` does not say so",
+        expected={"type": "done", "pieces": 3, "stopped": False},
+        got=done,
+    )
+
+
+def test_each_piece_is_sent_as_soon_as_it_is_there(shared_room):
+    room = shared_room
+    pieces = ["one ", "two ", "three ", "four "]
+    url = room.serve(app, answers={"hi": pieces}, held=["hi"])
+    client, model = connect(room, url), Model(room)
+    client.send({"prompt": "hi"})
+    for number in range(1, len(pieces) + 1):
+        if not model.asked("hi", limit_s=WAIT_S):
+            raise room.hung("the handler is not asked for a piece", sent={"prompt": "hi"})
+        model.let("hi")
+        try:
+            if client.frame(WAIT_S):
+                continue
+            where = room.where() or None
+            blocks = is_blocked(room, url)
+            model.let("hi")
+            late = client.frame(0.5)
+            room.spoiled = True
+        except Closed as end:
+            closed(client, end, "the connection ended in mid-answer")
+        mistake = "nothing streams: no piece came while the model was still at work"
+        if blocks:
+            mistake = "a blocking call inside async def: nothing is sent while the model works"
+        elif late:
+            mistake = "each piece comes late: it is sent when the next one is there"
+        fail(
+            mistake,
+            expected=f"piece {number} while the model works on piece {number + 1}",
+            got=f"{number - 1} pieces",
+            where=where,
+        )
+
+
+def is_blocked(room, url):
+    try:
+        Client(room, url, "/ws", limit_s=0.5)
+    except AssertionError:
+        return True
+    return False
+
+
+def test_connections_do_not_wait_for_each_other(shared_room):
+    room = shared_room
+    url = room.serve(app_that_may_sleep, held=["first"])
+    model = Model(room)
+    first, second = connect(room, url), connect(room, url)
+    begin(first, model, "first", pieces=0)
+    second.send({"prompt": "second"})
+    frames = []
+    while not frames or frames[-1].get("type") != "done":
+        waits = "one connection waits for the other: the second got no answer while the first one's"
+        frames.append(next_frame(second, f"{waits} model was held"))
+    model.let("first", None)
+    both = [texts(frames), texts(answers(first)[0])]
+    require(
+        both == [["re: ", "second"], ["re: ", "first"]],
+        "the answers of two connections mix: a frame goes only to who asked",
+        expected=[["re: ", "second"], ["re: ", "first"]],
+        got=both,
+    )
+    sleeps = room.notes()["sleeps"]
+    require(
+        not sleeps,
+        "a blocking call inside async def: time.sleep stops the event loop and every connection",
+        expected="no sleep at all, or await asyncio.sleep",
+        got=sleeps[0] if sleeps else None,
+    )
+
+
+def test_any_text_survives(shared_room):
+    room = shared_room
+    client = connect(room, room.serve(app, answers={"hi": AS_THEY_ARE}))
+    client.send({"prompt": "hi"})
+    for number, piece in enumerate(AS_THEY_ARE, 1):
+        frame = next_frame(client, f"the piece {piece!r} did not come", expected=repr(piece))
+        require(
+            frame.get("text") == piece,
+            f"the piece {piece!r} does not arrive as it was",
+            sent=f"the handler's piece {number}: {piece!r}",
+            expected={"type": "token", "text": piece},
+            got=frame,
+        )
+
+
+def test_no_pieces_is_an_answer_too(shared_room):
+    room = shared_room
+    client = connect(room, room.serve(app, answers={"hi": []}))
+    client.send({"prompt": "hi"})
+    frames = answers(client, what="an answer without any pieces has no done")[0]
+    # the form of `done` has a test of its own
+    require(
+        len(frames) == 1 and not frames[0].get("pieces"),
+        "an answer without any pieces is a done with 0 pieces and nothing else",
+        expected={"type": "done", "pieces": 0, "stopped": False},
+        got=list(frames),
+    )
+
+
+def test_what_is_asked_reaches_the_handler(shared_room):
+    room = shared_room
+    odd = ' 你好\n"\\ 👍🏽 '
+    client = connect(room, room.serve(app, answers={odd: ["ok"]}))
+    cases = [
+        ({"prompt": "just this"}, 128, 0),
+        ({"prompt": odd, "max_new_tokens": 7, "temperature": 0.75}, 7, 0.75),
+        ({"prompt": "least", "max_new_tokens": 1, "temperature": 0}, 1, 0),
+        ({"prompt": "a whole number", "max_new_tokens": 200, "temperature": 1}, 200, 1),
+    ]
+    model = Model(room)
+    for number, (frame, max_new_tokens, temperature) in enumerate(cases, 1):
+        client.send(frame)
+        came = next_frame(client, "a prompt was sent, and no frame came", sent=frame)
+        require(came.get("type") != "error", "a right prompt is refused", sent=frame, got=came)
+        while came.get("type") != "done":
+            came = next_frame(client, "a prompt has no done", sent=frame)
+        talks = model.talks()
+        require(
+            len(talks) == number,
+            "each prompt asks the handler once",
+            sent=frame,
+            got=f"{len(talks)} calls of generate for {number} prompts",
+        )
+        talk = talks[-1]
+        require(
+            talk["stream"] is True,
+            "generate is to be called with stream=True: otherwise it gives one piece, at the end",
+            sent=frame,
+            expected="generate(prompt, stream=True, ...)",
+            got=f"stream={talk['stream']}",
+        )
+        for name, expected in (
+            ("prompt", frame["prompt"]),
+            ("max_new_tokens", max_new_tokens),
+            ("temperature", temperature),
+        ):
+            left_out = "" if name in frame else ", which is the value if it is left out"
+            require(
+                talk[name] == expected and type(talk[name]) is not bool,
+                f"`{name}` does not reach the handler as it was asked for",
+                sent=frame,
+                expected=f"{name}={expected!r}{left_out}",
+                got=f"{name}={talk[name]!r}",
+            )
+
+
+def test_many_prompts_on_one_connection(shared_room):
+    room = shared_room
+    client = connect(room, room.serve(app))
+    for prompt in ("one", "two", "three", "one"):
+        client.send({"prompt": prompt})
+        frames = answers(client, what="a later prompt on the same connection was not answered")[0]
+        require(
+            texts(frames) == ["re: ", prompt],
+            "a later prompt on the same connection is not answered as the first one is",
+            sent={"prompt": prompt},
+            expected=["re: ", prompt],
+            got=list(frames),
+        )
+
+
+def test_a_prompt_during_an_answer_waits_its_turn(shared_room):
+    room = shared_room
+    client = connect(room, room.serve(app, answers={"first": ["1", "2", "3"]}, held=["first"]))
+    model = Model(room)
+    began = begin(client, model, "first")
+    prompts = ["second", "third", "fourth"]
+    for prompt in prompts:
+        client.send({"prompt": prompt})
+    room.turns()
+    model.let("first", None)
+    lost = "a prompt that came during an answer was lost: it has to wait its turn"
+    found = answers(client, 4, lost)
+    found[0] = began + found[0]
+    expected = [["1", "2", "3"], *(["re: ", prompt] for prompt in prompts)]
+    came = [texts(frames) for frames in found]
+    mistake = "the answers mix: a prompt that comes during an answer has to wait its turn"
+    if sorted(came) == sorted(expected):
+        mistake = "the prompts that waited were not answered in their order"
+    elif came[0] != expected[0] and came[1:] == expected[1:]:
+        mistake = "a prompt that comes during an answer cuts that answer off: it has to wait its turn"
+    require(
+        came == expected,
+        mistake,
+        sent="`first`, and during its answer " + ", ".join(f"`{prompt}`" for prompt in prompts),
+        expected=expected,
+        got=came,
+    )
+
+
+def test_stop_ends_the_answer(shared_room):
+    room = shared_room
+    client = connect(room, room.serve(app, answers={"hi": ["word "] * LONG}, held=["hi"]))
+    model = Model(room)
+    before = begin(client, model, "hi", pieces=2)
+    client.send(STOP)
+    room.turns()
+    model.steps_after_leaving("hi", LONG)
+    model.let("hi", None)
+    sent = "stop, after 2 pieces, while the model was held"
+    frames = answers(client, what="after stop comes no done")[0]
+    after, done = texts(frames), frames[-1]
+    require(
+        before + frames[:-1] == [frame for frame in before + frames if frame.get("type") == "token"],
+        "after stop comes the done of the answer, and no other frame",
+        sent=sent,
+        got=list(frames),
+    )
+    require(
+        len(before) + len(after) < LONG,
+        "stop was not heard in mid-answer: the answer went on to its end",
+        sent=sent,
+        expected="no further piece, or one, and then done",
+        got=f"{len(after)} more pieces, and {json.dumps(done)}",
+    )
+    require(
+        len(after) <= 1,
+        f"after stop came {len(after)} more pieces: it ends the answer at its next piece at the latest",
+        sent=sent,
+        got=list(frames),
+    )
+    require(
+        done.get("stopped") is True and done.get("pieces") == len(before) + len(after),
+        "the done of a stopped answer says that it was, and how many pieces were sent",
+        sent=sent,
+        expected={"type": "done", "pieces": len(before) + len(after), "stopped": True},
+        got=done,
+    )
+
+
+def test_stop_stops_the_model(shared_room):
+    room = shared_room
+    client = connect(room, room.serve(app, answers={"hi": ["word "] * LONG}, held=["hi"]))
+    model = Model(room)
+    begin(client, model, "hi", pieces=2)
+    client.send(STOP)
+    room.turns()
+    steps = model.steps_after_leaving("hi", LONG)
+    require_stopped(steps, "stop", "aclose() what generate returned, or cancel who reads it")
+
+
+def test_stop_stops_the_real_model(shared_room):
+    client, steps = begin_with_the_model(shared_room)
+    client.send(STOP)
+    shared_room.turns()
+    shared_room.probe.release()
+    answers(client, what="after stop comes no done")
+    require_stopped(steps(), "stop", "aclose() what generate returned")
+
+
+def begin_with_the_model(room):
+    """A client with an answer of the tiny Qwen, held in mid-answer, and how many steps it has made
+    since, when it makes no more."""
+    held = 6
+    room.probe.say("word " * 100)
+    room.probe.hold(held)
+    client = connect(room, room.serve(app_with_the_model))
+    client.send({"prompt": "hi"})
+    room.wait(lambda: room.probe.held, "the model was never asked", WAIT_S)
+
+    def steps():
+        before, since = None, time.monotonic()
+        while time.monotonic() - since < 0.05:
+            room.turns()
+            now = room.probe.report()["conversations"][-1]["steps"]
+            if now != before:
+                before, since = now, time.monotonic()
+        return before - held
+
+    return client, steps
+
+
+def test_after_stop_the_next_prompts_are_answered(shared_room):
+    room = shared_room
+    url = room.serve(app, answers={"first": ["word "] * LONG}, held=["first"])
+    client, model = connect(room, url), Model(room)
+    begin(client, model, "first")
+    client.send({"prompt": "waiting"})
+    room.turns()
+    client.send(STOP)
+    room.turns()
+    model.steps_after_leaving("first", 3)
+    model.let("first", None)
+    sent = "a prompt, during its answer `waiting` and then stop, and at last `later`"
+    found = answers(client, 2, "stop has also ended a prompt that was still waiting")
+    require_whole(
+        found[1],
+        ["re: ", "waiting"],
+        "stop ends the answer in progress: a prompt that waits is answered whole after it",
+        sent=sent,
+    )
+    client.send({"prompt": "later"})
+    frames = answers(client, what="after stop the connection answers no more")[0]
+    require_whole(frames, ["re: ", "later"], "stop also ends a later answer", sent=sent)
+
+
+def test_stop_with_nothing_running_is_ignored(shared_room):
+    room = shared_room
+    client = connect(room, room.serve(app))
+    for prompt in ("first", "second"):
+        client.send(STOP)
+        room.turns()
+        client.send({"prompt": prompt})
+        sent = f"stop, with nothing running, and then {json.dumps({'prompt': prompt})}"
+        frame = next_frame(client, "after stop with nothing running, no prompt is answered", sent=sent)
+        require(
+            frame.get("type") == "token",
+            "stop with nothing running is to be ignored: no frame answers it, and nothing is stopped",
+            sent=sent,
+            expected={"type": "token", "text": "re: "},
+            got=frame,
+        )
+        require_whole(
+            [frame, *answers(client)[0]],
+            ["re: ", prompt],
+            "stop with nothing running has stopped the next answer",
+            sent=sent,
+        )
+        room.turns()
+
+
+def test_stop_stops_no_one_else(shared_room):
+    room = shared_room
+    pieces = {"mine": ["word "] * LONG, "theirs": ["a ", "b ", "c "]}
+    url = room.serve(app, answers=pieces, held=["mine", "theirs"])
+    model = Model(room)
+    mine, theirs = connect(room, url), connect(room, url)
+    begin(mine, model, "mine")
+    began = begin(theirs, model, "theirs")
+    mine.send(STOP)
+    room.turns()
+    model.let("theirs", None)
+    frames = answers(theirs, what="stop on one connection, and the answer on another never ends")[0]
+    require_whole(
+        began + frames,
+        pieces["theirs"],
+        "stop on one connection has stopped the answer on another",
+        sent="stop on one connection, with an answer in progress on each of two",
+    )
+
+
+def error_frame(client, data, what):
+    """The next frame, which has to be an error frame with a message."""
+    sent = repr(data) if isinstance(data, bytes) else data
+    expected = {"type": "error", "message": "..."}
+    try:
+        frame = client.frame(WAIT_S)
+    except Closed as end:
+        ends = f"{what} ends the connection: it gets an error frame, and the connection goes on"
+        closed(client, end, ends, sent=sent, expected=expected)
+    if frame is None:
+        raise client.room.hung(f"{what} gets no error frame", sent=sent, expected=expected)
+    message = frame.get("message")
+    require(
+        frame.get("type") == "error" and isinstance(message, str) and message != "",
+        f"{what} gets no error frame with a message",
+        sent=sent,
+        expected=expected,
+        got=frame,
+    )
+
+
+def require_just_one_each(client, model, calls=0):
+    """Requires that nothing else came, that the model was not asked, and that the next prompt works."""
+    asked = len(model.talks()) - calls
+    require(
+        asked == 0,
+        "a wrong frame costs the model steps: look at the whole frame first, then ask the handler",
+        expected="no call of generate",
+        got=f"{asked} calls",
+    )
+    client.send({"prompt": "right"})
+    frame = next_frame(client, "after wrong frames a right prompt is not answered")
+    require(
+        frame.get("type") != "error",
+        "a wrong frame gets more than one error frame",
+        expected="one each",
+        got=frame,
+    )
+    frames = [frame, *answers(client)[0]]
+    require_whole(frames, ["re: ", "right"], "after wrong frames a right prompt is not answered whole")
+
+
+def test_a_wrong_frame_is_an_error_frame(shared_room):
+    room = shared_room
+    client, model = connect(room, room.serve(app)), Model(room)
+    for data, what in WRONG_FRAMES.items():
+        client.send(data)
+        error_frame(client, data, what)
+    require_just_one_each(client, model)
+
+
+def test_a_binary_frame_is_an_error_frame(shared_room):
+    room = shared_room
+    client, model = connect(room, room.serve(app)), Model(room)
+    for data in (b'{"prompt": "hi"}', b"\x00\xff\xfe"):
+        client.send(data)
+        error_frame(client, data, "a binary frame")
+    require_just_one_each(client, model)
+
+
+def test_a_wrong_frame_during_an_answer(shared_room):
+    room = shared_room
+    client = connect(room, room.serve(app, answers={"hi": list("abcdef")}, held=["hi"]))
+    model = Model(room)
+    frames = begin(client, model, "hi")
+    wrong = ['{"prompt": ""}', "no JSON", b"\x00\xff"]
+    sent = "in mid-answer: " + ", ".join(repr(data) for data in wrong)
+    for data in wrong:
+        client.send(data)
+        room.turns()
+        # where the two are read in turn, the next piece has to come first
+        model.let("hi")
+        room.turns()
+    model.let("hi", None)
+    ended = "a wrong frame in mid-answer, and the answer does not go on"
+    while not frames or frames[-1].get("type") != "done":
+        frames.append(next_frame(client, ended, sent=sent))
+    rest = [frame for frame in frames if frame.get("type") != "error"]
+    require_whole(rest, list("abcdef"), "a wrong frame in mid-answer spoils the answer", sent=sent)
+    require(
+        len(frames) - len(rest) == 3,
+        "a wrong frame in mid-answer gets its error frame while the answer goes on, one each",
+        sent=sent,
+        expected="3 error frames before done",
+        got=frames,
+    )
+    require_just_one_each(client, model, calls=1)
+
+
+def test_when_the_model_fails_the_client_is_told(shared_room):
+    room = shared_room
+    message = 'the "GPU" is gone:\n\\\\host\\gpu0'
+    fails = {
+        "before": [0, message],
+        "after": [2, message],
+        "a ValueError": [1, message, "ValueError"],
+        "a KeyError": [1, message, "KeyError"],
+    }
+    url = room.serve(app, answers=dict.fromkeys(fails, ["one ", "two ", "three "]), fails=fails)
+    for prompt, (count, *_) in fails.items():
+        client = connect(room, url)
+        client.send({"prompt": prompt})
+        sent = f"a model that fails after {count} pieces"
+        expected = f"{count} token frames, an error frame, and the close code 1011"
+        frames, code = [], None
+        try:
+            while frame := client.frame(WAIT_S):
+                frames.append(frame)
+        except Closed as end:
+            code = end.code
+        got = [*frames, f"close code {code}" if code else "and no end"]
+        room.turns()
+        facts = {"sent": sent, "expected": expected, "got": got, "where": room.last_error()[1]}
+        errors = [frame for frame in frames if frame.get("type") == "error"]
+        require(
+            len(errors) == 1 and isinstance(errors[0].get("message"), str) and bool(errors[0]["message"]),
+            "the model failed, and no error frame says so"
+            if not errors
+            else "the model failed: there is to be one error frame, with a message",
+            **facts,
+        )
+        require(
+            frames[-1] is errors[0] and len(texts(frames)) == count == len(frames) - 1,
+            "the model failed: the pieces before come first, then the error frame, and nothing after",
+            **facts,
+        )
+        require(
+            code is not None, "the model failed, and the connection stays open: close it with 1011", **facts
+        )
+        require(
+            code == 1011,
+            "the model failed, and the connection breaks off without a close frame (1006)"
+            if code == 1006
+            else f"the model failed, and the close code is {code}: 1011 says that the server is at fault",
+            **facts,
+        )
+
+
+def test_when_the_model_fails_others_live_on(shared_room):
+    room = shared_room
+    pieces = {"other": ["a ", "b ", "c "]}
+    url = room.serve(app, answers=pieces, held=["other"], fails={"hi": [0, "no"]})
+    model = Model(room)
+    other = connect(room, url)
+    began = begin(other, model, "other")
+    failing = connect(room, url)
+    failing.send({"prompt": "hi"})
+    try:
+        while failing.frame(1.0):
+            pass
+    except Closed:
+        pass
+    room.turns()
+    model.let("other", None)
+    frames = answers(other, what="the model failed on one connection, and another ended with it")[0]
+    require_whole(
+        began + frames, pieces["other"], "the model failed on one connection, and another suffered"
+    )
+    again = connect(room, url)
+    again.send({"prompt": "again"})
+    frames = answers(again, what="after the model failed, a new connection gets no answer")[0]
+    require_whole(frames, ["re: ", "again"], "after the model failed, a new connection gets no answer")
+
+
+def steps_after(room, leave, pieces):
+    """How many steps the held model makes after a client that has got so many pieces left."""
+    client = connect(room, room.serve(app, answers={"hi": ["word "] * LONG}, held=["hi"]))
+    model = Model(room)
+    begin(client, model, "hi", pieces)
+    leave(client)
+    client.missed()
+    return model.steps_after_leaving("hi", LONG)
+
+
+def test_the_model_stops_when_the_client_leaves(shared_room):
+    room = shared_room
+    steps = steps_after(room, Client.leave, pieces=1)
+    require_stopped(steps, "the client had left", LEFT)
+
+
+def test_the_model_stops_when_the_connection_breaks(shared_room):
+    room = shared_room
+    steps = steps_after(room, lambda client: client.vanish(half_a_frame=True), pieces=0)
+    require_stopped(steps, "the connection had broken", LEFT)
+
+
+def test_the_real_model_stops_when_the_client_leaves(shared_room):
+    client, steps = begin_with_the_model(shared_room)
+    client.leave()
+    client.missed()
+    shared_room.probe.release()
+    require_stopped(steps(), "the client had left", LEFT)
+
+
+def test_who_leaves_takes_the_waiting_prompts_along(shared_room):
+    room = shared_room
+    prompts = ["first", "second", "third"]
+    pieces = {prompt: ["word "] * LONG for prompt in prompts}
+    client = connect(room, room.serve(app, answers=pieces, held=prompts))
+    model = Model(room)
+    begin(client, model, "first")
+    for prompt in prompts[1:]:
+        client.send({"prompt": prompt})
+    room.turns()
+    client.leave()
+    client.missed()
+    steps = model.steps_after_leaving("first", LONG)
+    # of the first answer there is a test of its own
+    if steps <= 3:
+        for prompt in prompts[1:]:
+            room.turns()
+            if model.talk(prompt):
+                steps += model.steps_after_leaving(prompt, LONG)
+        require(
+            steps <= 3,
+            f"the client left, and the model still worked {steps} steps on the prompts that were waiting",
+            expected="at most 3 steps: drop what waits",
+            got=f"{steps} steps that nobody reads",
+        )
+
+
+def test_who_leaves_disturbs_no_other(shared_room):
+    room = shared_room
+    pieces = {"mine": ["word "] * LONG, "theirs": ["a ", "b ", "c "]}
+    url = room.serve(app, answers=pieces, held=["mine", "theirs"])
+    model = Model(room)
+    mine, theirs = connect(room, url), connect(room, url)
+    begin(mine, model, "mine")
+    began = begin(theirs, model, "theirs")
+    mine.vanish()
+    mine.missed()
+    model.let("mine", None)
+    model.let("theirs", None)
+    frames = answers(theirs, what="one client left, and the answer of another did not go on")[0]
+    require_whole(began + frames, pieces["theirs"], "one client left, and another's answer suffered")
+
+
+def between_two_answers(client, model, held):
+    client.send({"prompt": "short"})
+    answers(client)
+
+
+def before_the_first_piece(client, model, held):
+    begin(client, model, held, pieces=0)
+
+
+def in_mid_answer(client, model, held):
+    begin(client, model, held)
+
+
+def while_a_prompt_was_waiting(client, model, held):
+    begin(client, model, held)
+    client.send({"prompt": "short"})
+
+
+def right_after_a_wrong_frame(client, model, held):
+    begin(client, model, held)
+    client.send("no JSON", later=True)
+
+
+def while_frames_were_being_sent(client, model, held):
+    client.send({"prompt": "big"})
+    next_frame(client, "a prompt was sent, and no frame came", sent={"prompt": "big"})
+
+
+def at_once(client, model, held):
+    pass
+
+
+MOMENTS = [
+    at_once,
+    between_two_answers,
+    before_the_first_piece,
+    in_mid_answer,
+    while_a_prompt_was_waiting,
+    right_after_a_wrong_frame,
+    while_frames_were_being_sent,
+]
+
+
+def test_no_traceback_when_a_client_leaves(room):
+    ways = [(moment, leave) for moment in MOMENTS for leave in (Client.leave, Client.vanish)]
+    held = [f"held {number}" for number in range(len(ways))]
+    pieces = dict.fromkeys(held, ["word "] * 8) | {"big": ["word " * 4000] * 100}
+    url = room.serve(app, answers=pieces, held=held)
+    model = Model(room)
+    for (moment, leave), prompt in zip(ways, held, strict=True):
+        client = connect(room, url)
+        moment(client, model, prompt)
+        leave(client)
+        client.missed()
+        # who does not miss the client learns from the next piece that it has left
+        if model.talk(prompt):
+            model.steps_after_leaving(prompt, LONG)
+        room.play(collect)
+        require_no_traceback(room, moment, leave)
+
+
+def require_no_traceback(room, moment, leave):
+    room.turns()
+    output = room.output()
+    if "Traceback (most recent call last)" not in output:
+        return
+    error, where = room.last_error()
+    never = re.search(r"\w+ exception was never retrieved", output)
+    fail(
+        f"a client left {moment.__name__.replace('_', ' ')}, and the log says a traceback"
+        + (f" ({never[0]})" if never else ""),
+        sent="a close frame" if leave is Client.leave else "nothing: the connection broke",
+        expected="no traceback: people leave all the time, and that is no error",
+        got=error,
+        where=where,
+    )

@@ -1,0 +1,467 @@
+"""2.5: the answer as a program: which processes answer, where they listen, whether they end.
+
+It runs twice, at the same time: `main` called with arguments of the test's own, and as a script. In
+both the app is `workers/reporting_app.py`, which needs no model: each request makes its process
+report and then wait, so that the next request can only be taken by another process.
+
+Not covered: Windows, where a process cannot be sent SIGINT alone.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import types
+from pathlib import Path
+
+import psutil
+import pytest
+
+from course.grading.fixtures import new_room
+from course.grading.mistakes import Ended, NotLoaded, require
+from course.manifest import ROOT
+
+HERE = Path(__file__).parent / "workers"
+CALLED_WITH = 2
+"""Workers, where the test calls `main`; the script's number is 4."""
+START_LIMIT_S = 60.0
+LOOK_S = 0.2
+"""Looking at all processes takes a while itself."""
+IDLE_S = 2.0
+"""When the answer's processes have done nothing for so long, nothing more is to come."""
+
+
+# in the room
+
+
+def forbid_serving(answer, room):
+    """Makes an import that starts a server fail; otherwise it would never end."""
+    room.notes["served_at_import"] = False
+    bind = socket.socket.bind
+
+    def forbidden(self, address):
+        if self.family not in (socket.AF_INET, socket.AF_INET6):
+            return bind(self, address)
+        room.notes["served_at_import"] = True
+        raise RuntimeError("a server starts while the file is imported")
+
+    socket.socket.bind = forbidden
+    lesson = types.ModuleType("course.lessons.stage2")
+    lesson.build = lambda: None
+    sys.modules[lesson.__name__] = lesson
+
+
+def begin(answer, room, arguments, environment):
+    """Starts a Python process; returns its id."""
+    names = getattr(getattr(answer.main, "__code__", None), "co_names", ())
+    if names == ("NotImplementedError",):
+        answer.main(0, 0)  # the stub: here it is found out at once
+    process = subprocess.Popen(
+        [sys.executable, *arguments], env=os.environ | environment, stdin=subprocess.DEVNULL
+    )
+    return process.pid
+
+
+# outside
+
+
+class Program:
+    """One run of the answer, seen from outside."""
+
+    def __init__(self, room, workers, arguments, port, port_8000):
+        self.room, self.workers, self.port = room, workers, port
+        self.reports = []
+        """One for each request that a process has begun to answer, in their order."""
+        self.at_once = 0
+        """How many requests were held at the same time."""
+        self.listens = set()
+        """(address, port) of all that its processes listen on."""
+        self._questions, self._held = [], []
+        self._released = False
+        self._changed = threading.Condition()
+        self._control = socket.create_server(("127.0.0.1", 0), backlog=256)
+        threading.Thread(target=self._take_reports, daemon=True).start()
+        environment = {
+            "COURSE_CONTROL": str(self._control.getsockname()[1]),
+            "COURSE_PORT_8000": str(port_8000),
+            "PYTHONPATH": os.pathsep.join(
+                [str(HERE), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+            ),
+        }
+        self.pid = room.play(begin, arguments=arguments, environment=environment)
+        self.parent = psutil.Process(self.pid)
+
+    def pids(self):
+        """The processes that have begun to answer, in their order."""
+        return list(dict.fromkeys(report["pid"] for report in self.reports))
+
+    def ask(self):
+        """Makes a request; whether there was someone to connect to."""
+        question = socket.socket()
+        question.settimeout(1.0)
+        try:
+            question.connect(("127.0.0.1", self.port))
+            question.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        except OSError:
+            question.close()
+            return False
+        self._questions.append(question)
+        return True
+
+    def fill(self):
+        """Asks until `workers` processes hold a request, or no further one is going to."""
+        until = time.monotonic() + START_LIMIT_S
+        idle = _Idle(self.parent)
+        pause = 0.1
+        next_look = time.monotonic() + LOOK_S
+        while len(self.pids()) < self.workers and time.monotonic() < until:
+            before = len(self.reports)
+            asked = self.ask()
+            with self._changed:
+                self._changed.wait_for(lambda: len(self.reports) > before, pause if asked else 0.02)
+            if len(self.reports) > before:
+                pause = 0.1
+                continue
+            # a socket for each process shares connections out blindly: the next one may go
+            # to a process that is free
+            pause = min(1.0, pause * 2) if asked else pause
+            if not _runs(self.parent):
+                break
+            if time.monotonic() > next_look:
+                next_look = time.monotonic() + LOOK_S
+                if idle.since(IDLE_S):
+                    break
+                if not asked:
+                    self._find_port()
+        self.listens = self._listening()
+
+    def release(self):
+        """Lets all requests be answered, and waits until they are."""
+        with self._changed:
+            self._released = True
+            self.at_once = len(self._held)
+            for control in self._held:
+                control.close()
+        for question in self._questions:
+            with question, contextlib.suppress(OSError):
+                question.settimeout(self.room.limit_s)
+                while question.recv(4096):
+                    pass
+
+    def interrupt(self):
+        """Sends SIGINT to the parent alone; returns the processes that run on after the limit."""
+        processes = [self.parent]
+        for pid in self.pids():
+            with contextlib.suppress(psutil.Error):
+                processes.append(psutil.Process(pid))
+        with contextlib.suppress(psutil.Error):
+            self.parent.send_signal(signal.SIGINT)
+        until = time.monotonic() + self.room.limit_s
+        while any(map(_runs, processes)) and time.monotonic() < until:
+            time.sleep(0.01)
+        return [process.pid for process in processes if _runs(process)]
+
+    def _find_port(self):
+        # where it listens on another port than it should, the other properties can still be seen
+        ports = [port for _, port in self._listening()]
+        if ports and self.port not in ports:
+            self.port = ports[0]
+
+    def _listening(self):
+        found = set()
+        for process in _family(self.parent):
+            with contextlib.suppress(psutil.Error):
+                for each in process.net_connections("tcp"):
+                    if each.status == psutil.CONN_LISTEN:
+                        found.add((each.laddr.ip, each.laddr.port))
+        return found
+
+    def _take_reports(self):
+        while True:
+            control, _ = self._control.accept()
+            with control.makefile("rb") as reader, contextlib.suppress(OSError, ValueError):
+                report = json.loads(reader.readline())
+                with self._changed:
+                    self.reports.append(report)
+                    if not self._released:
+                        self._held.append(control)
+                        control = None
+                    self._changed.notify_all()
+            if control is not None:
+                control.close()
+
+
+class _Idle:
+    """Whether a process and its children have done nothing for a while."""
+
+    def __init__(self, parent):
+        self._parent = parent
+        self._spent = 0.0
+        self._since = time.monotonic()
+
+    def since(self, seconds):
+        """Whether that has been so for `seconds`, as far as earlier calls have seen."""
+        now = time.monotonic()
+        spent, waits = 0.0, True
+        for process in _family(self._parent):
+            with contextlib.suppress(psutil.Error), process.oneshot():
+                times = process.cpu_times()
+                spent += times.user + times.system
+                waits = waits and process.status() not in (
+                    psutil.STATUS_RUNNING,
+                    psutil.STATUS_DISK_SLEEP,
+                )
+        # what supervises the others wakes up from time to time
+        if not waits or abs(spent - self._spent) > 0.05:
+            self._spent, self._since = spent, now
+        return now - self._since > seconds
+
+
+def _family(parent):
+    with contextlib.suppress(psutil.Error):
+        return [parent, *parent.children(recursive=True)]
+    return []
+
+
+def _runs(process):
+    with contextlib.suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _free_port():
+    # below the ports that connections take for their own ends: none of them can get in between
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
+@pytest.fixture(scope="module")
+def seen(request):
+    """What was seen of both runs; one room for all tests, for starting processes takes long."""
+    with new_room(request) as room:
+        room.play(forbid_serving)
+        try:
+            room.load()
+        except NotLoaded as mistake:
+            if room.notes()["served_at_import"]:
+                raise NotLoaded(
+                    "importing the file starts the servers: call main(8000, 4) only under"
+                    ' `if __name__ == "__main__":`',
+                    where=room.last_error()[1],
+                    detail=mistake.detail,
+                ) from None
+            raise
+        port, port_8000, scripts_port = _free_port(), _free_port(), _free_port()
+        answer = room.answer_file
+        given = [str(port), str(CALLED_WITH), "reporting_app:another"]
+        call = [str(HERE / "run_main.py"), str(answer.parent), answer.stem, *given]
+        called = Program(room, CALLED_WITH, call, port, port_8000)
+        script = Program(room, 4, [str(answer)], scripts_port, scripts_port)
+        called.fill()
+        _require_serving(room, called)
+        script.fill()
+        _ask_more(called, script)
+        called.release()
+        script.release()
+        yield types.SimpleNamespace(
+            port=port,
+            port_8000=port_8000,
+            scripts_port=scripts_port,
+            called=called,
+            script=script,
+            runs_on=called.interrupt(),
+            output=room.output(),
+        )
+
+
+def _ask_more(*programs):
+    # no process should be free to take these; one that is still starting gets the time it needs
+    until = time.monotonic() + 5.0
+    idles = [_Idle(program.parent) for program in programs]
+    for number in itertools.count():
+        if number < 8:
+            for program in programs:
+                program.ask()
+        time.sleep(0.05)
+        if number % 2 and all([idle.since(0.2) for idle in idles]) or time.monotonic() > until:
+            return
+
+
+def _require_serving(room, called):
+    call = f'main(port={called.port}, workers={CALLED_WITH}, app="...")'
+    if called.reports:
+        return
+    error, where = room.last_error()
+    if "as an import string" in room.output():
+        raise Ended(
+            "uvicorn starts workers only from an import string: each one imports the app itself",
+            sent=call,
+            expected="the string `app` is handed to uvicorn as it is",
+            got="an app object",
+            where=where,
+            detail=room.output(),
+        )
+    if not _runs(called.parent):
+        lines = [line for line in room.output().splitlines() if line.strip()]
+        raise Ended(
+            "main ended instead of serving",
+            sent=call,
+            got=error or (lines[-1] if lines else "no output"),
+            where=where,
+            detail=room.output(),
+        )
+    what = "takes connections, but answers none" if called.listens else "listens nowhere"
+    raise room.hung(f"main {what}", sent=call, got=error, detail=room.output())
+
+
+def test_main_serves_on_the_port_that_it_is_given(seen):
+    ports = {port for _, port in seen.called.listens}
+    names = {seen.port_8000: 8000}
+    require(
+        seen.port in ports,
+        f"main(port={seen.port}, ...) listens on another port",
+        expected=seen.port,
+        got=", ".join(str(names.get(port, port)) for port in sorted(ports)),
+    )
+
+
+def test_main_serves_the_app_that_it_is_given(seen):
+    factories = {report["factory"] for report in seen.called.reports}
+    require(
+        factories == {"reporting_app:another"},
+        "main serves another app than the one that it is given",
+        sent='main(..., app="reporting_app:another")',
+        expected="reporting_app:another",
+        got=", ".join(sorted(factories)),
+    )
+
+
+def test_as_many_processes_as_workers_answer(seen):
+    called = seen.called
+    pids = called.pids()
+    ports = sorted({port for _, port in called.listens})
+    facts = {
+        "sent": f"main(..., workers={CALLED_WITH}); while a process is held, others are asked",
+        "expected": f"{CALLED_WITH} processes answer",
+        "got": f"{_processes(len(pids))}: {', '.join(map(str, pids))}",
+    }
+    require(
+        len(pids) != 1 or called.at_once < CALLED_WITH,
+        "threads are not workers: the answers at once all come from one process",
+        **facts,
+    )
+    require(
+        len(pids) >= CALLED_WITH or len(ports) == 1,
+        f"only {_processes(len(pids))} answers there: each listens on a port of its own",
+        **facts | {"got": f"listening on {', '.join(map(str, ports))}"},
+    )
+    require(
+        len(pids) >= CALLED_WITH,
+        f"only {_processes(len(pids))} answers, but workers={CALLED_WITH}",
+        **facts,
+    )
+    require(
+        len(pids) == CALLED_WITH,
+        f"more processes answer than workers={CALLED_WITH} says",
+        **facts,
+    )
+
+
+def test_each_process_builds_its_own_app(seen):
+    for program in (seen.called, seen.script):
+        for report in program.reports:
+            pid, built_in = report["pid"], report["built_in"]
+            require(
+                pid in built_in,
+                "the app that answers was built by another process: one model, made before the fork",
+                expected=f"process {pid} calls the factory itself",
+                got=f"it was called in process {built_in[-1]}",
+            )
+            alone = len(program.pids()) == program.workers
+            require(
+                built_in.count(pid) == 1 or not alone,
+                f"each process builds the app {built_in.count(pid)} times, and so loads as many models",
+                expected=f"process {pid} calls the factory once",
+                got=f"{built_in.count(pid)} times",
+            )
+
+
+def test_only_127_0_0_1_is_listened_on(seen):
+    for program in (seen.called, seen.script):
+        others = sorted({address for address, _ in program.listens} - {"127.0.0.1"})
+        require(
+            not others,
+            "the server can be reached from other machines",
+            expected="it listens on 127.0.0.1",
+            got=", ".join(others),
+        )
+
+
+def test_sigint_to_the_parent_ends_all(seen):
+    parent = seen.called.pid
+    require(
+        parent not in seen.runs_on,
+        "the parent runs on after SIGINT (Ctrl-C)",
+        sent=f"SIGINT to process {parent}",
+        expected=f"it and its {CALLED_WITH} workers end",
+        got=f"still running: {', '.join(map(str, seen.runs_on))}",
+    )
+    require(
+        not seen.runs_on,
+        "the parent has ended, its workers run on: it has to end them when SIGINT comes",
+        sent=f"SIGINT to process {parent}",
+        expected=f"it and its {CALLED_WITH} workers end",
+        got=f"still running: {', '.join(map(str, seen.runs_on))}",
+    )
+
+
+def test_the_script_serves_with_4_workers_on_port_8000(seen):
+    script = seen.script
+    sent = "python workers.py"
+    require(
+        len(script.reports) > 0,
+        "run as a script the file serves nothing: its last lines have to call main(8000, 4)",
+        sent=sent,
+        expected="4 processes answer on port 8000",
+        got="listening on " + ", ".join(str(port) for _, port in script.listens)
+        if script.listens
+        else "nothing listens",
+    )
+    ports = {port for _, port in script.listens}
+    require(
+        bool(ports & {seen.scripts_port, 8000}),
+        "run as a script the file listens on another port than 8000",
+        sent=sent,
+        expected=8000,
+        got=", ".join(map(str, sorted(ports))),
+    )
+    factories = {report["factory"] for report in script.reports}
+    require(
+        factories == {"course.lessons.stage2:build"},
+        "run as a script the file serves another app than the default one",
+        sent=sent,
+        expected="course.lessons.stage2:build",
+        got=", ".join(sorted(factories)),
+    )
+    count = len(script.pids())
+    # where main does not do what `workers` says, that has been said above
+    require(
+        count == 4 or len(seen.called.pids()) != CALLED_WITH,
+        f"run as a script {_processes(count)} answer{'s' * (count == 1)} instead of 4",
+        sent=sent,
+        expected="4 processes",
+        got=_processes(count),
+    )
+
+
+def _processes(count):
+    return f"{count} process{'es' * (count != 1)}"

@@ -1,0 +1,43 @@
+"""The app that 2.5's tests have served: it reports which process answers, and holds that process.
+
+A request makes the process report to COURSE_CONTROL and then wait there, its event loop blocked, so
+that the next request can only be taken by another process.
+"""
+
+import json
+import os
+import socket
+
+import sitecustomize
+
+
+def build():
+    return _make("build")
+
+
+def another():
+    return _make("another")
+
+
+def _make(name):
+    sitecustomize.built.append(os.getpid())
+
+    async def app(scope, receive, send):
+        if scope["type"] == "lifespan":
+            while True:
+                event = await receive()
+                await send({"type": event["type"] + ".complete"})
+                if event["type"] == "lifespan.shutdown":
+                    return
+        _report_and_wait(f"{__name__}:{name}")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    return app
+
+
+def _report_and_wait(factory):
+    report = {"pid": os.getpid(), "factory": factory, "built_in": sitecustomize.built}
+    with socket.create_connection(("127.0.0.1", int(os.environ["COURSE_CONTROL"]))) as control:
+        control.sendall(json.dumps(report).encode() + b"\n")
+        control.recv(1)

@@ -1,0 +1,48 @@
+# caught by: test_an_error_before_the_first_piece_is_no_stream | says: the status is 200
+import json
+
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field
+
+
+class Body(BaseModel):
+    prompt: str = Field(min_length=1)
+    max_new_tokens: int = Field(128, ge=1)
+    temperature: float = Field(0.0, ge=0)
+
+
+def sse(data, event=None):
+    name = f"event: {event}\n" if event else ""
+    return f"{name}data: {json.dumps(data)}\n\n"
+
+
+def create_app(handler):
+    app = FastAPI()
+
+    @app.post("/chat_stream")
+    async def chat_stream(body: Body):
+        pieces = handler.generate(
+            body.prompt,
+            stream=True,
+            max_new_tokens=body.max_new_tokens,
+            temperature=body.temperature,
+        )
+
+        async def events():
+            count = 0
+            try:
+                piece = await anext(pieces, None)
+                while piece is not None:
+                    yield sse({"token": piece})
+                    count += 1
+                    piece = await anext(pieces, None)
+                yield sse({"pieces": count}, "done")
+            except Exception as error:
+                yield sse({"message": str(error)}, "error")
+            finally:
+                await pieces.aclose()
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    return app

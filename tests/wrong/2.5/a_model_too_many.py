@@ -1,0 +1,15 @@
+# caught by: test_each_process_builds_its_own_app | says: builds the app 2 times
+import uvicorn
+
+from course.lessons.stage2 import build
+
+# every worker imports this file again
+application = build()
+
+
+def main(port, workers, app="course.lessons.stage2:build"):
+    uvicorn.run(app, factory=True, port=port, workers=workers)
+
+
+if __name__ == "__main__":
+    main(8000, 4)

@@ -1,0 +1,26 @@
+# caught by: test_as_many_processes_as_workers_answer | says: each listens on a port of its own
+import multiprocessing
+
+import uvicorn
+
+
+def serve(app, port):
+    uvicorn.run(app, factory=True, host="127.0.0.1", port=port)
+
+
+def main(port, workers, app="course.lessons.stage2:build"):
+    processes = [
+        multiprocessing.Process(target=serve, args=(app, port + number), daemon=True)
+        for number in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join()
+    except KeyboardInterrupt:
+        pass
+
+
+if __name__ == "__main__":
+    main(8000, 4)

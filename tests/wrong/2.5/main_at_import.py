@@ -1,0 +1,9 @@
+# caught by: test_main_serves_on_the_port_that_it_is_given | says: only under `if __name__ ==
+import uvicorn
+
+
+def main(port, workers, app="course.lessons.stage2:build"):
+    uvicorn.run(app, factory=True, host="127.0.0.1", port=port, workers=workers)
+
+
+main(8000, 4)

@@ -1,0 +1,11 @@
+# caught by: test_as_many_processes_as_workers_answer | says: only 1 process answers
+import uvicorn
+
+
+def main(port, workers, app="course.lessons.stage2:build"):
+    # uvicorn warns that it ignores `workers` when it reloads
+    uvicorn.run(app, factory=True, port=port, workers=workers, reload=True)
+
+
+if __name__ == "__main__":
+    main(8000, 4)

@@ -1,0 +1,12 @@
+# caught by: test_the_script_serves_with_4_workers_on_port_8000 | says: 1 process answers instead of 4
+import os
+
+import uvicorn
+
+
+def main(port, workers, app="course.lessons.stage2:build"):
+    uvicorn.run(app, factory=True, host="127.0.0.1", port=port, workers=workers)
+
+
+if __name__ == "__main__":
+    main(8000, int(os.environ.get("WORKERS", 1)))

@@ -1,0 +1,76 @@
+# caught by: test_all_clients_run_at_once | says: requests come before one is answered
+import asyncio
+import statistics
+import time
+from dataclasses import dataclass
+
+import httpx
+
+
+@dataclass
+class Measurement:
+    clients: int
+    requests: int
+    errors: int
+    ttft_p50_s: float
+    ttft_p95_s: float
+    itl_p50_s: float
+    itl_p95_s: float
+    tokens_per_s: float
+
+
+def one_request(url, body, clock):
+    """(seconds to the first token, seconds between tokens, tokens), or None where it failed."""
+    start = last = clock()
+    first, gaps, name = None, [], "token"
+    try:
+        with httpx.stream("POST", url, json=body, timeout=None) as response:
+            if response.status_code != httpx.codes.OK:
+                return None
+            for line in response.iter_lines():
+                field, _, value = line.partition(":")
+                if field == "event":
+                    name = value.strip()
+                elif field == "data" and name == "token":
+                    now = clock()
+                    if first is None:
+                        first = now - start
+                    else:
+                        gaps.append(now - last)
+                    last = now
+                elif field == "data" and name == "done":
+                    return first, gaps, len(gaps) + (first is not None)
+                elif field == "data" and name == "error":
+                    return None
+                elif not line:
+                    name = "token"
+    except httpx.HTTPError:
+        return None
+    return None
+
+
+def quantile(values, n):
+    if len(values) < 2:
+        return values[0] if values else None
+    return statistics.quantiles(values, n=100)[n - 1]
+
+
+async def measure(url, *, clients, prompt, max_new_tokens, clock=time.perf_counter):
+    body = {"prompt": prompt, "max_new_tokens": max_new_tokens}
+    start = clock()
+    # the default pool has a few threads more than the machine has cores, and no more
+    jobs = [asyncio.to_thread(one_request, url, body, clock) for _ in range(clients)]
+    results = [result for result in await asyncio.gather(*jobs) if result is not None]
+    seconds = clock() - start
+    ttft = [first for first, _, _ in results if first is not None]
+    itl = [gap for _, gaps, _ in results for gap in gaps]
+    return Measurement(
+        clients=clients,
+        requests=clients,
+        errors=clients - len(results),
+        ttft_p50_s=quantile(ttft, 50),
+        ttft_p95_s=quantile(ttft, 95),
+        itl_p50_s=quantile(itl, 50),
+        itl_p95_s=quantile(itl, 95),
+        tokens_per_s=sum(count for _, _, count in results) / max(seconds, 1e-9),
+    )
