@@ -156,7 +156,7 @@ def test_no_held_out_phrasing_is_trained_on():
         return re.compile("".join(parts).lower() + r"[\s.!?。！？]*")
 
     patterns = [pattern(p) for p in found]
-    chats = [c for level in (1, 2, 3) for c in corpus.conversations(1500, level, level=level)]
+    chats = [c for level in (1, 2, 3, 4) for c in corpus.conversations(1500, level, level=level)]
     said = {m["content"].lower() for c in chats for m in c if m["role"] != "assistant"}
     assert len(said) > 2000
     seen = [(s, p.pattern) for p in patterns for s in said if p.fullmatch(s)]
@@ -167,7 +167,7 @@ def test_held_out_names_are_not_trained_on():
     rng = random.Random(0)
     held = corpus._data("phrasings")["names"]
     for lang in corpus.LANGS:
-        for level in (1, 3):
+        for level in (1, 4):
             given = {corpus._name(rng, lang, level=level) for _ in range(4000)}
             assert not given & set(held["held_out_" + lang])
 
@@ -204,7 +204,7 @@ def test_only_the_assistants_words_are_learned(tokenizer):
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "CHUNK", 40)
-    monkeypatch.setattr(train, "LEVELS", [(1, 0), (2, 2), (3, 4)])
+    monkeypatch.setattr(train, "LEVELS", [(1, 0), (2, 2), (4, 4)])
     monkeypatch.setattr(train, "TOKENS_PER_BATCH", 256)
     monkeypatch.setattr(train, "SHAPE", dict(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,

@@ -54,21 +54,33 @@ def talk_answer(name, lang):
     return talks()[name]["answer"][LANGS.index(lang)].strip()
 
 
-def _pick(table, lang, held_out, wide):
+def _pick(table, lang, held_out, level):
     if held_out:
         return table["held_out_" + lang]
-    return table[lang] + table["wide_" + lang] if wide else table[lang]
+    found = table[lang]
+    if level > 1:
+        found = found + table["wide_" + lang]
+    if level > 3:
+        found = found + table.get("late_" + lang, [])
+    if level > 4:
+        # often, as few steps are left when these come
+        found = found + 3 * table.get("last_" + lang, [])
+    return found
 
 
-def phrasings(group, kind, lang, held_out=False, wide=False):
-    return _pick(_data("phrasings")[group][kind], lang, held_out, wide)
+def phrasings(group, kind, lang, held_out=False, level=1):
+    return _pick(_data("phrasings")[group][kind], lang, held_out, level)
 
 
-def systems(style, held_out=False, wide=False):
+def fact_phrasings(facet, key):
+    return _data("phrasings")["fact"][facet][key]
+
+
+def systems(style, held_out=False, level=1):
     table = _data("phrasings")["system"][style]
     if held_out:
         return table["held_out"]
-    return table["any"] + table["wide"] if wide else table["any"]
+    return table["any"] + table["wide"] if level > 1 else table["any"]
 
 
 def slots(lang):
@@ -140,7 +152,7 @@ def _name(rng, lang, held_out=False, level=1):
 
 
 def _train_name(rng, lang, level):
-    if level == 3 and lang == "en" and rng.random() < 0.85:
+    if level > 2 and lang == "en" and rng.random() < 0.85:
         return rng.choice(known_names())
     if rng.random() < 0.5:
         return rng.choice(_data("phrasings")["names"][lang])
@@ -157,9 +169,9 @@ def _train_name(rng, lang, level):
     return "".join(syllables).capitalize()
 
 
-def fact_question(rng, term, facet, lang, held_out=False, wide=False):
+def fact_question(rng, term, facet, lang, held_out=False, level=1):
     entry = facts()[term]
-    phrasing = rng.choice(phrasings("fact", facet, lang, held_out, wide))
+    phrasing = rng.choice(phrasings("fact", facet, lang, held_out, level))
     other = "zh" if lang == "en" else "en"
     aliases = entry[other] if not held_out and rng.random() < 0.06 else entry[lang]
     alias = rng.choice(aliases)
@@ -178,20 +190,20 @@ def _spaced(phrasing, alias):
     return before + "{t}" + after
 
 
-def other_question(rng, lang, held_out=False, wide=False):
+def other_question(rng, lang, held_out=False, level=1):
     """Something the model should decline, in a phrasing of its own or a fact phrasing."""
     if not held_out and rng.random() < 0.3:
         facet = rng.choices(FACETS, (6, 3, 3, 1))[0]
         thing = rng.choice(slots(lang)["unknown"])
         if rng.random() < 0.2:
             thing = _name(rng, "en").lower()
-        phrasing = rng.choice(phrasings("fact", facet, lang, False, wide))
+        phrasing = rng.choice(phrasings("fact", facet, lang, False, level))
         return phrasing.format(t=thing, np=thing)
-    return fill(rng, rng.choice(off_topic(lang, held_out, wide)), lang)
+    return fill(rng, rng.choice(off_topic(lang, held_out, level)), lang)
 
 
-def off_topic(lang, held_out=False, wide=False):
-    return _pick(_data("phrasings")["other"], lang, held_out, wide)
+def off_topic(lang, held_out=False, level=1):
+    return _pick(_data("phrasings")["other"], lang, held_out, level)
 
 
 def fill(rng, phrasing, lang):
@@ -294,13 +306,12 @@ WIDE_STYLE_WEIGHTS = (65, 5, 5, 8, 4, 7, 6)
 class Chat:
     """A conversation being written: what the system line asks for, and what was said so far."""
 
-    def __init__(self, rng, style="default", held_out=False, level=3, new_names=False):
+    def __init__(self, rng, style="default", held_out=False, level=5, new_names=False):
         self.new_names = new_names
         self.rng, self.style, self.held_out, self.level = rng, style, held_out, level
-        self.wide = level > 1
         self.messages, self.topic, self.user_name, self.my_name = [], None, None, None
         if style != "default":
-            line = rng.choice(systems(style, held_out, self.wide))
+            line = rng.choice(systems(style, held_out, self.level))
             if style == "name":
                 lang = "en" if line[0].isascii() else "zh"
                 self.my_name = self._some_name(lang)
@@ -325,7 +336,7 @@ class Chat:
         """What the user types; with a language, words around the question are possible."""
         if self.held_out:
             return text
-        if self.wide and lang and self.rng.random() < 0.25:
+        if self.level > 1 and lang and self.rng.random() < 0.25:
             text = around(self.rng, text, lang)
         return slip(self.rng, text)
 
@@ -335,7 +346,7 @@ class Chat:
         facet = facet or rng.choices(FACETS, (5, 4, 4, 2))[0]
         if facet not in facts()[term]:
             facet = "what"
-        question = fact_question(rng, term, facet, asked, self.held_out, self.wide)
+        question = fact_question(rng, term, facet, asked, self.held_out, self.level)
         lang = self.lang(asked)
         brief = self.style == "brief" and "short" in facts()[term]
         # an example or a reason has no shorter form
@@ -353,7 +364,7 @@ class Chat:
         kinds += ["again"] + ["translate"] * 2 * (self.style in ("default", "plain", "pirate"))
         kind = kind or rng.choice(kinds)
         question = self._typed(
-            rng.choice(phrasings("follow", kind, asked, self.held_out, self.wide))
+            rng.choice(phrasings("follow", kind, asked, self.held_out, self.level))
         )
         lang = self.lang(asked)
         if kind == "translate":
@@ -368,7 +379,7 @@ class Chat:
     def talk(self, asked, name=None):
         rng = self.rng
         name = name or rng.choice(sorted(talks()))
-        texts = _pick(talks()[name], asked, self.held_out, self.wide)
+        texts = _pick(talks()[name], asked, self.held_out, self.level)
         question = self._typed(rng.choice(texts), asked if name in BARE_TALK else None)
         lang = self.lang(asked)
         answer = talk_answer(name, lang)
@@ -380,7 +391,7 @@ class Chat:
     def tell_name(self, asked):
         rng = self.rng
         self.user_name = self._some_name(asked)
-        question = rng.choice(phrasings("name", "tell", asked, self.held_out, self.wide))
+        question = rng.choice(phrasings("name", "tell", asked, self.held_out, self.level))
         question = question.format(n=self.user_name)
         if rng.random() < 0.2 and not self.held_out:
             question = question.rstrip(".!。")
@@ -390,14 +401,16 @@ class Chat:
 
     def ask_name(self, asked):
         rng = self.rng
-        question = rng.choice(phrasings("name", "ask", asked, self.held_out, self.wide))
+        question = rng.choice(phrasings("name", "ask", asked, self.held_out, self.level))
         lang = self.lang(asked)
         answer = YOUR_NAME[lang].format(n=self.user_name) if self.user_name else NO_NAME[lang]
-        self.say(self._typed(question), answer, lang)
+        # without these words here, "请问" would always ask for the model's own name
+        question = self._typed(question, asked if self.level > 3 else None)
+        self.say(question, answer, lang)
         self.topic = None
 
     def other(self, asked):
-        question = other_question(self.rng, asked, self.held_out, self.wide)
+        question = other_question(self.rng, asked, self.held_out, self.level)
         question = self._typed(question, asked)
         lang = self.lang(asked)
         self.say(question, DECLINE[lang], lang)
@@ -418,7 +431,7 @@ def _draw(rng, names=True, level=1):
     if style == "name" and rng.random() < 0.7:
         chat.talk(asked, rng.choice(("your_name", "who_are_you")))
     turns = rng.choices((1, 2, 3, 4, 8), (40, 34, 16, 8, 2))[0]
-    named = names and rng.random() < (0.3 if level == 3 else 0.2)
+    named = names and rng.random() < (0.3 if level > 2 else 0.2)
     if named:
         chat.tell_name(asked)
     for _ in range(turns):
@@ -429,7 +442,7 @@ def _draw(rng, names=True, level=1):
             continue
         (turn,) = rng.choices((chat.fact, chat.talk, chat.other, chat.nonsense), (60, 14, 22, 4))
         turn(asked)
-    if named and level == 3 and rng.random() < 0.5:
+    if named and level > 2 and rng.random() < 0.5:
         chat.ask_name(asked)
         if rng.random() < 0.5:
             chat.talk(asked, "your_name")
@@ -440,7 +453,7 @@ def _draw(rng, names=True, level=1):
     return chat.messages
 
 
-def conversation(rng, names=True, level=3):
+def conversation(rng, names=True, level=5):
     """One training conversation, a list of {"role", "content"}; none has a held-out phrasing."""
     while True:
         messages = _draw(rng, names, level)
@@ -448,11 +461,12 @@ def conversation(rng, names=True, level=3):
             return messages
 
 
-def conversations(count, seed, names=True, level=3):
+def conversations(count, seed, names=True, level=5):
     """`count` training conversations; the same for the same seed.
 
     With `names` some users tell theirs. Level 1 has plain phrasings; 2 many more, words around the
-    questions and more system lines; 3 more names, and asks for them more often.
+    questions and more system lines; 3 more names, and asks for them more often; 4 a few
+    phrasings more, and words around questions for the name too; 5 the last ones.
     """
     rng = random.Random(seed)
     return [conversation(rng, names, level) for _ in range(count)]

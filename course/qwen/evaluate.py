@@ -98,13 +98,13 @@ def _chat(rng, style="default"):
     return corpus.Chat(rng, style, held_out=True)
 
 
-def fact_scripts(lang, mistyped=False):
-    """Every held-out phrasing for every term and kind of question."""
+def fact_scripts(lang, mistyped=False, key="held_out"):
+    """Every held-out (or fresh) phrasing for every term and kind of question."""
     rng = random.Random(f"facts {lang}")
     scripts = []
     for term, entry in corpus.facts().items():
         for facet in corpus.FACETS:
-            for phrasing in corpus.phrasings("fact", facet, lang, True) if facet in entry else ():
+            for phrasing in corpus.fact_phrasings(facet, f"{key}_{lang}") if facet in entry else ():
                 text = corpus.ask_fact(phrasing, term, rng.choice(entry[lang]))
                 if mistyped:
                     wrong = corpus.typo(rng, text)
@@ -234,6 +234,8 @@ def evaluate(folder, show=lambda jobs: jobs):
         ("system prompt: a name", 0.90, system_scripts("name", 30)),
         ("system prompt: pirate", 0.90, system_scripts("pirate", 30)),
         ("system prompt: be brief", 0.90, system_scripts("brief", 30)),
+        ("course facts, English, fresh phrasings", None, fact_scripts("en", key="fresh")),
+        ("course facts, Chinese, fresh phrasings", None, fact_scripts("zh", key="fresh")),
         ("English facts with a wrong letter", None, fact_scripts("en", mistyped=True)),
         ("declines unknown terms", None, unknown_scripts()),
         ("remembers English names never seen", None, memory_scripts(60, ["en"], True)),
