@@ -16,7 +16,7 @@ import time
 
 from course.manifest import ROOT
 
-LESSONS = {1: "course.lessons.stage1"}
+LESSONS = {1: "course.lessons.stage1", 2: "course.lessons.stage2"}
 LET_GO_S = 1
 """How long answers that are being made may go on after the server is told to stop."""
 LOG_BYTES = 65_536
