@@ -22,6 +22,9 @@ import threading
 import time
 import weakref
 
+from course.grading.http import facts
+from course.grading.mistakes import fail
+
 
 def let(answer, room, prompt, steps):
     """A scene: lets the held answers to `prompt` make so many more steps; all, if None."""
@@ -136,6 +139,21 @@ class Model:
     def asked(self, prompt, pieces=1, limit_s=None):
         """Waits until that many pieces of the answer were asked for; whether they were."""
         return self._until(lambda talk: talk["asked"] >= pieces, prompt, limit_s)
+
+    def begun(self, stream, prompt):
+        """Waits until the answer that `stream` (see sse.py) reads is asked for its first piece.
+
+        Raises:
+            Mistake: the server answers without asking.
+            Hung: it does not answer either.
+        """
+        mistake = f"{stream.what} does not ask the handler for a piece"
+        until = time.monotonic() + self._room.limit_s
+        while not self.asked(prompt, limit_s=0.05):
+            if stream.ended(0.001):
+                fail(mistake, **facts(self._room, stream.reply()))
+            if time.monotonic() > until:
+                raise self._room.hung(mistake)
 
     def steps_after_leaving(self, prompt, most):
         """Lets an abandoned answer go on, a step at a time, as long as it does and `most` times at

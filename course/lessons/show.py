@@ -1,4 +1,4 @@
-"""What the lessons show: tokens as a table or in their places, and waits as a plot."""
+"""What the lessons show: tokens as a table or in their places; waits, arrivals, loads as plots."""
 
 import html
 
@@ -86,6 +86,50 @@ def waits(series: dict[str, list[tuple[float, float]]], busy_s: tuple[float, flo
     axes.set_ylim(bottom=-0.05)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    plt.show()
+
+
+def arrivals(series: dict[str, list[float]], title: str = "") -> None:
+    """Plots when each piece of an answer came: a line for each reader, a dot for each piece.
+
+    Args:
+        series: for each reader a name and the times of its pieces, in seconds.
+    """
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 0.8 + 0.32 * len(series)), layout="constrained")
+    for row, times in enumerate(series.values()):
+        axes.plot(times, [row] * len(times), "o", markersize=5, alpha=0.6)
+    axes.set_yticks(range(len(series)), list(series))
+    axes.set_ylim(len(series) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("came after (s)")
+    axes.set_title(title, fontsize=10)
+    axes.grid(axis="y", alpha=0.3)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    plt.show()
+
+
+def loads(series: dict[str, list]) -> None:
+    """Plots the time to the first token and the tokens per second over the number of clients.
+
+    Args:
+        series: for each server a name and its measurements, with the attributes `clients`,
+            `ttft_p95_s` and `tokens_per_s`.
+    """
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    for (name, measured), marker in zip(series.items(), "osD^v"):
+        clients = [each.clients for each in measured]
+        left.plot(clients, [each.ttft_p95_s for each in measured], marker=marker)
+        right.plot(clients, [each.tokens_per_s for each in measured], marker=marker, label=name)
+    for axes, title in ((left, "time to first token, p95 (s)"), (right, "tokens per second")):
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("clients at once")
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    right.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     plt.show()
 
 

@@ -100,18 +100,6 @@ def accepted(room, stream):
         fail(mistake, **facts(room, stream.reply()))
 
 
-def begun(room, model, stream, prompt):
-    """Waits until the first piece is asked for."""
-    end = time.monotonic() + room.limit_s
-    while not model.asked(prompt, limit_s=0.05):
-        if stream.ended(0.001):
-            accepted(room, stream)
-            stream.reply()
-            fail("POST /chat_stream does not ask the handler for a piece", got=str(stream))
-        if time.monotonic() > end:
-            raise room.hung("POST /chat_stream does not ask the handler for a piece")
-
-
 def whole(room, stream):
     """The Reply of an answer that is to be an unbroken stream with status 200."""
     accepted(room, stream)
@@ -242,7 +230,7 @@ def test_each_piece_is_sent_as_soon_as_it_is_there(shared_room):
     pieces = ["one ", "two ", "three ", "four "]
     url = shared_room.serve(app_with_sleeps_noted, answers={"hi": pieces}, held=["hi"])
     stream, model = Stream(shared_room, url, asked("hi")), Model(shared_room)
-    begun(shared_room, model, stream, "hi")
+    model.begun(stream, "hi")
     for number in range(1, len(pieces) + 1):
         if not model.asked("hi", number, WAIT_S):
             break  # with the pieces that are there, it waits for nothing: it has ended
@@ -288,7 +276,7 @@ def test_streams_do_not_wait_for_each_other(shared_room):
     url = shared_room.serve(app, held=["first"])
     model = Model(shared_room)
     first = Stream(shared_room, url, asked("first"))
-    begun(shared_room, model, first, "first")
+    model.begun(first, "first")
     second = Stream(shared_room, url, asked("second"))
     if not second.ended(WAIT_S):
         waits = model.talk("second") is None or model.talk("second")["asked"] == 0
@@ -421,7 +409,7 @@ def test_the_model_stops_when_the_client_leaves(room):
     url = room.serve(app, answers={"hi": ["word "] * LONG}, held=["hi"])
     model = Model(room)
     stream = Stream(room, url, asked("hi"))
-    begun(room, model, stream, "hi")
+    model.begun(stream, "hi")
     model.let("hi")
     # a stream that does not stream is another test's concern
     stream.wait(lambda: len(tokens(stream)) >= 1, 1.0)
@@ -439,7 +427,7 @@ def test_the_model_stops_when_the_client_left_early(room):
     url = room.serve(app, answers={"hi": ["word "] * LONG}, held=["hi"])
     model = Model(room)
     stream = Stream(room, url, asked("hi"))
-    begun(room, model, stream, "hi")
+    model.begun(stream, "hi")
     stream.leave_and_be_missed()
     steps = model.steps_after_leaving("hi", LONG)
     # the first piece may come; the steps count from there

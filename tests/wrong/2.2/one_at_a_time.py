@@ -1,4 +1,4 @@
-# caught by: test_streams_do_not_wait_for_each_other, test_who_leaves_disturbs_no_other | says: one stream waits for the other
+# caught by: test_streams_do_not_wait_for_each_other | says: one stream waits for the other
 import asyncio
 import json
 

@@ -1,0 +1,473 @@
+"""2.3: a limit for each client address, over a real socket, around a handler of the test's own.
+
+Each test comes from loopback addresses of its own, and its windows are so long that none ends in
+the middle of a test. Only the test of the window's end needs a real second.
+"""
+
+import itertools
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+
+import pytest
+
+from course.grading.handler import Model, ScriptedHandler, let  # noqa: F401 - `let` is a scene
+from course.grading.http import facts
+from course.grading.mistakes import fail, require
+from course.grading.sse import Stream, has_address
+
+WAIT_S = 3.0
+"""For what a free machine does in milliseconds."""
+
+FINE = {"prompt": "hi"}
+PIECES = ["one ", "two ", "three "]
+ANSWERS = {"hi": PIECES, "breaks": PIECES, "long": ["word "] * 60}
+FAILS = {"fails": [0, "no"], "breaks": [1, "no"]}
+
+NO_ADDRESSES = (
+    "this machine has no second loopback address, so whether each client has its own count is not"
+    " known. On macOS: sudo ifconfig lo0 alias 127.0.0.2"
+)
+NO_REDIS = (
+    "there is no redis-server, so whether two apps on one Redis share their count is not known."
+    " Mend: apt-get install redis-server, or brew install redis"
+)
+
+_numbers = itertools.count(2)
+
+
+def an_address():
+    """A loopback address that no other test comes from; None where there is only one."""
+    address = f"127.0.0.{next(_numbers)}"
+    return address if has_address(address) else None
+
+
+# in the room
+
+
+def app(answer, room, limit=None, storage_uri=None, **script):
+    """The answer's app around a scripted handler; without a limit, with its own defaults."""
+    options = {"limit": limit, "storage_uri": storage_uri}
+    options = {name: value for name, value in options.items() if value is not None}
+    return answer.create_app(ScriptedHandler(room, ANSWERS, **script), **options)
+
+
+# what the tests share
+
+
+class Client:
+    """Requests from one address, each on a connection of its own."""
+
+    def __init__(self, room, url, address=None):
+        self.room, self.url, self.address = room, url, address or an_address()
+
+    def start(self, body=FINE, headers=None):
+        return Stream(self.room, self.url, body, headers=headers, address=self.address)
+
+    def ask(self, body=FINE, headers=None):
+        """The Reply."""
+        stream = self.start(body, headers)
+        if not stream.ended(WAIT_S):
+            raise self.room.hung(
+                "a request over the limit waits: refuse it at once, with 429"
+                if stream.status is None
+                else "POST /chat_stream did not come to an end",
+                got=str(stream) or "nothing",
+            )
+        return stream.reply()
+
+    def let_in(self, count, limit):
+        """Sends so many requests, all of which the limit allows."""
+        for number in range(1, count + 1):
+            self.is_let_in(self.ask(), f"request {number} of {count} under a limit of {limit}")
+
+    def is_let_in(self, reply, which, mistake=None):
+        if reply.status == 429:
+            fail(
+                mistake or REFUSES_TOO_MANY,
+                sent=which,
+                expected=200,
+                **facts(self.room, reply),
+            )
+        require(
+            reply.status == 200,
+            "a request that the limit allows is not answered with 200",
+            sent=which,
+            **facts(self.room, reply),
+        )
+
+    def is_refused(self, mistake, sent, body=FINE, headers=None):
+        """Sends a request that the limit does not allow; its Reply."""
+        reply = self.ask(body, headers)
+        if reply.status == 200:
+            fail(mistake, sent=sent, expected=429, got="200: it was let in")
+        require(
+            reply.status == 429,
+            "a request over the limit is not answered with 429",
+            sent=sent,
+            expected=429,
+            **facts(self.room, reply),
+        )
+        return reply
+
+
+def over(count, limit):
+    return f"{count} requests from one address in a row, under a limit of {limit}"
+
+
+REFUSES_TOO_MANY = "the limit refuses too many: a request that it allows is answered with 429"
+NOTHING_IS_REFUSED = "the limit does not work: one request more than it allows was let in"
+
+
+# the tests
+
+
+def test_the_limit_lets_so_many_in_and_no_more(shared_room):
+    for limit, count in (("3/hour", 3), ("1/hour", 1)):
+        client = Client(shared_room, shared_room.serve(app, limit=limit))
+        client.let_in(count, limit)
+        for more in (1, 2):
+            client.is_refused(NOTHING_IS_REFUSED, over(count + more, limit))
+
+
+def test_without_a_limit_it_is_50_a_minute(shared_room):
+    client = Client(shared_room, shared_room.serve(app))
+    began = time.monotonic()
+    client.let_in(50, "50/minute, which is the value if it is left out")
+    reply = client.ask()
+    # on a machine that took so long, a part of the window may have passed
+    if time.monotonic() - began < 50:
+        require(
+            reply.status == 429,
+            "without `limit`, the 51st request within a minute is not refused",
+            sent="51 requests to create_app(handler)",
+            expected=429,
+            **facts(shared_room, reply),
+        )
+
+
+def test_a_refusal_says_when_to_come_back(shared_room):
+    for limit, longest in (("1/hour", 3600), ("2/minute", 60), ("1/second", 1)):
+        client = Client(shared_room, shared_room.serve(app, limit=limit))
+        for _ in range(8):
+            reply = client.ask()
+            if reply.status == 429:
+                break
+        else:
+            if longest == 1:
+                continue  # the machine is slow: each request came in a window of its own
+            fail(NOTHING_IS_REFUSED, sent=over(8, limit))
+        said = reply.headers.get("retry-after")
+        require(
+            said is not None,
+            "a 429 has no Retry-After: the client is not told when to come back",
+            sent=over(2, limit),
+            expected=f"Retry-After: a whole number from 1 to {longest}",
+            got=f"429 with these headers: {', '.join(reply.headers)}",
+        )
+        require(
+            said.isascii() and said.isdigit() and 1 <= int(said) <= longest,
+            "Retry-After is not a whole number of seconds from 1 to the length of the window",
+            sent=f"more requests than {limit} allows",
+            expected=f"a whole number from 1 to {longest}",
+            got=f"Retry-After: {said}",
+        )
+
+
+def test_a_refused_request_costs_the_model_nothing(shared_room):
+    client = Client(shared_room, shared_room.serve(app, limit="2/hour"))
+    client.let_in(2, "2/hour")
+    model = Model(shared_room)
+    before = model.steps()
+    for number in (3, 4):
+        client.is_refused(NOTHING_IS_REFUSED, over(number, "2/hour"))
+    steps = model.steps() - before
+    require(
+        steps == 0,
+        "a refused request costs the model steps: look at the limit before you ask the handler",
+        expected="0 steps for 2 refused requests",
+        got=f"{steps} steps",
+    )
+
+
+def test_each_address_has_a_count_of_its_own(shared_room, not_tested):
+    one, other = an_address(), an_address()
+    if other is None:
+        not_tested(NO_ADDRESSES)
+        return
+    url = shared_room.serve(app, limit="2/hour")
+    one, other = Client(shared_room, url, one), Client(shared_room, url, other)
+    one.let_in(2, "2/hour")
+    one.is_refused(NOTHING_IS_REFUSED, over(3, "2/hour"))
+    other.is_let_in(
+        other.ask(),
+        f"2 requests from {one.address}, then one from {other.address}, under a limit of 2/hour",
+        "one client's requests count for another one: the limit is for each client address",
+    )
+
+
+def test_forwarded_addresses_are_not_believed(shared_room):
+    claims = {
+        "x-forwarded-for": "203.0.113.{}",
+        "x-real-ip": "203.0.113.{}",
+        "forwarded": "for=203.0.113.{}",
+        "x-client-ip": "203.0.113.{}",
+        "cf-connecting-ip": "203.0.113.{}",
+        "true-client-ip": "203.0.113.{}",
+    }
+    client = Client(shared_room, shared_room.serve(app, limit="2/hour"))
+    client.let_in(2, "2/hour")
+    client.is_refused(NOTHING_IS_REFUSED, over(3, "2/hour"))
+    for number, (name, value) in enumerate(claims.items(), 7):
+        claim = {name: value.format(number)}
+        client.is_refused(
+            f"the header {name.title()} is believed: anyone can write into it what they like",
+            f"a request over the limit, with {name.title()}: {claim[name]}",
+            headers=claim,
+        )
+
+
+def counts(room, what, bodies, expected_status):
+    """Requires that such requests count, all of them and each once."""
+    client = Client(room, room.serve(app, limit="2/hour", fails=FAILS))
+    for number, body in enumerate(bodies, 1):
+        reply = client.ask(body.encode())
+        require(
+            reply.status != 429,
+            REFUSES_TOO_MANY,
+            sent=f"request {number} of 2 under a limit of 2/hour: {body}",
+            expected=expected_status,
+            got=str(reply),
+        )
+    client.is_refused(
+        f"{what} does not count: every request counts when it arrives",
+        f"{' and '.join(bodies)}, under a limit of 2/hour; then a third request",
+    )
+
+
+def test_a_body_that_is_422_counts(shared_room):
+    bodies = ['{"prompt": ""}', '{"text": "hi"}']
+    counts(shared_room, "a request that fails validation", bodies, 422)
+
+
+def test_a_body_that_is_not_json_counts(shared_room):
+    counts(shared_room, "a request that is not JSON", ["prompt=hi", '{"prompt": "hi"'], 422)
+
+
+def test_a_request_that_the_model_fails_counts(shared_room):
+    bodies = ['{"prompt": "fails"}', '{"prompt": "breaks"}']
+    counts(shared_room, "a request that the model fails", bodies, "a 5xx, and an error event")
+
+
+def test_a_stream_in_progress_counts(shared_room):
+    prompts = ["first", "second"]
+    client = Client(shared_room, shared_room.serve(app, limit="2/hour", held=prompts))
+    for prompt in prompts:
+        Model(shared_room).begun(client.start({"prompt": prompt}), prompt)
+    client.is_refused(
+        "a stream in progress does not count: every request counts when it arrives",
+        "2 requests that are still streaming, then a third, under a limit of 2/hour",
+    )
+
+
+def test_what_is_let_in_still_streams(shared_room):
+    client = Client(shared_room, shared_room.serve(app, limit="2/hour", held=["hi"]))
+    model, stream = Model(shared_room), client.start()
+    model.begun(stream, "hi")
+    for number in range(1, len(PIECES) + 1):
+        model.asked("hi", number, WAIT_S)
+        model.let("hi")
+        if not stream.wait(lambda count=number: len(stream.events) >= count, WAIT_S):
+            where = shared_room.where() or None
+            came = len(stream.events)
+            model.let("hi", None)
+            stream.ended(WAIT_S)
+            fail(
+                "nothing streams behind the limit: all pieces came after the model had finished"
+                if came == 0 and not stream.broken
+                else f"behind the limit, the stream does not go on after {came} pieces",
+                expected=f"piece {number} while the model works on piece {number + 1}",
+                got=f"{came} pieces, and {len(stream.events)} events at the end",
+                where=shared_room.last_error()[1] or where,
+            )
+    model.let("hi", None)
+    stream.reply(WAIT_S)
+
+
+def test_what_is_let_in_is_answered_as_in_2_2(shared_room):
+    client = Client(shared_room, shared_room.serve(app, limit="9/hour", fails=FAILS))
+
+    def events(stream):
+        return [(event.name, event.json) for event in stream.events]
+
+    def asked(body):
+        stream = client.start(body)
+        return stream, stream.reply(WAIT_S)
+
+    stream, reply = asked({"prompt": "hi", "max_new_tokens": 5, "temperature": 0.5})
+    kind = reply.headers.get("content-type", "").split(";")[0]
+    require(
+        (reply.status, kind) == (200, "text/event-stream"),
+        "behind the limit, the answer is no event stream any more",
+        expected="200 and text/event-stream",
+        **facts(shared_room, reply),
+    )
+    pieces = [("", {"token": piece}) for piece in PIECES]
+    require(
+        events(stream)[:-1] == pieces
+        and stream.events[-1].name == "done"
+        and (stream.events[-1].json or {}).get("pieces") == len(PIECES),
+        "behind the limit, the events are not those of 2.2",
+        expected=f"{len(PIECES)} pieces and `done`",
+        got=reply.text,
+    )
+    talk = Model(shared_room).talk("hi")
+    require(
+        (talk["stream"], talk["max_new_tokens"], talk["temperature"]) == (True, 5, 0.5),
+        "behind the limit, the handler is not asked as in 2.2",
+        expected="stream=True, max_new_tokens=5, temperature=0.5",
+        got=talk,
+    )
+    for body in (b"", b"prompt=hi", b'{"prompt": ""}', b'{"prompt": "hi", "max_new_tokens": 0}'):
+        _, reply = asked(body)
+        require(
+            reply.status == 422,
+            "behind the limit, a wrong body is not 422 any more",
+            sent=body.decode(),
+            expected=422,
+            **facts(shared_room, reply),
+        )
+    _, reply = asked({"prompt": "fails"})
+    require(
+        400 <= reply.status < 600,
+        "behind the limit, an error before the first piece has no honest status any more",
+        expected="a 4xx or 5xx",
+        got=str(reply),
+    )
+    stream, reply = asked({"prompt": "breaks"})
+    require(
+        [event.name for event in stream.events] == ["", "error"],
+        "behind the limit, an error after the first piece is not told as in 2.2",
+        expected="one piece, then event: error",
+        got=reply.text,
+    )
+
+
+def test_the_model_stops_when_the_client_leaves(shared_room):
+    client = Client(shared_room, shared_room.serve(app, limit="2/hour", held=["long"]))
+    model, stream = Model(shared_room), client.start({"prompt": "long"})
+    model.begun(stream, "long")
+    model.let("long")
+    stream.wait(lambda: len(stream.events) >= 1, 1.0)
+    stream.leave_and_be_missed()
+    steps = model.steps_after_leaving("long", 60)
+    require(
+        steps <= 3,
+        f"behind the limit, the model worked on for {steps} steps after the client had left",
+        expected="at most 3 steps",
+        got=f"{steps} steps of an answer that nobody reads",
+    )
+
+
+def test_after_the_window_it_lets_in_again(shared_room):
+    """One client keeps asking, another one waits: both are let in when the window has passed."""
+    for _ in range(5):
+        url = shared_room.serve(app, limit="2/second")
+        asks, waits = Client(shared_room, url), Client(shared_room, url)
+        began = time.monotonic()
+        statuses = [client.ask().status for client in (asks, waits) for _ in range(3)]
+        last = time.monotonic()
+        if statuses.count(429) >= (2 if asks.address else 4):
+            break
+        if last - began < 0.9:
+            fail(NOTHING_IS_REFUSED, sent=over(3, "2/second"), got=statuses)
+    else:
+        fail("the machine is too slow to send three requests within a second")
+
+    def let_in(client):
+        return client.ask().status != 429
+
+    # one that asks all the time, until the window since the last request that was let in has passed
+    while time.monotonic() < last + 1.05:
+        if asks.address and let_in(asks):
+            break
+        time.sleep(0.1)
+    time.sleep(max(0.0, last + 1.05 - time.monotonic()))
+    missing = {"waits": waits, "asks": asks}
+    while missing and time.monotonic() < last + 2.6:
+        missing = {name: client for name, client in missing.items() if not let_in(client)}
+        time.sleep(0.1 if missing else 0)
+    facts_ = {
+        "sent": "3 requests under a limit of 2/second, and one more after 1 second",
+        "expected": 200,
+        "got": "still 429 after 2.5 seconds",
+    }
+    require("waits" not in missing, "after the window nobody is let in again", **facts_)
+    require(
+        "asks" not in missing,
+        "a refused request extends the window: who keeps asking is never let in again",
+        **facts_ | {"sent": "3 requests under a limit of 2/second, and then one every 0.1 seconds"},
+    )
+
+
+def test_two_apps_in_memory_do_not_share_a_count(shared_room):
+    address, options = an_address(), {"limit": "2/hour", "storage_uri": "memory://"}
+    first, second = (
+        Client(shared_room, shared_room.serve(app, **options), address) for _ in range(2)
+    )
+    first.let_in(2, "2/hour")
+    first.is_refused(NOTHING_IS_REFUSED, over(3, "2/hour"))
+    second.is_let_in(
+        second.ask(),
+        "3 requests to one app, then one to another, both on memory://, under a limit of 2/hour",
+        "two apps share one count in memory: keep it in create_app, not in the module",
+    )
+
+
+@pytest.fixture
+def redis_uri():
+    """A Redis server of the test's own on a free port; None where none is installed."""
+    program = shutil.which("redis-server") or shutil.which("valkey-server")
+    if program is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+        free.close()
+        options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", folder]
+        options += ["--save", "", "--appendonly", "no"]
+        server = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL)
+        try:
+            until = time.monotonic() + 10
+            while True:
+                try:
+                    with socket.create_connection(("127.0.0.1", port)) as connection:
+                        connection.sendall(b"PING\r\n")
+                        assert connection.recv(16) == b"+PONG\r\n"
+                    break
+                except ConnectionRefusedError:
+                    assert server.poll() is None and time.monotonic() < until
+                    time.sleep(0.005)
+            yield f"redis://127.0.0.1:{port}"
+        finally:
+            server.kill()
+            server.wait()
+
+
+def test_two_apps_on_one_redis_share_a_count(shared_room, another_room, redis_uri, not_tested):
+    if redis_uri is None:
+        not_tested(NO_REDIS)
+        return
+    address = an_address()
+    first, second = (
+        Client(room, room.serve(app, limit="3/hour", storage_uri=redis_uri), address)
+        for room in (shared_room, another_room())
+    )
+    mistake = "two apps on one Redis do not share a count: each worker lets the whole limit in"
+    sent = "3 requests to two apps on one Redis, under a limit of 3/hour"
+    for client in (first, second, first):
+        client.is_let_in(client.ask(), sent)
+    for client in (second, first):
+        client.is_refused(mistake, f"{sent}, and one more")

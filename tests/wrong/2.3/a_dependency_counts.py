@@ -1,0 +1,24 @@
+# caught by: test_a_body_that_is_not_json_counts | says: a request that is not JSON does not count
+from chat_stream import create_app as create_stream_app
+from fastapi import Depends, FastAPI, HTTPException, Request
+from limits import parse
+from limits.storage import storage_from_string
+from limits.strategies import MovingWindowRateLimiter
+
+
+def create_app(handler, *, limit="50/minute", storage_uri="memory://"):
+    item = parse(limit)
+    window = MovingWindowRateLimiter(storage_from_string(storage_uri))
+
+    def count(request: Request):
+        if not window.hit(item, request.client.host):
+            raise HTTPException(429, "slowly", {"Retry-After": str(item.get_expiry())})
+
+    inner = create_stream_app(handler)
+    app = FastAPI(exception_handlers=inner.exception_handlers)
+    for route in inner.routes:
+        if route.path == "/chat_stream":
+            app.post(
+                "/chat_stream", response_class=route.response_class, dependencies=[Depends(count)]
+            )(route.endpoint)
+    return app

@@ -1,0 +1,26 @@
+# caught by: test_a_refusal_says_when_to_come_back | says: not a whole number of seconds from 1
+import math
+import time
+
+from chat_stream import create_app as create_stream_app
+from fastapi.responses import JSONResponse
+from limits import parse
+from limits.storage import storage_from_string
+from limits.strategies import FixedWindowRateLimiter
+
+
+def create_app(handler, *, limit="50/minute", storage_uri="memory://"):
+    app = create_stream_app(handler)
+    item = parse(limit)
+    window = FixedWindowRateLimiter(storage_from_string(storage_uri))
+
+    @app.middleware("http")
+    async def count(request, call_next):
+        client = request.client.host
+        if not window.hit(item, client):
+            left_s = 0
+            wait_s = int(window.get_window_stats(item, client).reset_time + left_s)
+            return JSONResponse({"detail": "slowly"}, 429, {"Retry-After": str(wait_s)})
+        return await call_next(request)
+
+    return app
