@@ -252,8 +252,9 @@ class Inside:
             self._server_threads.add(threading.get_ident())
             try:
                 asyncio.run(server.serve(sockets=[bound]))
-            except BaseException:  # noqa: BLE001 - sys.exit() in a handler comes out here
-                traceback.print_exc()
+            except BaseException:  # noqa: BLE001 - also what ends uvicorn
+                if server.started:  # else uvicorn has logged why
+                    traceback.print_exc()
             finally:
                 bound.close()
 
