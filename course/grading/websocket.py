@@ -25,6 +25,9 @@ from websockets.uri import parse_uri
 
 from course.grading.mistakes import fail
 
+MOST_FRAMES = 2000
+"""That one client reads."""
+
 
 class Closed(Exception):
     """The server has closed the connection, with this code; 1006 if without a close frame."""
@@ -42,7 +45,7 @@ class Client:
         limit_s = limit_s or room.limit_s
         url = urlsplit(base_url)
         self._protocol = ClientProtocol(parse_uri(f"ws://{url.netloc}{path}"), max_size=None)
-        self._events, self._parts = [], []
+        self._events, self._parts, self._read = [], [], 0
         try:
             self._socket = socket.create_connection((url.hostname, url.port), limit_s)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -87,6 +90,10 @@ class Client:
             opcode, data = self._message(time.monotonic() + (limit_s or self.room.limit_s))
         except TimeoutError:
             return None
+        self._read += 1
+        if self._read > MOST_FRAMES:
+            self.room.spoiled = True
+            fail("frames come without end", got=data.decode("utf-8", "replace"))
         if opcode is Opcode.BINARY:
             fail("a binary frame came: send text frames (send_json, send_text)", got=repr(data))
         text = data.decode("utf-8", "replace")

@@ -29,9 +29,9 @@ def create_app(handler):
     The bounds are those of exercise 2.2. Many prompts can be sent on one connection; one that comes
     during an answer waits its turn. Connections do not wait for each other.
 
-    `stop` ends the answer in progress, at its next piece at the latest: the model stops within three
-    steps, `done` says "stopped": true and how many pieces were sent, and the connection lives on. It
-    is ignored when nothing is running, and stops no one else and nothing later.
+    `stop` ends the answer in progress, at its next piece at the latest: the model stops within
+    three steps, `done` says "stopped": true and how many pieces were sent, and the connection lives
+    on. It is ignored when nothing is running, and stops no one else and nothing later.
 
     A frame that is none of this, or binary, gets {"type": "error", "message": "..."}; the answer in
     progress and the connection go on. When the model fails, the client gets such a frame too, and

@@ -65,7 +65,7 @@ WRONG_FRAMES = {
 
 
 class Remembered(ScriptedHandler):
-    """What it returns is never collected as garbage: only `aclose` and cancellation end an answer."""
+    """What it returns is never collected as garbage: only aclose and cancellation end an answer."""
 
     remembered = []
 
@@ -171,7 +171,7 @@ def begin(client, model, prompt, pieces=1):
 
 
 def require_whole(frames, pieces, mistake, **facts):
-    """Requires that these frames are all the tokens of an answer and a `done` that was not stopped."""
+    """Requires that these frames are all the tokens of an answer, and a done that is not stopped."""
     require(
         texts(frames) == pieces and frames[-1].get("stopped") is not True,
         mistake,
@@ -413,7 +413,7 @@ def test_a_prompt_during_an_answer_waits_its_turn(shared_room):
     if sorted(came) == sorted(expected):
         mistake = "the prompts that waited were not answered in their order"
     elif came[0] != expected[0] and came[1:] == expected[1:]:
-        mistake = "a prompt that comes during an answer cuts that answer off: it has to wait its turn"
+        mistake = "a prompt that comes during an answer cuts it off: it has to wait its turn"
     require(
         came == expected,
         mistake,
@@ -436,7 +436,7 @@ def test_stop_ends_the_answer(shared_room):
     frames = answers(client, what="after stop comes no done")[0]
     after, done = texts(frames), frames[-1]
     require(
-        before + frames[:-1] == [frame for frame in before + frames if frame.get("type") == "token"],
+        all(frame.get("type") == "token" for frame in before + frames[:-1]),
         "after stop comes the done of the answer, and no other frame",
         sent=sent,
         got=list(frames),
@@ -450,7 +450,7 @@ def test_stop_ends_the_answer(shared_room):
     )
     require(
         len(after) <= 1,
-        f"after stop came {len(after)} more pieces: it ends the answer at its next piece at the latest",
+        f"after stop came {len(after)} more pieces: it ends the answer at the next one at the latest",
         sent=sent,
         got=list(frames),
     )
@@ -537,10 +537,11 @@ def test_stop_with_nothing_running_is_ignored(shared_room):
         room.turns()
         client.send({"prompt": prompt})
         sent = f"stop, with nothing running, and then {json.dumps({'prompt': prompt})}"
-        frame = next_frame(client, "after stop with nothing running, no prompt is answered", sent=sent)
+        lost = "after stop with nothing running, no prompt is answered"
+        frame = next_frame(client, lost, sent=sent)
         require(
             frame.get("type") == "token",
-            "stop with nothing running is to be ignored: no frame answers it, and nothing is stopped",
+            "stop with nothing running is to be ignored: no frame answers it, nothing is stopped",
             sent=sent,
             expected={"type": "token", "text": "re: "},
             got=frame,
@@ -596,7 +597,7 @@ def error_frame(client, data, what):
 
 
 def require_just_one_each(client, model, calls=0):
-    """Requires that nothing else came, that the model was not asked, and that the next prompt works."""
+    """Requires that nothing else came, that the model was not asked, that the next prompt works."""
     asked = len(model.talks()) - calls
     require(
         asked == 0,
@@ -612,8 +613,11 @@ def require_just_one_each(client, model, calls=0):
         expected="one each",
         got=frame,
     )
-    frames = [frame, *answers(client)[0]]
-    require_whole(frames, ["re: ", "right"], "after wrong frames a right prompt is not answered whole")
+    require_whole(
+        [frame, *answers(client)[0]],
+        ["re: ", "right"],
+        "after wrong frames a right prompt is not answered whole",
+    )
 
 
 def test_a_wrong_frame_is_an_error_frame(shared_room):
@@ -688,28 +692,24 @@ def test_when_the_model_fails_the_client_is_told(shared_room):
         room.turns()
         facts = {"sent": sent, "expected": expected, "got": got, "where": room.last_error()[1]}
         errors = [frame for frame in frames if frame.get("type") == "error"]
+        require(bool(errors), "the model failed, and no error frame says so", **facts)
+        said = errors[0].get("message")
         require(
-            len(errors) == 1 and isinstance(errors[0].get("message"), str) and bool(errors[0]["message"]),
-            "the model failed, and no error frame says so"
-            if not errors
-            else "the model failed: there is to be one error frame, with a message",
+            len(errors) == 1 and isinstance(said, str) and said != "",
+            "the model failed: there is to be one error frame, with a message",
             **facts,
         )
         require(
             frames[-1] is errors[0] and len(texts(frames)) == count == len(frames) - 1,
-            "the model failed: the pieces before come first, then the error frame, and nothing after",
+            "the model failed: the pieces before come first, then the error frame, nothing else",
             **facts,
         )
-        require(
-            code is not None, "the model failed, and the connection stays open: close it with 1011", **facts
-        )
-        require(
-            code == 1011,
-            "the model failed, and the connection breaks off without a close frame (1006)"
-            if code == 1006
-            else f"the model failed, and the close code is {code}: 1011 says that the server is at fault",
-            **facts,
-        )
+        mistake = f"the model failed, and the close code is {code}: the one for this is 1011"
+        if code is None:
+            mistake = "the model failed, and the connection stays open: close it with 1011"
+        elif code == 1006:
+            mistake = "the model failed, and the connection breaks off without a close frame (1006)"
+        require(code == 1011, mistake, **facts)
 
 
 def test_when_the_model_fails_others_live_on(shared_room):
@@ -735,7 +735,7 @@ def test_when_the_model_fails_others_live_on(shared_room):
     again = connect(room, url)
     again.send({"prompt": "again"})
     frames = answers(again, what="after the model failed, a new connection gets no answer")[0]
-    require_whole(frames, ["re: ", "again"], "after the model failed, a new connection gets no answer")
+    require_whole(frames, ["re: ", "again"], "after the model failed, a new connection suffers")
 
 
 def steps_after(room, leave, pieces):
@@ -789,7 +789,7 @@ def test_who_leaves_takes_the_waiting_prompts_along(shared_room):
                 steps += model.steps_after_leaving(prompt, LONG)
         require(
             steps <= 3,
-            f"the client left, and the model still worked {steps} steps on the prompts that were waiting",
+            f"the client left, and the model still worked {steps} steps on prompts that were waiting",
             expected="at most 3 steps: drop what waits",
             got=f"{steps} steps that nobody reads",
         )
@@ -808,7 +808,7 @@ def test_who_leaves_disturbs_no_other(shared_room):
     model.let("mine", None)
     model.let("theirs", None)
     frames = answers(theirs, what="one client left, and the answer of another did not go on")[0]
-    require_whole(began + frames, pieces["theirs"], "one client left, and another's answer suffered")
+    require_whole(began + frames, pieces["theirs"], "one client left, and another one suffered")
 
 
 def between_two_answers(client, model, held):

@@ -25,7 +25,8 @@ def create_app(handler):
         try:
             while True:
                 if pieces is None and waiting:
-                    pieces, sent = handler.generate(stream=True, **waiting.popleft().model_dump()), 0
+                    pieces = handler.generate(stream=True, **waiting.popleft().model_dump())
+                    sent = 0
                 if pieces is not None and make is None:
                     make = asyncio.ensure_future(pieces.__anext__())
                 both = {hear, make} if make else {hear}

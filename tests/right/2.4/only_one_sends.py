@@ -55,7 +55,7 @@ def create_app(handler):
                     try:
                         kwargs = read(message)
                     except Exception:
-                        await out.put({"type": "error", "message": "I do not understand this frame"})
+                        await out.put({"type": "error", "message": "what is this?"})
                     else:
                         if kwargs is None:
                             if state["stop"] is not None and not state["stop"].done():

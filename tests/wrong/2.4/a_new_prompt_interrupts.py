@@ -1,4 +1,4 @@
-# caught by: test_a_prompt_during_an_answer_waits_its_turn | says: cuts that answer off
+# caught by: test_a_prompt_during_an_answer_waits_its_turn | says: cuts it off
 import asyncio
 import json
 

@@ -54,9 +54,11 @@ def create_app(handler):
         except WebSocketDisconnect:
             pass
         except Exception as error:
-            # policy violation
-            await socket.send_json({"type": "error", "message": str(error)})
-            await socket.close(code=1008)
+            try:
+                await socket.send_json({"type": "error", "message": str(error)})
+                await socket.close(code=1008)  # policy violation
+            except WebSocketDisconnect:
+                pass
         finally:
             worker.cancel()
             await asyncio.gather(worker, return_exceptions=True)

@@ -1,7 +1,9 @@
 # caught by: test_a_prompt_during_an_answer_waits_its_turn, test_after_stop_the_next_prompts_are_answered | says: the answers mix
 import asyncio
+import json
 
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocketDisconnected
 
 
 def create_app(handler):
@@ -23,16 +25,19 @@ def create_app(handler):
                     sent += 1
             except asyncio.CancelledError:
                 stopped = True
-            except WebSocketDisconnect:
+            except (WebSocketDisconnect, WebSocketDisconnected):
                 return
             except Exception as error:
-                await websocket.send_json({"type": "error", "message": str(error)})
+                await tell({"type": "error", "message": str(error)})
                 await websocket.close(1011)
                 return
             finally:
                 await pieces.aclose()
+            await tell({"type": "done", "pieces": sent, "stopped": stopped})
+
+        async def tell(frame):
             try:
-                await websocket.send_json({"type": "done", "pieces": sent, "stopped": stopped})
+                await websocket.send_json(frame)
             except (WebSocketDisconnect, RuntimeError):
                 pass
 
@@ -41,8 +46,6 @@ def create_app(handler):
             if message["type"] == "websocket.disconnect":
                 break
             try:
-                import json
-
                 data = json.loads(message["text"])
                 if data.get("type") == "stop":
                     for task in tasks:
@@ -50,12 +53,12 @@ def create_app(handler):
                     continue
                 prompt = data["prompt"]
                 limit, heat = data.get("max_new_tokens", 128), data.get("temperature", 0)
-                if not (isinstance(prompt, str) and prompt and isinstance(limit, int) and limit > 0):
-                    raise ValueError("a prompt and a number of tokens are needed")
-                if not heat >= 0:
-                    raise ValueError("a temperature of at least 0 is needed")
+                if not (isinstance(prompt, str) and prompt):
+                    raise ValueError("a prompt is needed")
+                if not (isinstance(limit, int) and limit > 0 and heat >= 0):
+                    raise ValueError("a number of tokens and a temperature are needed")
             except Exception as error:
-                await websocket.send_json({"type": "error", "message": repr(error)})
+                await tell({"type": "error", "message": repr(error)})
                 continue
             task = asyncio.create_task(answer(prompt, limit, heat))
             tasks.add(task)
