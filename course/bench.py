@@ -1,22 +1,31 @@
-"""How long a learner waits: for a verdict, and for a lesson's server to answer. `make bench`.
+"""How long a learner waits: for a verdict, for a lesson's server, and for a stream. `make bench`.
 
 The reference answers are checked, so that every test runs to its end; a time counts only if they
 pass. Cold is the first check, which starts the fork server; warm are those after it.
+
+The stream's tokens per second are divided by those of a bare `model.generate` in this process, both
+counted in forward passes, one after the other in each round.
 """
 
 import argparse
+import asyncio
 import os
 import statistics
 import sys
 import tempfile
 import time
 
+import httpx
 from rich.console import Console
 from rich.table import Table
 
 from course.grading import check, forkserver
+from course.grading.inside import load_module
 from course.lessons.server import LESSONS, serve
-from course.manifest import exercises
+from course.manifest import ROOT, exercises
+from course.qwen import TINY
+
+STORY = {"prompt": "Tell me a story", "max_new_tokens": 128}
 
 
 def main() -> int:
@@ -31,12 +40,15 @@ def main() -> int:
             with console.status("measuring, some minutes"):
                 checks = _checks(runs)
                 servers = _servers(runs)
+                streams = _streams(runs)
         finally:
             if hasattr(os, "fork"):
                 forkserver.stop()
     console.print(checks)
     console.print()
     console.print(servers)
+    console.print()
+    console.print(streams)
     return 0
 
 
@@ -72,6 +84,41 @@ def _servers(runs):
             with serve(stage, solution=True):
                 times.append(time.perf_counter() - start)
         table.add_row(f"stage {stage}", _s(statistics.median(times)), _s(max(times)))
+    return table
+
+
+def _streams(runs):
+    model, tokenizer = load_module(ROOT / "solutions/stage1/load_model.py").load_chat_model(str(TINY))
+    measure = load_module(ROOT / "solutions/stage2/measure.py").measure
+    messages = [{"role": "user", "content": STORY["prompt"]}]
+    inputs = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+    model.model.register_forward_hook(lambda *_: passes.append(1))
+    passes, ratios = [], []
+    table = Table("stream of stage 2", "", "TTFT p50", "TTFT p95", box=None)
+    os.environ["COURSE_LIMIT"] = "100000/minute"
+    with serve(2, solution=True) as server, httpx.Client(timeout=60) as client:
+        for _ in range(runs + 1):
+            passes.clear()
+            start = time.perf_counter()
+            model.generate(**inputs, do_sample=False, max_new_tokens=STORY["max_new_tokens"])
+            bare = len(passes) / (time.perf_counter() - start)
+            before = client.get(f"{server.url}/model").json()["steps"]
+            start = time.perf_counter()
+            client.post(f"{server.url}/chat_stream", json=STORY)
+            seconds = time.perf_counter() - start
+            streamed = client.get(f"{server.url}/model").json()["steps"] - before
+            ratios.append(streamed / seconds / bare)
+        ratio = statistics.median(ratios[1:])  # the first warms both up
+        table.add_row("tokens/s over HTTP / model.generate", f"{ratio:.2f}", "", "")
+        for clients in (1, 4, 16):
+            url = f"{server.url}/chat_stream"
+            seen = asyncio.run(measure(url, clients=clients, **STORY))
+            if seen.errors:
+                sys.exit(f"No figures, for {seen.errors} of {clients} streams failed.")
+            speed = f"{seen.tokens_per_s:.0f} pieces/s"
+            table.add_row(f"{clients} at once", speed, _s(seen.ttft_p50_s), _s(seen.ttft_p95_s))
     return table
 
 
