@@ -79,6 +79,10 @@ def _settle(connection, folder):
         faulthandler.register(signal.SIGUSR1, file=hung, all_threads=True)
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_DFL)
+    if "torch" in sys.modules:
+        # after a fork, torch mends its thread pool where it is used first; two threads that do so
+        # at the same time get "Invalid thread pool!"
+        sys.modules["torch"].set_num_threads(1)
 
 
 def _bound_output(folder):
@@ -310,7 +314,8 @@ class Inside:
                     done.set()
 
             loop.call_soon_threadsafe(turn, count)
-            done.wait()
+            while loop.is_running() and not done.wait(0.01):
+                pass  # an answer's own loop may stop in between
 
     # where things are
 

@@ -196,7 +196,7 @@ class Room:
         where = self.where()
         if where:
             facts["where"] = where
-        return Hung(mistake, **facts)
+        return Hung(mistake, detail=self.output(), **facts)
 
     def broken(self, mistake, **facts):
         """An Ended for a connection that broke: the process's end if it ended, else `mistake`."""

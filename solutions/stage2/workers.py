@@ -31,10 +31,8 @@ def main(port, workers, app="course.lessons.stage2:build"):
         host="127.0.0.1",
         port=port,
         workers=workers,
-        # a stream that is still open keeps nobody waiting for longer than this
+        # without it, an answer that is still streaming would keep everything running
         timeout_graceful_shutdown=5,
-        # a worker that is busy importing torch is slow to answer, but not dead
-        timeout_worker_healthcheck=60,
     )
 
 

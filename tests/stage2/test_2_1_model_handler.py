@@ -15,13 +15,12 @@ from course.grading.mistakes import fail, require
 
 MANY = 64
 POOL = 6
-SOON_S = 3.0
-"""How long a thing may take that needs milliseconds, before it counts as not happening."""
 MOST_AFTER = 2
 """Steps that the model may make after its reader has left, not counting the one in progress."""
 COUNTING = "one two three four five six"
 LONG = " ".join([COUNTING] * 12)
 OTHER_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}[system] You are a helpful assistant.\n{% endif %}"
     "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n"
     "{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
 )
@@ -47,7 +46,11 @@ class Readers:
             self.loop = asyncio.get_running_loop()
             if pool:
                 self.loop.set_default_executor(ThreadPoolExecutor(pool))
-            self.handler = answer.ModelHandler(*self.room.tiny_without_layers)
+            model, tokenizer = self.room.tiny_without_layers
+            settings = model.generation_config  # they sample, as those of most chat models do
+            settings.do_sample, settings.temperature, settings.top_p = True, 0.7, 0.8
+            settings.top_k = 20
+            self.handler = answer.ModelHandler(model, tokenizer)
             ready.set()
             await asyncio.Event().wait()
 
@@ -152,8 +155,8 @@ def send_away(answer, room, number, how):
     room.readers.send_away(number, how)
 
 
-def until(answer, room, what, number=None, value=None, limit_s=SOON_S):
-    """Waits until that holds; whether it came to hold within the limit."""
+def until(answer, room, what, number, value, limit_s):
+    """Waits until that holds; whether it came to hold before nothing moved for `limit_s`."""
     readers, probe = room.readers, room.probe
     note = None if number is None else readers.notes[number]
 
@@ -162,29 +165,30 @@ def until(answer, room, what, number=None, value=None, limit_s=SOON_S):
 
     holds = {
         "all asked": lambda: all(each["asked"] for each in readers.notes),
+        "all ended": lambda: all(each["end"] for each in readers.notes),
         "ended": lambda: note["end"] is not None,
         "left": lambda: note["left"],
         "has pieces": lambda: len(note["pieces"]) >= value or note["end"],
-        "has text": lambda: value in _joined(note["pieces"]),
+        "has text": lambda: _solid(value) in _solid(_joined(note["pieces"])),
         "held": lambda: note["end"] or held(),
-        "finished": lambda: all(each["end"] for each in readers.notes) or progress() != value,
     }[what]
-
-    def progress():
-        return _progress(room)
-
-    end = time.monotonic() + limit_s
+    seen, end = None, 0.0
     while not holds():
         if readers.error:
             raise readers.error
-        if time.monotonic() > end:
+        moved = [probe.report()["steps"]]
+        for each in readers.notes:
+            moved += [each["asked"], len(each["pieces"]), bool(each["end"])]
+        if moved != seen:
+            seen, end = moved, time.monotonic() + limit_s
+        elif time.monotonic() > end:
             return False
         time.sleep(0.001)
     return True
 
 
-def _progress(room):
-    return [sum(bool(each["end"]) for each in room.readers.notes), room.probe.report()["steps"]]
+def _solid(text):
+    return "".join(text.split())
 
 
 def _joined(pieces):
@@ -213,7 +217,7 @@ def look(answer, room, number):
 
 
 def look_at_all(answer, room):
-    return {"readers": room.readers.notes, "progress": _progress(room)}
+    return room.readers.notes
 
 
 def what_generate_returns(answer, room):
@@ -248,11 +252,9 @@ def texts_so_far(answer, room, text):
     return [tokenizer.decode(ids[:count]) for count in range(len(ids) + 1)]
 
 
-def let_it_sample(answer, room):
-    """Makes the checkpoint's own settings sample; gives ids of tokens that are plain words."""
-    model, tokenizer = room.tiny_without_layers
-    settings = model.generation_config
-    settings.do_sample, settings.temperature, settings.top_p, settings.top_k = True, 0.7, 0.8, 20
+def plain_words(answer, room):
+    """The ids of twenty tokens that are plain words."""
+    _, tokenizer = room.tiny_without_layers
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     return [id for word, id in vocabulary if re.fullmatch("Ġ[a-z]{3,}", word)][:20]
 
@@ -274,6 +276,8 @@ class Talk:
 
     def __init__(self, room, pool=None):
         self.room = room
+        # how long a thing may take that needs milliseconds, before it counts as not happening
+        self.soon_s = 0.3 * room.limit_s
         room.play(open_readers, pool=pool)
 
     def begin(self, *asks):
@@ -290,8 +294,10 @@ class Talk:
         self.room.play(send_away, number=number, how="close")
         return self.until("left", number)
 
-    def until(self, what, number=None, value=None, limit_s=SOON_S):
-        return self.room.play(until, what=what, number=number, value=value, limit_s=limit_s)
+    def until(self, what, number=None, value=None, limit_s=None):
+        """Waits until that holds; False when nothing has moved for a while and it does not."""
+        arguments = {"what": what, "number": number, "value": value}
+        return self.room.play(until, limit_s=limit_s or self.soon_s, **arguments)
 
     def look(self, number):
         return self.room.play(look, number=number)
@@ -301,16 +307,16 @@ class Talk:
 
     def until_held(self, number, step):
         """Waits until that reader's conversation is held before that step."""
-        if not self.until("held", number, step, self.room.limit_s * 0.8):
+        if not self.until("held", number, step):
             self.hangs(number, "the model is not asked for the answer's next step")
         reader = self.look(number)
         if reader["end"]:
             require_end(reader)
             fail("the answer ends too soon", sent=as_call(reader["ask"]), got=shown(reader))
 
-    def finish(self, number, mistake="the answer does not come to its end", limit_s=None):
+    def finish(self, number, mistake="the answer does not come to its end"):
         """Waits until that reader has come to an end, of whatever kind; returns `look` of it."""
-        if not self.until("ended", number, None, limit_s or self.room.limit_s * 0.8):
+        if not self.until("ended", number):
             self.hangs(number, mistake)
         return self.look(number)
 
@@ -333,7 +339,7 @@ class Talk:
     def turns(self):
         """Whether the readers' event loop still turns."""
         in_a_loop = self.room.probe.report()["steps_in_a_loop"] > 0
-        return self.room.play(loop_turns, limit_s=0.5 if in_a_loop else SOON_S)
+        return self.room.play(loop_turns, limit_s=0.5 if in_a_loop else self.soon_s)
 
     def blocked(self, call, when="the model was held"):
         self.room.spoiled = True
@@ -464,9 +470,32 @@ def test_the_pieces_are_the_answer(shared_room):
             require(said == text, "the pieces joined are not what the model said", **facts)
 
 
+def test_max_new_tokens_counts_new_tokens(shared_room):
+    talk = shared(shared_room)
+    so_far = shared_room.play(texts_so_far, text=LONG * 3)
+    shared_room.probe.say(LONG * 3, "Count:")
+    asks = [
+        ask("Count: 60", stream=True, max_new_tokens=60),
+        ask("Count: 7", stream=True, max_new_tokens=7),
+        ask("Count: 1, at once", max_new_tokens=1),
+        ask("Count: as many as you like"),
+    ]
+    for call in asks:
+        most = call["options"].get("max_new_tokens", 128)
+        said = plain_end(talk.answer(call)["said"])
+        counts = [count for count, text in enumerate(so_far) if said.endswith(text.rstrip())]
+        require(
+            max(counts) == most,
+            "the answer has another number of tokens than max_new_tokens: it counts new ones only",
+            sent=as_call(call),
+            expected=f"{most} tokens" + (", the default" if most == 128 else ""),
+            got=f"{max(counts)} tokens" if max(counts) else repr(said),
+        )
+
+
 def test_no_character_is_broken(shared_room):
     talk = shared(shared_room)
-    text = "你好，龘。これはペン 안녕 👍🏽👩‍👧"
+    text = "你好，龘。これはペン안녕👍🏽👩‍👧"
     shared_room.probe.say(text, "Say hello")
     for name, stream in (("in pieces", True), ("at once", False)):
         said = talk.answer(call := ask(f"Say hello {name}", stream=stream))["said"]
@@ -481,7 +510,7 @@ def test_no_character_is_broken(shared_room):
 
 def test_a_cut_character_is_left_out(shared_room):
     talk = shared(shared_room)
-    text = "No 龘👋"
+    text = "No龘👋"
     so_far = shared_room.play(texts_so_far, text=text)
     shared_room.probe.say(text, "Say it cut")
     counts = [count for count, cut in enumerate(so_far) if cut.endswith("\ufffd")]
@@ -537,32 +566,9 @@ def test_without_stream_there_is_one_piece(shared_room):
         )
 
 
-def test_max_new_tokens_counts_new_tokens(shared_room):
-    talk = shared(shared_room)
-    so_far = shared_room.play(texts_so_far, text=LONG * 3)
-    shared_room.probe.say(LONG * 3, "Count:")
-    asks = [
-        ask("Count: 1", stream=True, max_new_tokens=1),
-        ask("Count: 7", stream=True, max_new_tokens=7),
-        ask("Count: 7 at once", max_new_tokens=7),
-        ask("Count: all", stream=True),
-    ]
-    for call in asks:
-        most = call["options"].get("max_new_tokens", 128)
-        said = plain_end(talk.answer(call)["said"])
-        counts = [count for count, text in enumerate(so_far) if said.endswith(text.rstrip())]
-        require(
-            max(counts) == most,
-            "the answer has another number of tokens than max_new_tokens: it counts new ones only",
-            sent=as_call(call),
-            expected=f"{most} tokens" + (", the default" if most == 128 else ""),
-            got=f"{max(counts)} tokens" if max(counts) else repr(said),
-        )
-
-
 def test_temperature_0_is_greedy(shared_room):
     talk = shared(shared_room)
-    first, second, *_ = shared_room.play(let_it_sample)
+    first, second, *_ = shared_room.play(plain_words)
     shared_room.probe.logits({first: 1.0, second: 0.99}, "Be cool")
     asks = [
         ask("Be cool by default", stream=True, max_new_tokens=13),
@@ -587,7 +593,7 @@ def test_temperature_0_is_greedy(shared_room):
 
 def test_a_temperature_above_0_samples_at_it(shared_room):
     talk = shared(shared_room)
-    first, *others = shared_room.play(let_it_sample)
+    first, *others = shared_room.play(plain_words)
     # at temperature 10 nine of ten tokens are others than the first, at 1 one of a hundred
     shared_room.probe.logits({first: 8.0, **{other: 0.0 for other in others}}, "Draw")
     asks = [
@@ -632,14 +638,17 @@ def test_text_comes_out_while_the_model_is_held(room):
             talk.until_held(number, count + 1)
             must = must_be_out(so_far[: count + 1])
             if not talk.until("has text", number, must):
-                does_not_stream(room, talk, number, count, must)
+                does_not_stream(room, talk, number, count, must, counts[-1])
         room.probe.release()
         talk.finish(number)
 
 
-def does_not_stream(room, talk, number, count, must):
+def does_not_stream(room, talk, number, count, must, last_count):
     came = _joined(talk.look(number)["pieces"])
     where = room.where() or None
+    room.probe.hold(last_count + 1)
+    talk.until("has pieces", number, 1)
+    came_late = _joined(talk.look(number)["pieces"])
     room.probe.release()
     talk.until("ended", number)
     reader = talk.look(number)
@@ -647,7 +656,7 @@ def does_not_stream(room, talk, number, count, must):
         "sent": as_call(reader["ask"]),
         "expected": f"{must!r} has come out when the model is held after {count} tokens",
     }
-    if came:
+    if came_late:
         mistake = "the stream lags: text that is complete is held back while the model works"
         fail(mistake, got=repr(came), **facts)
     fail(
@@ -678,20 +687,20 @@ def test_the_event_loop_never_waits_for_the_model(room):
                 talk.blocked(as_call(asks[-1]), f"the model was held{first}")
         room.probe.release()
         for number in numbers:
-            talk.finish(number)
+            talk.until("ended", number)
 
 
 def test_an_error_in_the_model_reaches_the_reader(room):
-    talk = Talk(room)
     room.probe.say(COUNTING)
     cases = [(1, "RuntimeError", True), (1, "OverflowError", False)]
     cases += [(5, "OverflowError", True), (5, "RuntimeError", False)]
     for step, error, stream in cases:
+        talk = Talk(room)  # a handler that has not failed yet
         message = f"broken at step {step}"
         room.probe.fail(step, message, error)
         call = ask(f"Break at {step} with {error}", stream=stream)
         [number] = talk.begin(call)
-        reader = talk.finish(number, "the model's error is lost: its reader waits for ever", SOON_S)
+        reader = talk.finish(number, "the model's error is lost: its reader waits for ever")
         facts = {"sent": as_call(call), "expected": f"{error}: {message}"}
         end = reader["end"]
         if not isinstance(end, dict):
@@ -710,16 +719,16 @@ def test_an_error_in_the_model_reaches_the_reader(room):
 
 
 def test_after_an_error_the_next_answer_works(room):
-    talk = Talk(room)
     room.probe.say(COUNTING)
     for step, stream in ((1, True), (3, False)):
+        talk = Talk(room)
         room.probe.fail(step)
         [broken] = talk.begin(ask(f"Break at {step}", stream=stream))
         talk.until("ended", broken)
         room.probe.mend()
         mistake = "after an error in the model the next answer does not come"
         [number] = talk.begin(ask(f"Count after {step}", stream=stream))
-        require_end(talk.finish(number, mistake, SOON_S), COUNTING, mistake)
+        require_end(talk.finish(number, mistake), COUNTING, mistake)
 
 
 def test_a_reader_who_closes_stops_the_model(room):
@@ -749,8 +758,8 @@ def stopped(talk, number, step, how):
     reader = talk.look(number)
     if reader["steps"] - step <= MOST_AFTER:
         return
-    end, seen = time.monotonic() + SOON_S, 0
-    while seen < reader["steps"] and time.monotonic() < end:
+    seen = 0
+    while seen < reader["steps"] < 1000:
         seen = reader["steps"]
         time.sleep(0.1)
         reader = talk.look(number)
@@ -786,7 +795,7 @@ def test_a_reader_who_leaves_the_queue_stops_the_model(room):
     for number in queued:
         talk.cancel(number)
     room.probe.release()
-    talk.finish(first)
+    talk.until("ended", first)
     next_one_comes(talk, "Be last")
     for number in queued:
         stopped(talk, number, 1, "cancellation while another answer was being made")
@@ -834,7 +843,7 @@ def test_one_leaver_stops_only_its_own(room):
     room.probe.release()
     mistake = "when one reader leaves, another one's answer stops too"
     for number in (numbers[1], numbers[3]):
-        require_end(talk.finish(number, mistake, SOON_S), COUNTING, mistake)
+        require_end(talk.finish(number, mistake), COUNTING, mistake)
 
 
 def test_answers_at_once_do_not_mix(room):
@@ -852,7 +861,7 @@ def test_answers_at_once_do_not_mix(room):
     room.probe.release()
     mistake = "answers at once mix: something of one answer is kept where all share it (in self?)"
     for number, text in zip(numbers, texts.values(), strict=True):
-        reader = talk.finish(number, mistake, SOON_S)
+        reader = talk.finish(number, mistake)
         sent = f"{as_call(reader['ask'])}, and {len(texts) - 1} others at once"
         require_end(reader, text, mistake, sent=sent)
 
@@ -870,18 +879,18 @@ def test_64_streams_at_once_all_finish(room):
     )
     wait_in_the_handler(talk)
     room.probe.release()
-    while (seen := room.play(look_at_all))["progress"][0] < MANY:
-        if not talk.until("finished", value=seen["progress"]):
-            if not talk.turns():
-                talk.blocked(f"{MANY} streams at once", "they were answered")
-            raise room.hung(
-                f"{MANY} streams at once hang: the readers fill a thread pool, and the work that they"
-                " wait for stands in its queue",
-                sent=f"{MANY} streams at once, each being read; the default pool has {POOL} threads",
-                expected=f"all {MANY} finish",
-                got=f"{seen['progress'][0]} have finished, and nothing moves any more",
-            )
-    for reader in seen["readers"]:
+    if not talk.until("all ended"):
+        if not talk.turns():
+            talk.blocked(f"{MANY} streams at once", "they were answered")
+        ended = sum(reader["end"] is not None for reader in room.play(look_at_all))
+        raise room.hung(
+            f"{MANY} streams at once hang: the readers fill a thread pool, and the work that they"
+            " wait for stands in its queue",
+            sent=f"{MANY} streams at once, each being read; the default pool has {POOL} threads",
+            expected=f"all {MANY} finish",
+            got=f"{ended} have finished, and nothing moves any more",
+        )
+    for reader in room.play(look_at_all):
         text = "Yes" if "Say yes" in reader["ask"]["prompt"] else ""
         sent = f"{as_call(reader['ask'])}, and {MANY - 1} others at once"
         mistake = f"one of {MANY} streams at once has no whole answer"

@@ -1,0 +1,47 @@
+# caught by: test_the_event_loop_never_waits_for_the_model, test_one_leaver_stops_only_its_own, test_answers_at_once_do_not_mix, test_64_streams_at_once_all_finish, test_a_reader_who_leaves_the_queue_stops_the_model | says: a blocking call inside async def
+import asyncio
+import threading
+
+import torch
+from tokenizers.decoders import DecodeStream
+
+
+class ModelHandler:
+    def __init__(self, model, tokenizer):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.lock = threading.Lock()
+
+    async def generate(self, prompt, *, stream=False, max_new_tokens=128, temperature=0.0):
+        ids = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            add_generation_prompt=True,
+            return_dict=True,
+            return_tensors="pt",
+        )["input_ids"]
+        self.lock.acquire()  # one answer at a time
+        decoder, cache, pieces = DecodeStream(skip_special_tokens=True), None, []
+        try:
+            for _ in range(max_new_tokens):
+                ids, cache = await asyncio.to_thread(self.step, ids, cache, temperature)
+                if ids.item() in self.model.generation_config.eos_token_id:
+                    break
+                piece = decoder.step(self.tokenizer.backend_tokenizer, ids.item())
+                if piece:
+                    pieces.append(piece)
+                    if stream:
+                        yield piece
+        finally:
+            self.lock.release()
+        if not stream:
+            yield "".join(pieces)
+
+    @torch.inference_mode()
+    def step(self, ids, cache, temperature):
+        out = self.model(input_ids=ids, past_key_values=cache, use_cache=True)
+        logits = out.logits[:, -1]
+        if temperature > 0:
+            ids = torch.multinomial((logits / temperature).softmax(-1), 1)
+        else:
+            ids = logits.argmax(-1, keepdim=True)
+        return ids, out.past_key_values
