@@ -1,4 +1,4 @@
-# caught by: test_a_slow_server_is_waited_for, test_a_silent_server_is_given_up | says: waits 5 seconds without
+# caught by: test_a_slow_server_is_waited_for, test_a_silent_server_is_given_up | says: which else waits 5 s
 import httpx
 
 

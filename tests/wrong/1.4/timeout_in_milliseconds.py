@@ -1,4 +1,4 @@
-# caught by: test_a_slow_server_is_waited_for | says: ask gives up before timeout_s
+# caught by: test_a_slow_server_is_waited_for | says: ask gives up too early
 import httpx
 
 
