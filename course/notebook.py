@@ -29,7 +29,8 @@ def watch(shell) -> None:
             latest[stubs.exercise_of(source)] = source
     for source in latest.values():
         _keep_cell(source)
-    shell.events.register("pre_run_cell", lambda info: _keep_cell(info.raw_cell))
+    shell.events.register("pre_run_cell", lambda info: _begin_cell(shell, info.raw_cell))
+    shell.events.register("post_run_cell", lambda result: _end_cell(shell))
     shell.set_custom_exc((NotImplementedError,), _show_not_implemented)
     _warm_up()
 
@@ -135,6 +136,18 @@ def _show_not_implemented(shell, etype, error, traceback, tb_offset=None):
             f" Write and run the cell of exercise {id}, then run this one again."
         ]
     shell.showtraceback((etype, error, traceback), tb_offset=tb_offset)
+
+
+def _begin_cell(shell, source):
+    _keep_cell(source)
+    if stubs.exercise_of(source) in exercises():
+        # the cell is a file's text: what stands there under `if __name__ == "__main__":` is for
+        # those who run the file
+        shell.user_ns["__name__"] = exercise(stubs.exercise_of(source)).work_file.stem
+
+
+def _end_cell(shell):
+    shell.user_ns["__name__"] = "__main__"
 
 
 def _keep_cell(source):

@@ -108,6 +108,12 @@ def test_a_cell_can_import_an_earlier_exercise_as_it_is_now(session):
     assert said[-1] == "" and session.file.read_text(encoding="utf-8") == changed
 
 
+def test_a_script_s_last_lines_are_not_run_in_a_cell(session):
+    cell = SOLVED + '\nif __name__ == "__main__":\n    print("as a script")\n'
+    said = session("import course", cell, "print(__name__, count_tokens.__module__)")
+    assert said[1:] == ["", "__main__ count_tokens\n"]
+
+
 def test_an_unknown_exercise_is_said(session):
     assert "There is no exercise 7.7" in session("import course", "#| exercise 7.7\nx = 1")[1]
 
