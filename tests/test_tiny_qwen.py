@@ -243,11 +243,13 @@ JOBS = {
     "second turns": (lambda: evaluate.second_turn_scripts(20), 0.95),
     "memory": (lambda: evaluate.memory_scripts(20), 0.95),
     "off topic": (lambda: evaluate.off_topic_scripts(1), 0.90),
-    "small talk": (lambda: evaluate.talk_scripts(), 0.90),
-    "chinese": (lambda: evaluate.system_scripts("chinese", 20), 0.90),
-    "english": (lambda: evaluate.system_scripts("english", 20), 0.90),
-    "name": (lambda: evaluate.system_scripts("name", 20), 0.90),
-    "pirate": (lambda: evaluate.system_scripts("pirate", 20), 0.90),
+    # no bars for these; a much worse model should still be noticed
+    "small talk": (lambda: evaluate.talk_scripts(), 0.75),
+    "chinese": (lambda: evaluate.system_scripts("chinese", 20), 0.85),
+    "english": (lambda: evaluate.system_scripts("english", 20), 0.85),
+    "name": (lambda: evaluate.system_scripts("name", 20), 0.65),
+    "pirate": (lambda: evaluate.system_scripts("pirate", 20), 0.80),
+    "brief": (lambda: evaluate.system_scripts("brief", 20), 0.80),
 }
 
 
@@ -292,4 +294,4 @@ def test_an_answer_counts_only_if_it_is_exact(monkeypatch):
     monkeypatch.setattr(evaluate, "reply", lambda m, t, chats: [wrong] * len(chats))
     bars = evaluate.evaluate("anywhere")
     judged = [b for b in bars if b.bar is not None and b.bar < 1]
-    assert len(judged) >= 10 and all(b.measured == 0 and not b.passed for b in judged)
+    assert len(judged) == 5 and all(b.measured == 0 and not b.passed for b in judged)
