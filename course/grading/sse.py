@@ -172,6 +172,7 @@ class Stream:
         room.wait(
             lambda: not room.connected(port),
             "the event loop is blocked: the server did not notice that a client had left",
+            room.limit_s * 0.3,
         )
         room.turns()
 

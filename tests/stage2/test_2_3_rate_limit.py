@@ -125,7 +125,7 @@ NOTHING_IS_REFUSED = "the limit does not work: one request more than it allows w
 
 
 def test_the_limit_lets_so_many_in_and_no_more(shared_room):
-    for limit, count in (("3/hour", 3), ("1/hour", 1)):
+    for limit, count in (("3/day", 3), ("1/day", 1)):
         client = Client(shared_room, shared_room.serve(app, limit=limit))
         client.let_in(count, limit)
         for more in (1, 2):
@@ -133,32 +133,32 @@ def test_the_limit_lets_so_many_in_and_no_more(shared_room):
 
 
 def test_without_a_limit_it_is_50_a_minute(shared_room):
-    client = Client(shared_room, shared_room.serve(app))
-    began = time.monotonic()
-    client.let_in(50, "50/minute, which is the value if it is left out")
-    reply = client.ask()
-    # on a machine that took so long, a part of the window may have passed
-    if time.monotonic() - began < 50:
-        require(
-            reply.status == 429,
-            "without `limit`, the 51st request within a minute is not refused",
-            sent="51 requests to create_app(handler)",
-            expected=429,
-            **facts(shared_room, reply),
-        )
+    url = shared_room.serve(app)
+    for _ in range(3):  # a window that follows the clock may end in the middle; not three times
+        client = Client(shared_room, url)
+        client.let_in(50, "50/minute, which is the value if it is left out")
+        reply = client.ask()
+        if reply.status == 429:
+            return
+    fail(
+        "without `limit`, the 51st request within a minute is not refused",
+        sent="51 requests to create_app(handler)",
+        expected=429,
+        **facts(shared_room, reply),
+    )
 
 
 def test_a_refusal_says_when_to_come_back(shared_room):
-    for limit, longest in (("1/hour", 3600), ("2/minute", 60), ("1/second", 1)):
+    for limit, longest in (("1/day", 86_400), ("1/hour", 3600), ("1/second", 1)):
         client = Client(shared_room, shared_room.serve(app, limit=limit))
-        for _ in range(8):
+        statuses = []
+        while len(statuses) < 8 and 429 not in statuses:
             reply = client.ask()
-            if reply.status == 429:
-                break
-        else:
-            if longest == 1:
+            statuses.append(reply.status)
+        if 429 not in statuses:
+            if longest == 1 and statuses.count(200) == 8:
                 continue  # the machine is slow: each request came in a window of its own
-            fail(NOTHING_IS_REFUSED, sent=over(8, limit))
+            client.is_refused(NOTHING_IS_REFUSED, over(9, limit))
         said = reply.headers.get("retry-after")
         require(
             said is not None,
@@ -177,12 +177,12 @@ def test_a_refusal_says_when_to_come_back(shared_room):
 
 
 def test_a_refused_request_costs_the_model_nothing(shared_room):
-    client = Client(shared_room, shared_room.serve(app, limit="2/hour"))
-    client.let_in(2, "2/hour")
+    client = Client(shared_room, shared_room.serve(app, limit="2/day"))
+    client.let_in(2, "2/day")
     model = Model(shared_room)
     before = model.steps()
     for number in (3, 4):
-        client.is_refused(NOTHING_IS_REFUSED, over(number, "2/hour"))
+        client.is_refused(NOTHING_IS_REFUSED, over(number, "2/day"))
     steps = model.steps() - before
     require(
         steps == 0,
@@ -197,13 +197,13 @@ def test_each_address_has_a_count_of_its_own(shared_room, not_tested):
     if other is None:
         not_tested(NO_ADDRESSES)
         return
-    url = shared_room.serve(app, limit="2/hour")
+    url = shared_room.serve(app, limit="2/day")
     one, other = Client(shared_room, url, one), Client(shared_room, url, other)
-    one.let_in(2, "2/hour")
-    one.is_refused(NOTHING_IS_REFUSED, over(3, "2/hour"))
+    one.let_in(2, "2/day")
+    one.is_refused(NOTHING_IS_REFUSED, over(3, "2/day"))
     other.is_let_in(
         other.ask(),
-        f"2 requests from {one.address}, then one from {other.address}, under a limit of 2/hour",
+        f"2 requests from {one.address}, then one from {other.address}, under a limit of 2/day",
         "one client's requests count for another one: the limit is for each client address",
     )
 
@@ -217,9 +217,10 @@ def test_forwarded_addresses_are_not_believed(shared_room):
         "cf-connecting-ip": "203.0.113.{}",
         "true-client-ip": "203.0.113.{}",
     }
-    client = Client(shared_room, shared_room.serve(app, limit="2/hour"))
-    client.let_in(2, "2/hour")
-    client.is_refused(NOTHING_IS_REFUSED, over(3, "2/hour"))
+    # uvicorn's own ProxyHeadersMiddleware believes this address
+    client = Client(shared_room, shared_room.serve(app, limit="2/day"), "127.0.0.1")
+    client.let_in(2, "2/day")
+    client.is_refused(NOTHING_IS_REFUSED, over(3, "2/day"))
     for number, (name, value) in enumerate(claims.items(), 7):
         claim = {name: value.format(number)}
         client.is_refused(
@@ -231,19 +232,19 @@ def test_forwarded_addresses_are_not_believed(shared_room):
 
 def counts(room, what, bodies, expected_status):
     """Requires that such requests count, all of them and each once."""
-    client = Client(room, room.serve(app, limit="2/hour", fails=FAILS))
+    client = Client(room, room.serve(app, limit="2/day", fails=FAILS))
     for number, body in enumerate(bodies, 1):
         reply = client.ask(body.encode())
         require(
             reply.status != 429,
             REFUSES_TOO_MANY,
-            sent=f"request {number} of 2 under a limit of 2/hour: {body}",
+            sent=f"request {number} of 2 under a limit of 2/day: {body}",
             expected=expected_status,
             got=str(reply),
         )
     client.is_refused(
         f"{what} does not count: every request counts when it arrives",
-        f"{' and '.join(bodies)}, under a limit of 2/hour; then a third request",
+        f"{' and '.join(bodies)}, under a limit of 2/day; then a third request",
     )
 
 
@@ -263,17 +264,17 @@ def test_a_request_that_the_model_fails_counts(shared_room):
 
 def test_a_stream_in_progress_counts(shared_room):
     prompts = ["first", "second"]
-    client = Client(shared_room, shared_room.serve(app, limit="2/hour", held=prompts))
+    client = Client(shared_room, shared_room.serve(app, limit="2/day", held=prompts))
     for prompt in prompts:
         Model(shared_room).begun(client.start({"prompt": prompt}), prompt)
     client.is_refused(
         "a stream in progress does not count: every request counts when it arrives",
-        "2 requests that are still streaming, then a third, under a limit of 2/hour",
+        "2 requests that are still streaming, then a third, under a limit of 2/day",
     )
 
 
 def test_what_is_let_in_still_streams(shared_room):
-    client = Client(shared_room, shared_room.serve(app, limit="2/hour", held=["hi"]))
+    client = Client(shared_room, shared_room.serve(app, limit="2/day", held=["hi"]))
     model, stream = Model(shared_room), client.start()
     model.begun(stream, "hi")
     for number in range(1, len(PIECES) + 1):
@@ -297,7 +298,7 @@ def test_what_is_let_in_still_streams(shared_room):
 
 
 def test_what_is_let_in_is_answered_as_in_2_2(shared_room):
-    client = Client(shared_room, shared_room.serve(app, limit="9/hour", fails=FAILS))
+    client = Client(shared_room, shared_room.serve(app, limit="9/day", fails=FAILS))
 
     def events(stream):
         return [(event.name, event.json) for event in stream.events]
@@ -356,7 +357,7 @@ def test_what_is_let_in_is_answered_as_in_2_2(shared_room):
 
 
 def test_the_model_stops_when_the_client_leaves(shared_room):
-    client = Client(shared_room, shared_room.serve(app, limit="2/hour", held=["long"]))
+    client = Client(shared_room, shared_room.serve(app, limit="2/day", held=["long"]))
     model, stream = Model(shared_room), client.start({"prompt": "long"})
     model.begun(stream, "long")
     model.let("long")
@@ -373,55 +374,55 @@ def test_the_model_stops_when_the_client_leaves(shared_room):
 
 def test_after_the_window_it_lets_in_again(shared_room):
     """One client keeps asking, another one waits: both are let in when the window has passed."""
-    for _ in range(5):
-        url = shared_room.serve(app, limit="2/second")
+    url = shared_room.serve(app, limit="2/second")
+    for _ in range(5):  # on a slow machine, a window ends between the first request and the third
         asks, waits = Client(shared_room, url), Client(shared_room, url)
-        began = time.monotonic()
         statuses = [client.ask().status for client in (asks, waits) for _ in range(3)]
         last = time.monotonic()
-        if statuses.count(429) >= (2 if asks.address else 4):
+        if statuses[2] == statuses[5] == 429:
             break
-        if last - began < 0.9:
-            fail(NOTHING_IS_REFUSED, sent=over(3, "2/second"), got=statuses)
     else:
-        fail("the machine is too slow to send three requests within a second")
+        waits.is_refused(NOTHING_IS_REFUSED, over(4, "2/second"))
 
-    def let_in(client):
-        return client.ask().status != 429
+    def still_refused(clients):
+        return [client for client in clients if client.ask().status == 429]
 
-    # one that asks all the time, until the window since the last request that was let in has passed
-    while time.monotonic() < last + 1.05:
-        if asks.address and let_in(asks):
-            break
+    refused = [asks]
+    while refused and time.monotonic() < last + 1.05:
+        refused = still_refused(refused)
         time.sleep(0.1)
     time.sleep(max(0.0, last + 1.05 - time.monotonic()))
-    missing = {"waits": waits, "asks": asks}
-    while missing and time.monotonic() < last + 2.6:
-        missing = {name: client for name, client in missing.items() if not let_in(client)}
-        time.sleep(0.1 if missing else 0)
-    facts_ = {
-        "sent": "3 requests under a limit of 2/second, and one more after 1 second",
-        "expected": 200,
-        "got": "still 429 after 2.5 seconds",
-    }
-    require("waits" not in missing, "after the window nobody is let in again", **facts_)
+    refused = still_refused([waits, *refused])
+    while refused and time.monotonic() < last + 2.5:
+        time.sleep(0.1)
+        refused = still_refused(refused)
+    got = "still 429 after more than 2 seconds"
     require(
-        "asks" not in missing,
+        waits not in refused,
+        "after the window nobody is let in again",
+        sent="3 requests under a limit of 2/second, and one more after 1 second",
+        expected=200,
+        got=got,
+    )
+    require(
+        not refused,
         "a refused request extends the window: who keeps asking is never let in again",
-        **facts_ | {"sent": "3 requests under a limit of 2/second, and then one every 0.1 seconds"},
+        sent="3 requests under a limit of 2/second, and then one every 0.1 seconds",
+        expected="200 when 1 second has passed",
+        got=got,
     )
 
 
 def test_two_apps_in_memory_do_not_share_a_count(shared_room):
-    address, options = an_address(), {"limit": "2/hour", "storage_uri": "memory://"}
+    address, options = an_address(), {"limit": "2/day", "storage_uri": "memory://"}
     first, second = (
         Client(shared_room, shared_room.serve(app, **options), address) for _ in range(2)
     )
-    first.let_in(2, "2/hour")
-    first.is_refused(NOTHING_IS_REFUSED, over(3, "2/hour"))
+    first.let_in(2, "2/day")
+    first.is_refused(NOTHING_IS_REFUSED, over(3, "2/day"))
     second.is_let_in(
         second.ask(),
-        "3 requests to one app, then one to another, both on memory://, under a limit of 2/hour",
+        "3 requests to one app, then one to another, both on memory://, under a limit of 2/day",
         "two apps share one count in memory: keep it in create_app, not in the module",
     )
 
@@ -462,11 +463,11 @@ def test_two_apps_on_one_redis_share_a_count(shared_room, another_room, redis_ur
         return
     address = an_address()
     first, second = (
-        Client(room, room.serve(app, limit="3/hour", storage_uri=redis_uri), address)
+        Client(room, room.serve(app, limit="3/day", storage_uri=redis_uri), address)
         for room in (shared_room, another_room())
     )
     mistake = "two apps on one Redis do not share a count: each worker lets the whole limit in"
-    sent = "3 requests to two apps on one Redis, under a limit of 3/hour"
+    sent = "3 requests to two apps on one Redis, under a limit of 3/day"
     for client in (first, second, first):
         client.is_let_in(client.ask(), sent)
     for client in (second, first):
