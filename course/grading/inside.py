@@ -77,6 +77,10 @@ def _settle(connection, folder):
         faulthandler.register(signal.SIGUSR1, file=hung, all_threads=True)
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_DFL)
+    if torch := sys.modules.get("torch"):
+        # after a fork torch renews its thread pool at the first use, and of two threads that use
+        # it first at once (transformers loads weights in threads) one may find none
+        torch.set_num_threads(1)
 
 
 def _bound_output(folder):
