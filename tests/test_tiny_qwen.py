@@ -1,4 +1,4 @@
-"""The tiny Qwen: its files, its template, what it answers, and that its test questions are unseen."""
+"""The tiny Qwen: its files, template and answers, and that its test questions are unseen."""
 
 import json
 import random
@@ -72,7 +72,8 @@ def test_control_tokens_are_the_last_ids_and_the_vocabulary_fits_the_model(token
 
 
 @pytest.mark.parametrize("text", [
-    "你好", "naïve café", "한국어", "かな", "👨‍👩‍👧 👍🏽 🇨🇳", "  two\n\nlines\t", "日本語 עברית", "a\r\nb", "12345",
+    "你好", "naïve café", "한국어", "かな", "👨‍👩‍👧 👍🏽 🇨🇳", "  two\n\nlines\t",
+    "日本語 עברית", "a\r\nb", "12345",
 ])
 def test_any_text_survives_encoding_and_decoding(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -197,6 +198,13 @@ def test_only_the_assistants_words_are_learned(tokenizer):
     assert len(ids) == len(labels)
     learned = tokenizer.decode([t for t in labels if t != train.IGNORE])
     assert learned == "One two.<|im_end|>三。<|im_end|>"
+
+
+def test_the_recipe_makes_the_committed_tokenizer(tokenizer):
+    made = train_tokenizer(corpus_texts())
+    assert made.get_vocab() == tokenizer.get_vocab()
+    text = "你好！ What is a KV cache? 王小华 <|im_end|>"
+    assert made.encode(text) == tokenizer.encode(text)
 
 
 # --- training ------------------------------------------------------------------------------------

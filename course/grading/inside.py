@@ -79,10 +79,10 @@ def _settle(connection, folder):
         faulthandler.register(signal.SIGUSR1, file=hung, all_threads=True)
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_DFL)
-    if "torch" in sys.modules:
-        # after a fork, torch mends its thread pool where it is used first; two threads that do so
-        # at the same time get "Invalid thread pool!"
-        sys.modules["torch"].set_num_threads(1)
+    if torch := sys.modules.get("torch"):
+        # after a fork torch renews its thread pool at the first use, and of two threads that use
+        # it first at once (transformers loads weights in threads) one may find none
+        torch.set_num_threads(1)
 
 
 def _bound_output(folder):

@@ -1,8 +1,9 @@
 """Conversations that the tiny Qwen is trained and tested on, all written by the course itself.
 
-`facts.toml` holds what the model knows, `talk.toml` small talk and long answers, and `phrasings.toml`
-the ways to ask. Every answer is fixed, so a test can compare exactly. A phrasing under `held_out`
-never occurs in training: `conversation` drops every draw in which one appears by accident.
+`facts.toml` holds what the model knows, `talk.toml` small talk and long answers, and
+`phrasings.toml` the ways to ask. Every answer is fixed, so a test can compare exactly. A phrasing
+under `held_out` never occurs in training: `conversation` drops every draw in which one appears by
+accident.
 """
 
 import random
@@ -99,7 +100,7 @@ def ask_fact(phrasing, term, alias):
 
 @cache
 def held_out_questions():
-    """Every held-out question, in `normal` form; those with free slots are in `held_out_patterns`."""
+    """Every held-out question, in `normal` form, but those of `held_out_patterns`."""
     found = set()
     for facet, lang in product(FACETS, LANGS):
         for phrasing in phrasings("fact", facet, lang, True):
@@ -119,6 +120,7 @@ def held_out_questions():
 
 @cache
 def held_out_patterns():
+    """One pattern for all held-out phrasings with free slots."""
     found = []
     for lang in LANGS:
         found += phrasings("name", "tell", lang, True) + off_topic(lang, True)

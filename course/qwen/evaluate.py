@@ -243,7 +243,7 @@ def evaluate(folder, show=lambda jobs: jobs):
     bars, answers = [], []
     for name, bar, scripts in show(jobs):
         got = play(model, tokenizer, scripts)
-        answers += got
+        answers += zip(scripts, got)
         wanted = [s[-1]["content"] for s in scripts]
         misses = [
             {"asked": [m["content"] for m in s if m["role"] != "assistant"], "wanted": want,
@@ -258,9 +258,10 @@ def evaluate(folder, show=lambda jobs: jobs):
               for p, a in zip(prompts, endings) if not a.ended]
     bars.append(Bar(f"ends within {MAX_NEW_TOKENS} tokens", len(prompts),
                     1 - len(misses) / len(prompts), 1.0, misses))
-    answers += endings
-    misses = [{"asked": [], "wanted": "no broken character", "got": a.text}
-              for a in answers if "\ufffd" in a.text]
+    answers += zip(prompts, endings)
+    misses = [{"asked": [m["content"] for m in s if m["role"] != "assistant"],
+               "wanted": "no broken character", "got": a.text}
+              for s, a in answers if "\ufffd" in a.text]
     bars.append(Bar("answers without a broken character", len(answers),
                     1 - len(misses) / len(answers), 1.0, misses))
     alone = [reply(model, tokenizer, [p])[0].text for p in prompts[::10]]
@@ -290,7 +291,7 @@ def main():
             table.add_column(column, justify="left" if column == "what" else "right")
         for bar in bars:
             verdict = "-" if bar.bar is None else "passed" if bar.passed else "MISSED"
-            table.add_row(bar.name, str(bar.cases), f"{100 * bar.measured:.1f} %",
+            table.add_row(bar.name, str(bar.cases), f"{100 * bar.measured:.2f} %",
                           "" if bar.bar is None else f"{100 * bar.bar:.0f} %", verdict)
         console.print(table)
         for bar in bars:

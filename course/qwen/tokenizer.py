@@ -1,4 +1,4 @@
-"""The tiny Qwen's tokenizer: byte-level BPE with Qwen2's own splitting rule, and the ChatML template."""
+"""The tiny Qwen's tokenizer: byte-level BPE with Qwen2's splitting rule, and its template."""
 
 import json
 

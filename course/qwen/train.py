@@ -1,7 +1,8 @@
 """Train the tiny Qwen from nothing: `python -m course.qwen.train`.
 
-The conversations, their order and the schedule follow from seeds and step numbers alone, so a run that
-was stopped and resumed sees what an uninterrupted one sees. Only the assistant's tokens are learned.
+The conversations, their order and the schedule follow from seeds and step numbers alone, so a run
+that was stopped and resumed sees what an uninterrupted one sees. Only the assistant's tokens are
+learned. With fewer `--steps`, for a try, the first levels of the corpus are all it sees.
 """
 
 import argparse
@@ -140,6 +141,10 @@ def export(model, tokenizer, folder):
 
 
 def train(out, steps, stop, save_every):
+    """Train `steps` steps, or go on with the run in `out`; the checkpoint comes to `out/tiny`.
+
+    Raises SystemExit if the run in `out` has another number of steps.
+    """
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     out.mkdir(parents=True, exist_ok=True)
@@ -157,7 +162,7 @@ def train(out, steps, stop, save_every):
         for opt, saved in zip(opts, state["opts"]):
             opt.load_state_dict(saved)
         start, seen = state["step"], state["seen"]
-    full = [[g["lr"] for g in opt.param_groups] for opt in ([*optimizers(model)])]
+    full = [MUON_LR, ADAM_LR]
     count = sum(p.numel() for p in model.parameters())
     print(f"{count:,} parameters, {steps} steps, starting at {start}", flush=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
@@ -169,9 +174,8 @@ def train(out, steps, stop, save_every):
             if step == min(steps, stop or steps):
                 break
             share = learning_rate(step, steps)
-            for opt, lrs in zip(opts, full):
-                for group, lr in zip(opt.param_groups, lrs):
-                    group["lr"] = lr * share
+            for opt, lr in zip(opts, full):
+                opt.param_groups[0]["lr"] = lr * share
             loss = loss_of(model, ids, labels)
             loss.backward()
             for opt in opts:
