@@ -276,23 +276,32 @@ class Talk:
 
     def __init__(self, room, pool=None):
         self.room = room
-        # how long a thing may take that needs milliseconds, before it counts as not happening
-        self.soon_s = 0.3 * room.limit_s
+        # how long nothing may move before a thing that needs milliseconds counts as not happening;
+        # less where another test decides about that thing
+        self.soon_s, self.brief_s = 0.3 * room.limit_s, 0.1 * room.limit_s
         room.play(open_readers, pool=pool)
 
     def begin(self, *asks):
         """Has a reader ask each of them, all at once; returns the readers' numbers."""
         return self.room.play(begin, asks=list(asks))
 
-    def cancel(self, number):
+    def cancel(self, number, limit_s=None):
         """Cancels the reader while it waits; whether it was soon gone."""
         self.room.play(send_away, number=number, how="cancel")
-        return self.until("left", number)
+        return self.until("left", number, None, limit_s or self.brief_s)
 
-    def close(self, number):
+    def close(self, number, limit_s=None):
         """Has a reader that has stopped reading call aclose(); whether it was soon gone."""
         self.room.play(send_away, number=number, how="close")
-        return self.until("left", number)
+        return self.until("left", number, None, limit_s or self.brief_s)
+
+    def until_two_pieces(self, number):
+        """Waits until it has them; if they do not come while the model is held, lets the model go:
+        what does not stream is another test's concern. Returns the step the model has come to."""
+        if not self.until("has pieces", number, 2, self.brief_s):
+            self.room.probe.release()
+            self.until("has pieces", number, 2)
+        return self.look(number)["steps"]
 
     def until(self, what, number=None, value=None, limit_s=None):
         """Waits until that holds; False when nothing has moved for a while and it does not."""
@@ -647,7 +656,7 @@ def does_not_stream(room, talk, number, count, must, last_count):
     came = _joined(talk.look(number)["pieces"])
     where = room.where() or None
     room.probe.hold(last_count + 1)
-    talk.until("has pieces", number, 1)
+    talk.until("has pieces", number, 1, talk.brief_s)
     came_late = _joined(talk.look(number)["pieces"])
     room.probe.release()
     talk.until("ended", number)
@@ -734,13 +743,9 @@ def test_after_an_error_the_next_answer_works(room):
 def test_a_reader_who_closes_stops_the_model(room):
     talk = Talk(room)
     room.probe.say(LONG)
-    step = 6
-    room.probe.hold(step)
+    room.probe.hold(6)
     [number] = talk.begin({**ask("Count far", stream=True), "stops_after": 2})
-    if not talk.until("has pieces", number, 2):
-        room.probe.release()  # what does not stream is another test's concern
-        talk.until("has pieces", number, 2)
-        step = talk.look(number)["steps"]
+    step = max(6, talk.until_two_pieces(number))
     talk.close(number)
     room.probe.release()
     next_one_comes(talk, "Then count")
@@ -803,23 +808,23 @@ def test_a_reader_who_leaves_the_queue_stops_the_model(room):
 
 def wait_in_the_handler(talk):
     """Waits until all readers wait for their answers; or as many as can."""
-    talk.until("all asked", limit_s=1.0)
-    talk.room.play(loop_turns, limit_s=1.0)
+    talk.until("all asked", limit_s=talk.brief_s)
+    talk.room.play(loop_turns, limit_s=talk.brief_s)
 
 
 def test_leaving_does_not_wait_for_the_model(room):
-    talk = Talk(room)
     room.probe.say(LONG)
     for how, stream in (("close", True), ("cancel", True), ("cancel", False)):
+        talk = Talk(room)
         room.probe.hold(6)
         call = ask(f"Count, {how}, {stream}", stream=stream)
         [number] = talk.begin({**call, "stops_after": 2} if how == "close" else call)
-        if how == "cancel":
+        if how == "close":
+            talk.until_two_pieces(number)
+        else:
             talk.until_held(number, 6)
-        elif not talk.until("has pieces", number, 2):
-            room.probe.release()  # what does not stream is another test's concern
-            talk.until("has pieces", number, 2)
-        if not (talk.close(number) if how == "close" else talk.cancel(number)):
+        leave = talk.close if how == "close" else talk.cancel
+        if not leave(number, talk.soon_s):
             sent = f"{as_call(call)}, then {'aclose()' if how == 'close' else 'cancellation'}"
             if not talk.turns():
                 talk.blocked(sent)
@@ -829,6 +834,26 @@ def test_leaving_does_not_wait_for_the_model(room):
                 expected="the reader is gone at once, and the model stops a step later",
             )
         room.probe.release()
+
+
+def test_answers_at_once_do_not_mix(room):
+    talk = Talk(room)
+    texts = {name: f"{name} {name} {name}" for name in ("red", "green", "blue", "white", "black")}
+    for name, text in texts.items():
+        room.probe.say(text, f"Say {name}")
+    room.probe.hold(1)
+    numbers = talk.begin(
+        *[ask(f"Say {name}", stream=number % 2 == 0) for number, name in enumerate(texts)]
+    )
+    wait_in_the_handler(talk)
+    room.probe.hold(3)
+    talk.room.play(loop_turns, limit_s=talk.brief_s)
+    room.probe.release()
+    mistake = "answers at once mix: something of one answer is kept where all share it (in self?)"
+    for number, text in zip(numbers, texts.values(), strict=True):
+        reader = talk.finish(number, mistake)
+        sent = f"{as_call(reader['ask'])}, and {len(texts) - 1} others at once"
+        require_end(reader, text, mistake, sent=sent)
 
 
 def test_one_leaver_stops_only_its_own(room):
@@ -844,26 +869,6 @@ def test_one_leaver_stops_only_its_own(room):
     mistake = "when one reader leaves, another one's answer stops too"
     for number in (numbers[1], numbers[3]):
         require_end(talk.finish(number, mistake), COUNTING, mistake)
-
-
-def test_answers_at_once_do_not_mix(room):
-    talk = Talk(room)
-    texts = {name: f"{name} {name} {name}" for name in ("red", "green", "blue", "white", "black")}
-    for name, text in texts.items():
-        room.probe.say(text, f"Say {name}")
-    room.probe.hold(1)
-    numbers = talk.begin(
-        *[ask(f"Say {name}", stream=number % 2 == 0) for number, name in enumerate(texts)]
-    )
-    wait_in_the_handler(talk)
-    room.probe.hold(3)
-    talk.room.play(loop_turns, limit_s=1.0)
-    room.probe.release()
-    mistake = "answers at once mix: something of one answer is kept where all share it (in self?)"
-    for number, text in zip(numbers, texts.values(), strict=True):
-        reader = talk.finish(number, mistake)
-        sent = f"{as_call(reader['ask'])}, and {len(texts) - 1} others at once"
-        require_end(reader, text, mistake, sent=sent)
 
 
 def test_64_streams_at_once_all_finish(room):

@@ -1,4 +1,4 @@
-# caught by: test_one_leaver_stops_only_its_own | says: when one reader leaves, another one's answer stops too
+# caught by: test_one_leaver_stops_only_its_own, test_a_reader_who_closes_stops_the_model, test_a_cancelled_reader_stops_the_model, test_a_reader_who_leaves_the_queue_stops_the_model | says: when one reader leaves, another one's answer stops too
 import asyncio
 import threading
 
