@@ -237,7 +237,7 @@ def test_the_model_reads_the_history(room):
             {"text": "And now?", "history": EARLIER},
             {"text": "你好", "history": EARLIER[:1], "system": "Answer in Chinese."},
             {"text": "And then?", "history": []},
-            {"text": "How many were there?", "history": MANY},
+            {"text": "How many were there?", "history": MANY, "max_new_tokens": 600},
         ],
         "the model did not read the chat template of the whole conversation, oldest turn first",
     )
