@@ -48,6 +48,10 @@ def talk(answer, room, calls, say="Fine.", ids=None, logits=None):
         pad_token_id=tokenizer.pad_token_id,
     )
     model = Qwen2ForCausalLM(config).eval()
+    # what they compute is of no use, since the probe chooses the logits
+    model.model.norm = torch.nn.Identity()
+    for name in ("mlp", "input_layernorm", "post_attention_layernorm"):
+        setattr(model.model.layers[0], name, torch.nn.Identity())
     sampling = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20}
     model.generation_config = GenerationConfig(
         **sampling,
@@ -233,7 +237,7 @@ def test_the_model_reads_the_history(room):
             {"text": "And now?", "history": EARLIER},
             {"text": "你好", "history": EARLIER[:1], "system": "Answer in Chinese."},
             {"text": "And then?", "history": []},
-            {"text": "How many were there?", "history": MANY},
+            {"text": "How many were there?", "history": MANY, "max_new_tokens": 600},
         ],
         "the model did not read the chat template of the whole conversation, oldest turn first",
     )
@@ -369,13 +373,12 @@ def test_nothing_is_kept_between_calls(room):
 def test_temperature_0_takes_the_likeliest_token(room):
     calls = [
         {"text": "Go", "max_new_tokens": 8},
-        {"text": "Go", "max_new_tokens": 8, "temperature": 0},
         {"text": "Go", "max_new_tokens": 8, "temperature": 3.0},
         {"text": "Go", "max_new_tokens": 8, "temperature": 0.0},
         {
             "text": "Go",
             "max_new_tokens": 8,
-            "temperature": 0.0,
+            "temperature": 0,
             "settings": {"temperature": 5.0, "top_k": 3, "top_p": 1.0, "min_p": 0.01},
         },
     ]
@@ -385,7 +388,7 @@ def test_temperature_0_takes_the_likeliest_token(room):
     ):
         if call.get("temperature", 0) == 0:
             reply = reply_of(call, result)
-            after = ", after a call with temperature=3.0" if number == 3 else ""
+            after = ", after a call with temperature=3.0" if number == 2 else ""
             settings = call.get("settings", {"do_sample": True})
             require(
                 set(reply) == {"x"},
