@@ -356,34 +356,29 @@ class Inside:
         return filename == str(self.answer_file)
 
     def _op_where(self):
-        """The answer's lines that are running or waiting now, deepest call last."""
-        found = []
-        for loop in list(self._loops):
-            if loop.is_closed():
-                continue
+        """The answer's lines that block an event loop, wait in one, or run now, in this order."""
+        loops = [loop for loop in list(self._loops) if not loop.is_closed()]
+        threads_of_loops = [getattr(loop, "_thread_id", None) for loop in loops]
+        blocking, waiting, running = [], [], []
+        for loop in loops:
             for task in asyncio.all_tasks(loop):
-                chain = self._await_chain(task.get_coro())
-                if chain:
-                    found.append(chain)
+                waiting.append(self._await_chain(task.get_coro()))
         # a task's chain ends where it waits for an async generator: those follow by themselves
         for thing in gc.get_objects():
             if type(thing) is types.AsyncGeneratorType and thing.ag_await is not None:
-                if self._is_answer(thing.ag_code.co_filename):
-                    found.append(self._await_chain(thing))
+                waiting.append(self._await_chain(thing))
         own = threading.get_ident()
         for ident, frame in sys._current_frames().items():
             if ident == own:
                 continue
-            deepest = None
             for at, line in traceback.walk_stack(frame):
-                if self._is_answer(at.f_code.co_filename):
-                    deepest = (line, at.f_code)
+                code = at.f_code
+                if self._is_answer(code.co_filename):
+                    source = linecache.getline(code.co_filename, line).strip()
+                    found = blocking if ident in threads_of_loops else running
+                    found.append(_line(line, code.co_name, source))
                     break
-            if deepest:
-                line, code = deepest
-                source = linecache.getline(code.co_filename, line).strip()
-                found.append(_line(line, code.co_name, source))
-        return list(dict.fromkeys(found))[:5]
+        return list(dict.fromkeys(filter(None, blocking + waiting + running)))[:5]
 
     def _await_chain(self, waiting):
         links = []
