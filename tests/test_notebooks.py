@@ -63,7 +63,7 @@ SHOWS = {
         "lost-error": "Empty(''), after two seconds\nthe thread:  ValueError",
         "leaver": "the model made 150",
         "broken-characters": "\N{REPLACEMENT CHARACTER}",
-        "held-back": "after token 13: 'ぬりえをぬる '",
+        "held-back": ": 'ぬりえをぬる '",
         "lost-newlines": "read: 'Roses are red,violets are blue. The end is '",
         "late-error": "200\n'data: {\"token\": \"Once\"}'\n''\nRemoteProtocolError",
         "await-generator": "TypeError",

@@ -1,4 +1,4 @@
-# caught by: test_a_4xx_or_5xx_is_a_chat_error, test_the_error_says_what_the_server_said | says: 
+# caught by: test_a_4xx_or_5xx_is_a_chat_error, test_the_error_says_what_the_server_said | says: does not say which status came
 import httpx
 
 
