@@ -1,6 +1,7 @@
 """1.3: the chat endpoint, over a real socket, around a `load` and a `chat` of the test's own."""
 
 import re
+import sys
 import threading
 import time
 from collections import Counter
@@ -38,7 +39,7 @@ def app(answer, room, hold=False, slow_load=False, amplify_races=False):
 
     def load():
         notes["loads"] += 1
-        if slow_load and until(room.serving, 0.1):
+        if slow_load and until(room.serving, 0.06):
             # the app loads while it already takes requests: it gets one
             until(lambda: room.arrived("/chat"), 1.0)
             time.sleep(0.05)
@@ -91,13 +92,13 @@ def _amplify_races(room):
     runs = Counter()
 
     def trace(frame, event, arg):
-        if frame.f_code.co_filename != str(room.answer_file):
-            return None
-        if event == "line" and not room.on_a_servers_loop():
+        if room.on_a_servers_loop():
+            sys.settrace(None)
+        elif frame.f_code.co_filename == str(room.answer_file):
             runs[frame.f_lineno] += 1
-            if runs[frame.f_lineno] <= 3:
+            if event == "line" and runs[frame.f_lineno] <= 5:
                 time.sleep(0.005)
-        return trace
+            return trace
 
     threading.settrace(trace)
 
@@ -126,11 +127,6 @@ def until(holds, limit_s):
 def good(reply):
     """Whether it says that all went well. That it is 200 is another test's concern."""
     return 200 <= reply.status < 300
-
-
-def refused(reply):
-    """Whether it says "too many": another test's concern."""
-    return reply.status in (429, 503)
 
 
 def answered(http, reply, text, mistake):
@@ -361,34 +357,23 @@ def test_health_answers_while_64_requests_wait(room):
     health_answers(room, http, f"{MANY} answers are held or waiting")
 
 
-def test_64_requests_at_once_are_all_answered(room):
-    http = Http(room, room.serve(app, hold=True))
-    waiting = {f"number {number}": start(http, f"number {number}") for number in range(MANY)}
+def test_64_requests_at_once_get_their_answers(room):
+    http = Http(room, room.serve(app, hold=True, amplify_races=True))
+    waiting = {f"<{number}>": start(http, f"<{number}>") for number in range(MANY)}
     all_arrive(room, MANY)
+    time.sleep(0.03)  # so that each has read its body; no verdict hangs on it
     room.set("go")
+    mixed = "requests at once mix: keep a request's data in local names, not in globals or app.state"
     for text, each in waiting.items():
         reply = each.reply(limit_s=5.0)
-        if not good(reply):
+        if reply.status in (429, 503):
             fail(
                 f"one of {MANY} requests at once was refused: let it wait for its turn",
                 sent={"text": text},
                 expected=200,
                 **http.facts(reply),
             )
-
-
-def test_requests_at_once_do_not_mix(room):
-    http = Http(room, room.serve(app, hold=True, amplify_races=True))
-    texts = [f"<{number}>" for number in range(8)]
-    waiting = {text: start(http, text) for text in texts}
-    all_arrive(room, len(texts))
-    time.sleep(0.03)  # so that each has read its body; no verdict hangs on it
-    room.set("go")
-    mistake = "requests at once mix: keep a request's data in local names, not in globals or app.state"
-    for text, each in waiting.items():
-        reply = each.reply(limit_s=5.0)
-        if not refused(reply):
-            answered(http, reply, text, mistake)
+        answered(http, reply, text, mixed)
 
 
 def test_an_error_in_chat_is_a_plain_500(room):
@@ -448,5 +433,5 @@ def test_after_an_error_the_next_request_is_answered(room):
     mistake = "an error in one answer disturbs the others at the same time"
     for text, each in waiting.items():
         reply = each.reply(limit_s=5.0)
-        if text not in ERRORS and not refused(reply):
+        if text not in ERRORS and reply.status not in (429, 503):  # refusing is another test's
             answered(http, reply, text, mistake)

@@ -1,4 +1,4 @@
-# caught by: test_post_chat_answers, test_start_up_loads_the_model_once, test_text_reaches_chat_unchanged, test_a_text_has_1_to_4000_code_points, test_no_history_is_kept, test_health_answers_while_the_model_works, test_64_requests_at_once_are_all_answered, test_requests_at_once_do_not_mix, test_an_error_in_chat_is_a_plain_500, test_after_an_error_the_next_request_is_answered | says: POST /chat does not answer 200
+# caught by: test_post_chat_answers, test_start_up_loads_the_model_once, test_text_reaches_chat_unchanged, test_a_text_has_1_to_4000_code_points, test_no_history_is_kept, test_health_answers_while_the_model_works, test_64_requests_at_once_get_their_answers, test_after_an_error_the_next_request_is_answered | says: POST /chat does not answer 200
 import asyncio
 from contextlib import asynccontextmanager
 

@@ -1,4 +1,4 @@
-# caught by: test_64_requests_at_once_are_all_answered | says: was refused
+# caught by: test_64_requests_at_once_get_their_answers | says: was refused
 import queue
 import threading
 from concurrent.futures import Future

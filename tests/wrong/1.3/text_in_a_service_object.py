@@ -1,4 +1,4 @@
-# caught by: test_requests_at_once_do_not_mix, test_after_an_error_the_next_request_is_answered | says: requests at once mix
+# caught by: test_64_requests_at_once_get_their_answers, test_after_an_error_the_next_request_is_answered | says: requests at once mix
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
