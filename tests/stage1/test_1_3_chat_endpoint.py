@@ -363,7 +363,7 @@ def test_64_requests_at_once_get_their_answers(room):
     all_arrive(room, MANY)
     time.sleep(0.03)  # so that each has read its body; no verdict hangs on it
     room.set("go")
-    mixed = "requests at once mix: keep a request's data in local names, not in globals or app.state"
+    mixed = "requests at once mix: keep each one's data in local names, not in app.state or globals"
     for text, each in waiting.items():
         reply = each.reply(limit_s=5.0)
         if reply.status in (429, 503):

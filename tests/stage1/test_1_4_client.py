@@ -29,7 +29,8 @@ def ask(answer, room, base_url, text="hi", timeout_s=None):
     try:
         return room.outcome(answer.ask, base_url, text, **given)
     except answer.ChatError as error:  # `outcome` takes every Exception
-        return {"raised": ["a ChatError that is no Exception"], "message": str(error), "where": None}
+        kind = "a ChatError that is no Exception"
+        return {"raised": [kind], "message": str(error), "where": None}
 
 
 def ask_each(answer, room, base_urls, timeout_s):
@@ -115,7 +116,8 @@ def a_chat_error(outcome, when, **facts):
     if "ChatError" in outcome.get("raised", ()):
         return outcome["message"]
     if "raised" in outcome:
-        mistake = f"{when}, {outcome['raised'][0]} comes out of ask: the caller only expects ChatError"
+        kind = outcome["raised"][0]
+        mistake = f"{when}, {kind} comes out of ask: the caller only expects ChatError"
     else:
         mistake = f"{when}, ask returns as if nothing were wrong: it has to raise ChatError"
     fail(mistake, expected="ChatError", **facts, **described(outcome))
@@ -402,5 +404,5 @@ def test_a_slow_server_is_waited_for(room):
         outcome,
         "slowly",
         "timeout_s is how long the server may send nothing, not how long the whole answer takes",
-        sent=f"a body in {len(pieces)} pieces, one each {pause:.2f} s; ask(..., timeout_s={timeout_s})",
+        sent=f"{len(pieces)} pieces, one each {pause:.2f} s; ask(..., timeout_s={timeout_s})",
     )

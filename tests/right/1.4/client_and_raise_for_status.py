@@ -15,7 +15,7 @@ def _explain(response):
         case {"detail": str(words)}:
             return words
         case {"detail": [*problems]} if response.status_code == 422:
-            messages = [each["msg"] for each in problems if isinstance(each, dict) and "msg" in each]
+            messages = [problem["msg"] for problem in problems if "msg" in problem]
             return "; ".join(messages) if messages else response.text
     return response.text
 

@@ -31,4 +31,5 @@ def ask(base_url, text, *, timeout_s=60.0):
     said = data.get("detail")
     if isinstance(said, list) and all(isinstance(each, dict) for each in said):
         said = ", ".join(str(each.get("msg")) for each in said)
-    raise ChatError(f"HTTP {response.status_code}: {said if isinstance(said, str) else response.text}")
+    words = said if isinstance(said, str) else response.text
+    raise ChatError(f"HTTP {response.status_code}: {words}")

@@ -9,7 +9,8 @@ class ChatError(Exception):
 def ask(base_url, text, *, timeout_s=60.0):
     url = base_url.rstrip("/") + "/chat"
     try:
-        response = httpx.post(url, json={"text": text}, timeout=httpx.Timeout(None, connect=timeout_s))
+        timeout = httpx.Timeout(None, connect=timeout_s)
+        response = httpx.post(url, json={"text": text}, timeout=timeout)
     except httpx.HTTPError as error:
         raise ChatError(f"No answer from {base_url}: {error!r}") from error
     if response.status_code >= 400:

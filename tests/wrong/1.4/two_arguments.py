@@ -24,4 +24,5 @@ def ask(base_url, text, *, timeout_s=60.0):
     detail = data.get("detail") if isinstance(data, dict) else None
     if isinstance(detail, list):
         detail = " / ".join(each.get("msg", "") for each in detail if isinstance(each, dict))
-    raise ChatError(response.status_code, detail if detail and isinstance(detail, str) else response.text)
+    words = detail if detail and isinstance(detail, str) else response.text
+    raise ChatError(response.status_code, words)
