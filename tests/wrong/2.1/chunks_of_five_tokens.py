@@ -1,4 +1,4 @@
-# caught by: test_text_comes_out_while_the_model_is_held | says: the stream lags
+# caught by: test_text_comes_out_while_the_model_is_held, test_a_reader_who_closes_stops_the_model | says: the stream lags
 import asyncio
 import threading
 
