@@ -1,4 +1,4 @@
-# caught by: test_answers_at_once_do_not_mix, test_64_streams_at_once_all_finish, test_one_leaver_stops_only_its_own, test_a_reader_who_leaves_the_queue_stops_the_model | says: answers at once mix
+# caught by: test_answers_at_once_do_not_mix, test_64_streams_at_once_all_finish, test_one_leaver_stops_only_its_own, test_a_reader_who_leaves_the_queue_stops_the_model, test_a_cancelled_reader_stops_the_model, test_a_reader_who_closes_stops_the_model | says: answers at once mix
 import asyncio
 import threading
 
