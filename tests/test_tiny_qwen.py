@@ -157,7 +157,7 @@ def test_no_held_out_phrasing_is_trained_on():
         return re.compile("".join(parts).lower() + r"[\s.!?。！？]*")
 
     patterns = [pattern(p) for p in found]
-    chats = [c for level in (1, 2, 3, 4) for c in corpus.conversations(1500, level, level=level)]
+    chats = [c for level in (1, 2, 3, 4, 5, 6) for c in corpus.conversations(1500, level, level=level)]
     said = {m["content"].lower() for c in chats for m in c if m["role"] != "assistant"}
     assert len(said) > 2000
     seen = [(s, p.pattern) for p in patterns for s in said if p.fullmatch(s)]
@@ -168,7 +168,7 @@ def test_held_out_names_are_not_trained_on():
     rng = random.Random(0)
     held = corpus._data("phrasings")["names"]
     for lang in corpus.LANGS:
-        for level in (1, 4):
+        for level in (1, 6):
             given = {corpus._name(rng, lang, level=level) for _ in range(4000)}
             assert not given & set(held["held_out_" + lang])
 

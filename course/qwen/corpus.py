@@ -194,14 +194,20 @@ def _spaced(phrasing, alias):
 
 def other_question(rng, lang, held_out=False, level=1):
     """Something the model should decline, in a phrasing of its own or a fact phrasing."""
-    if not held_out and rng.random() < 0.3:
+    if not held_out and rng.random() < (0.45 if level > 5 else 0.3):
         facet = rng.choices(FACETS, (6, 3, 3, 1))[0]
-        thing = rng.choice(slots(lang)["unknown"])
+        thing = rng.choice(unknown(lang, level))
         if rng.random() < 0.2:
             thing = _name(rng, "en").lower()
         phrasing = rng.choice(phrasings("fact", facet, lang, False, level))
         return phrasing.format(t=thing, np=thing)
     return fill(rng, rng.choice(off_topic(lang, held_out, level)), lang)
+
+
+def unknown(lang, level=1):
+    """Things that the model knows nothing of."""
+    more = _data("phrasings")["unknown"]["last_" + lang] if level > 5 else []
+    return slots(lang)["unknown"] + more
 
 
 def off_topic(lang, held_out=False, level=1):
@@ -308,7 +314,7 @@ WIDE_STYLE_WEIGHTS = (65, 5, 5, 8, 4, 7, 6)
 class Chat:
     """A conversation being written: what the system line asks for, and what was said so far."""
 
-    def __init__(self, rng, style="default", held_out=False, level=5, new_names=False):
+    def __init__(self, rng, style="default", held_out=False, level=6, new_names=False):
         self.new_names = new_names
         self.rng, self.style, self.held_out, self.level = rng, style, held_out, level
         self.messages, self.topic, self.user_name, self.my_name = [], None, None, None
@@ -455,7 +461,7 @@ def _draw(rng, names=True, level=1):
     return chat.messages
 
 
-def conversation(rng, names=True, level=5):
+def conversation(rng, names=True, level=6):
     """One training conversation, a list of {"role", "content"}; none has a held-out phrasing."""
     while True:
         messages = _draw(rng, names, level)
@@ -463,12 +469,13 @@ def conversation(rng, names=True, level=5):
             return messages
 
 
-def conversations(count, seed, names=True, level=5):
+def conversations(count, seed, names=True, level=6):
     """`count` training conversations; the same for the same seed.
 
     With `names` some users tell theirs. Level 1 has plain phrasings; 2 many more, words around the
     questions and more system lines; 3 more names, and asks for them more often; 4 a few
-    phrasings more, and words around questions for the name too; 5 the last ones.
+    phrasings more, and words around questions for the name too; 5 the last of these; 6 many more
+    things that the model does not know.
     """
     rng = random.Random(seed)
     return [conversation(rng, names, level) for _ in range(count)]

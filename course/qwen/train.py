@@ -23,16 +23,16 @@ from transformers.utils import logging
 from course.qwen import corpus
 from course.qwen.tokenizer import MAX_LENGTH, VOCAB_SIZE, corpus_texts, train_tokenizer
 
-STEPS = 6750
+STEPS = 7150
 # the corpus' levels and their first steps: first the answers, then the many ways to ask for them
-LEVELS = [(1, 0), (2, 2500), (3, 4500), (4, 5500), (5, 6500)]
+LEVELS = [(1, 0), (2, 2500), (3, 4500), (4, 5500), (5, 6500), (6, 6750)]
 TOKENS_PER_BATCH = 2048
 CHUNK = 4000  # conversations that are sorted by length together
 SEED = 1
 MUON_LR, ADAM_LR = 0.006, 3e-3
 # (step, share of the learning rate), straight lines between them
 SCHEDULE = [(0, 0.01), (100, 1), (1100, 1), (2500, 0.68), (6500, 0), (6510, 0.2),
-            (6599, 0.1637), (6600, 0.125), (STEPS, 0)]
+            (6599, 0.1637), (6600, 0.125), (6750, 0), (6760, 0.25), (STEPS, 0)]
 SHAPE = dict(hidden_size=192, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=6,
              intermediate_size=512)
 IGNORE = -100
