@@ -6,6 +6,7 @@
 import argparse
 import importlib
 import os
+import signal
 import socket
 import sys
 import threading
@@ -24,6 +25,8 @@ def main():
     parser.add_argument("--model")
     arguments = parser.parse_args()
 
+    # uvicorn takes the signal while it serves, lets go of its clients, and hands it on to this
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     servers = []
     threading.Thread(target=_end_with_input, args=[servers], daemon=True).start()
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from fastapi.responses import FileResponse
 
+from course.lessons.body_limit import BodyLimit
 from course.lessons.parts import NotReady, load_parts
 from course.qwen.models import model_path
 
@@ -29,6 +30,8 @@ def build(*, solution: bool = False, model: str | None = None) -> FastAPI:
     app = create_app(lambda: load_chat_model(path), chat)
     if not isinstance(app, FastAPI):
         raise NotReady(f"1.3 is not done yet: `create_app` returned {app!r}, not a FastAPI app")
+
+    app.add_middleware(BodyLimit)
 
     @app.get("/", include_in_schema=False)
     async def page():

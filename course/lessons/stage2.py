@@ -1,16 +1,27 @@
 """Stage 2 put together: the learner's model handler, stream, limit and WebSocket, and a chat page."""
 
+import asyncio
+import logging
 import os
 from pathlib import Path
 
 import psutil
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import FileResponse
+from pydantic import BaseModel, Field
 
+from course.lessons.body_limit import BodyLimit
 from course.lessons.parts import NotReady, load_parts
 from course.qwen.models import model_path
 
 PAGE = Path(__file__).with_name("chat_stage2.html")
+logger = logging.getLogger(__name__)
+
+
+class ChatRequest(BaseModel):
+    prompt: str = Field(min_length=1, max_length=4000)
+    max_new_tokens: int = Field(128, ge=1, le=1024, strict=True)
+    temperature: float = Field(0.0, ge=0, le=2, strict=True, allow_inf_nan=False)
 
 
 def build(*, solution: bool | None = None, model: str | None = None) -> FastAPI:
@@ -18,6 +29,7 @@ def build(*, solution: bool | None = None, model: str | None = None) -> FastAPI:
 
         POST /chat_stream   2.3, which is 2.2 behind a limit
         WS   /ws            2.4
+        POST /chat          {"result": ...}: 2.1's answer in one piece, to compare; without a limit
         GET  /health        {"status": "ok"}
         GET  /model         {"steps": forward passes so far, "pid": ..., "memory_mb": ...}
 
@@ -52,6 +64,23 @@ def build(*, solution: bool | None = None, model: str | None = None) -> FastAPI:
         if not isinstance(made, FastAPI):
             raise NotReady(f"{id} is not done yet: `create_app` returned {made!r}, not a FastAPI app")
     app.router.routes += [r for r in socket_app.router.routes if getattr(r, "path", "") == "/ws"]
+    app.add_middleware(BodyLimit)
+
+    @app.post("/chat")
+    async def chat(body: ChatRequest, request: Request):
+        answer = asyncio.create_task(_whole(handler, body))
+        # the body has been read, so all that can still come is that the client has left; without
+        # this the model would work on for nobody: a plain response is not cancelled, a stream is
+        left = asyncio.create_task(request.receive())
+        try:
+            await asyncio.wait([answer, left], return_when=asyncio.FIRST_COMPLETED)
+            return {"result": answer.result() if answer.done() else ""}
+        except Exception:
+            logger.exception("no answer")
+            raise HTTPException(500, "The model failed to answer.") from None
+        finally:
+            answer.cancel()
+            left.cancel()
 
     @app.get("/health")
     async def health():
@@ -68,6 +97,16 @@ def build(*, solution: bool | None = None, model: str | None = None) -> FastAPI:
         return FileResponse(PAGE)
 
     return app
+
+
+async def _whole(handler, body):
+    pieces = handler.generate(
+        body.prompt,
+        stream=False,
+        max_new_tokens=body.max_new_tokens,
+        temperature=body.temperature,
+    )
+    return "".join([piece async for piece in pieces])
 
 
 class _Steps:

@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, HTTPException
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,13 @@ def create_app(load, chat):
         text: str = Field(min_length=1, max_length=4000)
 
     app = FastAPI(lifespan=lifespan)
+
+    @app.exception_handler(RequestValidationError)
+    async def say_what_is_allowed(request, error):
+        # without the input: it may be very long, or be a NaN or half a character, which no JSON
+        # can hold, so that FastAPI's own 422 would end as a 500
+        problems = [{key: each[key] for key in ("loc", "msg", "type")} for each in error.errors()]
+        return JSONResponse({"detail": problems}, 422)
 
     # one thread of its own for the model: the event loop stays free for /health, and those who
     # wait stand in its queue instead of filling up a shared thread pool

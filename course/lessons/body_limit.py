@@ -1,0 +1,31 @@
+"""A limit for the body of a request, for an app that may have none or one without words."""
+
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.responses import JSONResponse
+
+MOST_BYTES = 1_000_000
+
+
+class BodyLimit:
+    """Middleware: more than MOST_BYTES are not read, and the 413 says how many are allowed.
+
+    Starlette's own 413 says only "Content Too Large", also where FastAPI(max_body_size=...) asks
+    for it, and no exception handler can change that.
+    """
+
+    def __init__(self, app):
+        self.app = RequestBodyLimitMiddleware(app, max_body_size=MOST_BYTES)
+
+    async def __call__(self, scope, receive, send):
+        too_large = False
+
+        async def send_in_words(message):
+            nonlocal too_large
+            if message["type"] == "http.response.start" and message["status"] == 413:
+                too_large = True
+                words = f"The body may have at most {MOST_BYTES:,} bytes."
+                await JSONResponse({"detail": words}, 413)(scope, receive, send)
+            elif not too_large:
+                await send(message)
+
+        await self.app(scope, receive, send_in_words)
