@@ -10,12 +10,14 @@ import threading
 import time
 
 import httpx
+import psutil
 import uvicorn
 
 from course import stubs
 from course.manifest import ROOT, exercise
 
 START_S = 120
+END_S = 30
 
 
 def in_a_thread(app, log_level="warning"):
@@ -43,7 +45,7 @@ def factory_in_a_process(app):
     """
     port = _free_port()
     options = ["--factory", "--port", str(port), "--log-level", "error"]
-    with _ended_by_sigint([sys.executable, "-m", "uvicorn", app, *options]) as process:
+    with _ended([sys.executable, "-m", "uvicorn", app, *options]) as process:
         yield _answering(process, port)
 
 
@@ -60,12 +62,29 @@ def main_in_a_process(workers, app):
         raise NotImplementedError("2.5")
     port = _free_port()
     call = f"from workers import main; main({port}, {workers}, {app!r})"
-    with _ended_by_sigint([sys.executable, "-c", call], file.parent) as process:
+    with _ended([sys.executable, "-c", call], file.parent) as process:
         yield _answering(process, port)
 
 
+def end(process):
+    """End a server's process as Ctrl-C does, its workers included, and wait for it."""
+    if os.name == "posix":
+        process.send_signal(signal.SIGINT)
+    elif process.poll() is None:
+        # Windows sends no such signal to one process, and its workers would outlive it
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        for each in workers:
+            each.kill()
+    try:
+        process.communicate(timeout=END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+
+
 @contextlib.contextmanager
-def _ended_by_sigint(command, *folders):
+def _ended(command, *folders):
     paths = [*map(str, folders), str(ROOT), os.environ.get("PYTHONPATH", "")]
     process = subprocess.Popen(
         command,
@@ -76,12 +95,7 @@ def _ended_by_sigint(command, *folders):
     try:
         yield process
     finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process)
 
 
 def _answering(process, port):
