@@ -1,26 +1,124 @@
-"""The lesson server of stage 2 with the reference answers, on a real socket, and its page."""
+"""The lesson server of stage 2 with the reference answers, on a real socket, and its page.
+
+Where a test has to hold the model or look at what is left, the server runs in a thread of this
+process (`here`); elsewhere in a process of its own, as `course serve` starts it.
+"""
 
 import asyncio
+import contextlib
+import gc
 import json
 import re
 import signal
+import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
-import psutil
 import pytest
+import torch
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from websockets.exceptions import ConnectionClosedError
+from websockets.sync.client import connect
 
+from course.grading.probe import Probe
+from course.lessons import server as lesson_server
+from course.lessons import stage2
 from course.lessons.server import serve
 
 STORY = {"prompt": "Tell me a story", "max_new_tokens": 1024}
+LIMIT_S = 60
+"""Only ends a hang."""
+
+
+# the servers
 
 
 @pytest.fixture(scope="module")
-def server():
+def no_limit():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COURSE_LIMIT", "100000/minute")
-        with serve(2, solution=True) as server:
-            yield server
+        yield
+
+
+@pytest.fixture(scope="module")
+def server(no_limit):
+    with serve(2, solution=True) as server:
+        yield server
+    assert "Traceback" not in server.logs()
+
+
+class Here:
+    """The server in a thread of this process, with a probe on its model.
+
+    Its event loop's default pool has 6 threads, as many as asyncio gives a computer with 2 cores.
+    """
+
+    def __init__(self, **config):
+        torch.set_num_threads(1)
+        app = stage2.build(solution=True)
+        self.probe = Probe(app.inner.state.model, app.inner.state.tokenizer)
+        # without uvicorn's own log_config all that is logged reaches caplog
+        self.server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, **config))
+        self.thread = threading.Thread(target=asyncio.run, args=[self._serve()], daemon=True)
+        self.thread.start()
+        wait_for(lambda: self.server.started)
+        self.own_tasks = len(asyncio.all_tasks(self.loop))
+        self.address = self.server.servers[0].sockets[0].getsockname()
+        self.url = "http://{}:{}".format(*self.address)
+
+    async def _serve(self):
+        self.loop = asyncio.get_running_loop()
+        self.loop.set_default_executor(ThreadPoolExecutor(6))
+        await self.server.serve()
+
+    def stop(self):
+        # whoever is still being answered, after a test that failed
+        self.probe.end()
+        self.server.should_exit = True
+        self.thread.join(LIMIT_S)
+        assert not self.thread.is_alive()
+
+    def left(self):
+        """(tasks, connections) that are there for clients."""
+        tasks = len(asyncio.all_tasks(self.loop)) - self.own_tasks
+        return tasks, len(self.server.server_state.connections)
+
+    def steps(self, prompt):
+        """How many steps the model has made for each answer to such a prompt."""
+        conversations = self.probe.report()["conversations"]
+        return [each["steps"] for each in conversations if prompt in each["prompt"]]
+
+    def say(self, prompt, text, times=1):
+        ids = self.probe.tokenizer(text)["input_ids"] * times
+        self.probe.say_ids([*ids, self.probe.eos_id], prompt)
+
+
+@pytest.fixture(scope="module")
+def thread(no_limit):
+    here = Here()
+    yield here
+    here.stop()
+
+
+@pytest.fixture
+def here(thread):
+    yield thread
+    thread.probe.mend()
+    thread.probe.release()
+    wait_for(lambda: thread.left() == (0, 0))
+
+
+# the clients
+
+
+def wait_for(holds):
+    until = time.monotonic() + LIMIT_S
+    while not holds():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.002)
 
 
 def steps(server):
@@ -50,6 +148,76 @@ def events(response):
             name = "message"
 
 
+def sse(url, **body):
+    """[(event's name, data), ...] of a whole answer."""
+    with httpx.stream("POST", url + "/chat_stream", json=body, timeout=LIMIT_S) as response:
+        assert response.status_code == 200
+        return list(events(response))
+
+
+def frames(url, **prompt):
+    """The frames of a whole answer over the WebSocket."""
+    with connect(url.replace("http", "ws") + "/ws") as ws:
+        ws.send(json.dumps(prompt))
+        frames = [json.loads(ws.recv())]
+        while frames[-1]["type"] == "token":
+            frames.append(json.loads(ws.recv()))
+        if frames[-1]["type"] == "error":
+            with pytest.raises(ConnectionClosedError) as closed:
+                ws.recv()
+            frames.append(closed.value.rcvd.code)
+    return frames
+
+
+def plain(url, **body):
+    return httpx.post(url + "/chat", json=body, timeout=LIMIT_S)
+
+
+class Raw:
+    """A client on a bare socket, which can leave without a word, or never read."""
+
+    def __init__(self, address, way, *, receive_buffer=None, **body):
+        self.socket = socket.socket()
+        if receive_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(LIMIT_S)
+        self.socket.connect(tuple(address))
+        self.come = b""
+        data = json.dumps(body).encode()
+        if way == "websocket":
+            self.socket.sendall(
+                b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
+            )
+            self.read_to(b"\r\n\r\n")
+            # a short text frame, with a mask of zeros
+            data = bytes([0x81, 0x80 | len(data), 0, 0, 0, 0]) + data
+        else:
+            path = {"sse": "/chat_stream", "plain": "/chat"}[way]
+            head = (
+                f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                f"Content-Length: {len(data)}\r\n\r\n"
+            )
+            data = head.encode() + data
+        self.socket.sendall(data)
+
+    def read_to(self, end):
+        while end not in self.come:
+            chunk = self.socket.recv(65_536)
+            assert chunk, self.come
+            self.come += chunk
+
+    def close(self):
+        self.socket.close()
+
+
+WORD = {"sse": b"token", "websocket": b"token", "plain": None}
+"""What is in the first piece that a client gets."""
+
+
+# the tests
+
+
 def test_the_stream_ends_with_the_number_of_its_pieces(server):
     with httpx.stream("POST", server.url + "/chat_stream", json={"prompt": "你好"}) as response:
         *tokens, (last, data) = list(events(response))
@@ -58,83 +226,218 @@ def test_the_stream_ends_with_the_number_of_its_pieces(server):
     assert last == "done" and data["pieces"] == len(tokens) > 1
 
 
-def test_64_streams_at_once_all_finish_and_the_next_one_too(server):
-    async def one(client):
-        body = {"prompt": "你好", "max_new_tokens": 8}
-        async with client.stream("POST", "/chat_stream", json=body) as response:
-            return [line async for line in response.aiter_lines() if line]
+def test_64_streams_at_once_all_finish_and_the_next_one_too(here):
+    here.say("sixty-four", "all of us", times=3)
+    here.probe.hold(1)
+    with ThreadPoolExecutor(64) as pool, httpx.Client(limits=httpx.Limits()) as client:
 
-    async def many():
-        limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as client:
-            return await asyncio.gather(*(one(client) for _ in range(64))), await one(client)
+        def one(_):
+            body = {"prompt": "sixty-four"}
+            request = client.stream("POST", here.url + "/chat_stream", json=body, timeout=LIMIT_S)
+            with request as response:
+                return list(events(response))
 
-    answers, after = asyncio.run(many())
-    assert all(answer == after for answer in answers) and after[-2] == "event: done"
+        answers = pool.map(one, range(64))
+        wait_for(lambda: len(here.server.server_state.tasks) == 64)
+        here.probe.release()
+        answers = list(answers)
+        after = one(None)
+    assert "".join(data["token"] for _, data in after[:-1]) == "all of us" * 3
+    assert after[-1][0] == "done" and all(answer == after for answer in answers)
 
 
-def test_who_leaves_stops_the_model_200_times_in_a_row(server):
-    for _ in range(200):
-        with httpx.stream("POST", server.url + "/chat_stream", json=STORY) as response:
-            next(events(response))
-    settled(server)
-    before = steps(server)
-    with httpx.stream("POST", server.url + "/chat_stream", json=STORY) as response:
-        next(events(response))
-    # the prefill, the step of the first piece, one in progress, and at most 5 after the client left
-    assert settled(server) - before <= 8
-    assert httpx.get(server.url + "/health").json() == {"status": "ok"}
+@pytest.mark.parametrize("way", WORD)
+def test_who_leaves_stops_the_model_200_times_in_a_row(here, way, caplog):
+    prompt, held = f"who leaves {way}", 3
+    here.say(prompt, "一", times=800)
+    here.say("who stays", "一二三四五六七八九十")
+
+    def one():
+        here.probe.hold(held)
+        client = Raw(here.address, way, prompt=prompt, max_new_tokens=800)
+        if WORD[way]:
+            client.read_to(WORD[way])
+        wait_for(lambda: here.probe.report()["held"] == 1)
+        client.close()
+        # the server knows that the client has left, and nothing runs for it any more
+        wait_for(lambda: here.left() == (0, 0))
+        here.probe.release()
+        wait_for(lambda: here.probe.report()["held"] == 0)
+
+    one()
+    threads = set(threading.enumerate())
+    for _ in range(199):
+        one()
+    # were the model still at work for one of them, it would have gone on during this one
+    assert plain(here.url, prompt="who stays").json() == {"result": "一二三四五六七八九十"}
+    made = here.steps(prompt)
+    assert len(made) == 200 and max(made) <= held + 5
+    assert set(threading.enumerate()) <= threads
+    gc.collect()
+    assert not [record for record in caplog.records if record.levelname != "INFO"]
+
+
+@pytest.mark.parametrize("way", ["sse", "websocket"])
+def test_for_a_client_that_never_reads_the_model_waits(squeezed, way):
+    prompt = f"never reads {way}"
+    squeezed.say(prompt, "一", times=2000)
+    squeezed.say("who reads", "一二三四五六七八九十")
+    client = Raw(squeezed.address, way, receive_buffer=4096, prompt=prompt, max_new_tokens=1024)
+    wait_for(lambda: squeezed.steps(prompt))
+    before, now = None, squeezed.steps(prompt)
+    # the model makes its steps in turn: if another one's whole answer comes and this one has not
+    # gone on, it waits
+    while now != before:
+        assert plain(squeezed.url, prompt="who reads").json() == {"result": "一二三四五六七八九十"}
+        before, now = now, squeezed.steps(prompt)
+    assert now[0] < 1024
+    client.read_to(b'"pieces": 1024')
+    client.close()
+    wait_for(lambda: squeezed.left() == (0, 0))
+
+
+class SmallBuffers(HttpToolsProtocol):
+    """uvicorn's protocol with less room for what a client has not read; WebSockets begin here too."""
+
+    def connection_made(self, transport):
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        transport.set_write_buffer_limits(high=1024)
+        super().connection_made(transport)
+
+
+@pytest.fixture(scope="module")
+def squeezed(no_limit):
+    here = Here(http=SmallBuffers)
+    yield here
+    here.stop()
 
 
 @pytest.mark.parametrize(
-    "body",
+    "text",
     [
-        {"prompt": ""},
-        {"prompt": "x" * 4001},
-        {"prompt": 7},
-        {},
-        [],
-        {"prompt": "hi", "max_new_tokens": 0},
-        {"prompt": "hi", "max_new_tokens": -1},
-        {"prompt": "hi", "max_new_tokens": 10**9},
-        {"prompt": "hi", "max_new_tokens": "x"},
-        {"prompt": "hi", "temperature": -1},
-        {"prompt": "hi", "temperature": float("nan")},
-        {"prompt": "hi", "temperature": "hot"},
-        {"prompt": "x" * 10_000_000},
+        "你好，世界！",
+        "ひらがなとカタカナ、かな",
+        "한국어",
+        "👍🏽",
+        "\n\n",
+        "\r\n",
+        "a\rb",
+        "   leading blanks",
+        "[DONE]",
+        "data:",
+        "data: {}\n\nevent: done\ndata: {}\n\n",
+        '"quotes" and a \\ backslash',
     ],
-    ids=lambda body: json.dumps(body)[:40],
+    ids=ascii,
 )
-def test_what_is_not_allowed_is_refused_in_words(server, body):
+def test_any_text_comes_whole_and_the_same_on_every_way(here, text):
+    here.probe.say(text, when="say it")
+    *tokens, (last, done) = sse(here.url, prompt="say it")
+    assert "".join(data["token"] for _, data in tokens) == text
+    assert {name for name, _ in tokens} == {"message"}
+    assert (last, done) == ("done", {"pieces": len(tokens)})
+
+    *tokens, last = frames(here.url, prompt="say it")
+    assert "".join(frame["text"] for frame in tokens) == text
+    assert last == {"type": "done", "pieces": len(tokens), "stopped": False}
+
+    assert plain(here.url, prompt="say it").json() == {"result": text}
+
+
+def test_a_model_that_fails_is_an_error_and_no_end(here):
+    message = 'a "quote", a \\ and\na newline'
+    here.say("it fails", "一二三四五六七八九十")
+    here.probe.fail(5, message)
+    *tokens, last = sse(here.url, prompt="it fails")
+    assert "".join(data["token"] for _, data in tokens) == "一二三四"
+    assert {name for name, _ in tokens} == {"message"} and last == ("error", {"message": message})
+
+    *tokens, last, code = frames(here.url, prompt="it fails")
+    assert "".join(frame["text"] for frame in tokens) == "一二三四"
+    assert last == {"type": "error", "message": message} and code == 1011
+
+    response = plain(here.url, prompt="it fails")
+    assert response.status_code == 500 and "quote" not in response.text
+
+    here.probe.fail(1, message)
+    response = httpx.post(here.url + "/chat_stream", json={"prompt": "it fails"})
+    assert response.status_code == 500 and "event-stream" not in response.headers["content-type"]
+    assert response.text and "quote" not in response.text
+
+    here.probe.mend()
+    *tokens, (last, _) = sse(here.url, prompt="it fails")
+    assert len(tokens) == 10 and last == "done"
+
+
+NOT_ALLOWED = [
+    ({"prompt": ""}, "at least 1 character"),
+    ({"prompt": "x" * 4001}, "at most 4000 characters"),
+    ({"prompt": 7}, "a valid string"),
+    ({}, "prompt.*[Ff]ield required"),
+    ([], "dictionary or object|send an object"),
+    ({"prompt": "hi", "max_new_tokens": 0}, "greater than or equal to 1"),
+    ({"prompt": "hi", "max_new_tokens": -1}, "greater than or equal to 1"),
+    ({"prompt": "hi", "max_new_tokens": 10**9}, "less than or equal to 1024"),
+    ({"prompt": "hi", "max_new_tokens": "x"}, "a valid integer"),
+    ({"prompt": "hi", "temperature": -1}, "greater than or equal to 0"),
+    ({"prompt": "hi", "temperature": 3}, "less than or equal to 2"),
+    ({"prompt": "hi", "temperature": float("nan")}, "a finite number"),
+    ({"prompt": "hi", "temperature": "hot"}, "a valid number"),
+    ({"prompt": "x" * 10_000_000}, "at most (1,000,000 bytes|4000 characters)"),
+]
+
+
+@pytest.mark.parametrize("path", ["/chat_stream", "/chat"])
+@pytest.mark.parametrize(("body", "words"), NOT_ALLOWED, ids=lambda value: json.dumps(value)[:40])
+def test_what_is_not_allowed_is_refused_in_words(server, path, body, words):
     before = steps(server)
     content = json.dumps(body)
     headers = {"content-type": "application/json"}
-    response = httpx.post(server.url + "/chat_stream", content=content, headers=headers, timeout=30)
-    assert 400 <= response.status_code < 500 and response.text
-    assert "Traceback" not in response.text and steps(server) == before
+    response = httpx.post(server.url + path, content=content, headers=headers, timeout=LIMIT_S)
+    assert 400 <= response.status_code < 500
+    assert re.search(words, json.dumps(response.json()["detail"])), response.text
+    assert len(response.content) < 500 and steps(server) == before
 
 
-def test_sigterm_with_streams_open_ends_the_server(server):
-    with serve_another() as other:
-        process = psutil.Process(httpx.get(other.url + "/model").json()["pid"])
-        with httpx.Client(timeout=60) as client:
-            streams = []
-            for _ in range(4):
-                request = client.build_request("POST", other.url + "/chat_stream", json=STORY)
-                streams.append(client.send(request, stream=True))
-            process.send_signal(signal.SIGTERM)
-            gone, alive = psutil.wait_procs([process], timeout=30)
-            assert gone and not alive
-            for stream in streams:
-                stream.close()
+def test_what_is_not_allowed_in_a_frame_is_refused_in_words(server):
+    before = steps(server)
+    with connect(server.url.replace("http", "ws") + "/ws") as ws:
+        for body, words in NOT_ALLOWED:
+            ws.send(json.dumps(body))
+            frame = json.loads(ws.recv(LIMIT_S))
+            assert frame["type"] == "error" and re.search(words, frame["message"]), frame
+            assert len(frame["message"]) < 500
+        assert steps(server) == before
+        ws.send(json.dumps({"prompt": "你好", "max_new_tokens": 1}))
+        assert json.loads(ws.recv(LIMIT_S))["type"] == "token"
 
 
-def serve_another():
-    """A second server of the same lesson: `serve` would stop the first one."""
-    from course.lessons import server
+def test_sigterm_with_streams_open_ends_the_server(no_limit):
+    hot = {"prompt": "Tell me a story", "max_new_tokens": 1024, "temperature": 2}
+    # `serve` would stop the other tests' server
+    listener = lesson_server._bind("127.0.0.1", 0)
+    with (
+        lesson_server.Server(2, listener, host="127.0.0.1", solution=True, model=None) as server,
+        httpx.Client(timeout=LIMIT_S) as client,
+        contextlib.ExitStack() as stack,
+    ):
+        url, streams = server.url + "/chat_stream", []
+        for _ in range(4):
+            response = stack.enter_context(client.stream("POST", url, json=hot))
+            streams.append(events(response))
+            next(streams[-1])
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(LIMIT_S) == 0
+        assert "Traceback" not in server.logs()
+        # it has not waited for their ends
+        assert not all(came_to_its_end(stream) for stream in streams)
 
-    listener = server._bind("127.0.0.1", 0)
-    return server.Server(2, listener, host="127.0.0.1", solution=True, model=None)
+
+def came_to_its_end(stream):
+    try:
+        return [name for name, _ in stream][-1] == "done"
+    except httpx.RemoteProtocolError:
+        return False
 
 
 def test_the_page_streams_over_both_and_its_stop_stops_the_model(server, browser):

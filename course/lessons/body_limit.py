@@ -1,4 +1,4 @@
-"""A limit for the body of a request, for an app that may have none or one without words."""
+"""A limit for the body of a request, around an app that may have none, or one without words."""
 
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.responses import JSONResponse
@@ -7,13 +7,14 @@ MOST_BYTES = 1_000_000
 
 
 class BodyLimit:
-    """Middleware: more than MOST_BYTES are not read, and the 413 says how many are allowed.
+    """An app around `app`: more than MOST_BYTES are not read, and the 413 says how many are allowed.
 
     Starlette's own 413 says only "Content Too Large", also where FastAPI(max_body_size=...) asks
-    for it, and no exception handler can change that.
+    for it. That one is outside of an app's middleware and exception handlers: this is outside too.
     """
 
     def __init__(self, app):
+        self.inner = app
         self.app = RequestBodyLimitMiddleware(app, max_body_size=MOST_BYTES)
 
     async def __call__(self, scope, receive, send):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.responses import FileResponse
+from starlette.types import ASGIApp
 
 from course.lessons.body_limit import BodyLimit
 from course.lessons.parts import NotReady, load_parts
@@ -12,7 +13,7 @@ from course.qwen.models import model_path
 PAGE = Path(__file__).with_name("chat.html")
 
 
-def build(*, solution: bool = False, model: str | None = None) -> FastAPI:
+def build(*, solution: bool = False, model: str | None = None) -> ASGIApp:
     """The app of exercise 1.3 with 1.1 and 1.2 in it, and the chat page at `/`.
 
     Args:
@@ -31,10 +32,8 @@ def build(*, solution: bool = False, model: str | None = None) -> FastAPI:
     if not isinstance(app, FastAPI):
         raise NotReady(f"1.3 is not done yet: `create_app` returned {app!r}, not a FastAPI app")
 
-    app.add_middleware(BodyLimit)
-
     @app.get("/", include_in_schema=False)
     async def page():
         return FileResponse(PAGE)
 
-    return app
+    return BodyLimit(app)

@@ -9,6 +9,7 @@ import psutil
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
+from starlette.types import ASGIApp
 
 from course.lessons.body_limit import BodyLimit
 from course.lessons.parts import NotReady, load_parts
@@ -24,7 +25,7 @@ class ChatRequest(BaseModel):
     temperature: float = Field(0.0, ge=0, le=2, strict=True, allow_inf_nan=False)
 
 
-def build(*, solution: bool | None = None, model: str | None = None) -> FastAPI:
+def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
     """One app of exercises 2.1 to 2.4, and the chat page at `/`.
 
         POST /chat_stream   2.3, which is 2.2 behind a limit
@@ -63,8 +64,8 @@ def build(*, solution: bool | None = None, model: str | None = None) -> FastAPI:
     for id, made in {"2.3": app, "2.4": socket_app}.items():
         if not isinstance(made, FastAPI):
             raise NotReady(f"{id} is not done yet: `create_app` returned {made!r}, not a FastAPI app")
+    app.state.model, app.state.tokenizer = model, tokenizer
     app.router.routes += [r for r in socket_app.router.routes if getattr(r, "path", "") == "/ws"]
-    app.add_middleware(BodyLimit)
 
     @app.post("/chat")
     async def chat(body: ChatRequest, request: Request):
@@ -96,7 +97,7 @@ def build(*, solution: bool | None = None, model: str | None = None) -> FastAPI:
     async def page():
         return FileResponse(PAGE)
 
-    return app
+    return BodyLimit(app)
 
 
 async def _whole(handler, body):

@@ -61,6 +61,12 @@ def create_app(handler):
         problems = [{key: each[key] for key in ("loc", "msg", "type")} for each in error.errors()]
         return JSONResponse({"detail": problems}, 422)
 
+    @app.exception_handler(400)
+    async def say_that_it_is_no_json(request, error):
+        # FastAPI's own answer to bytes that are no text, and to JSON that is nested too deep
+        problem = {"loc": ["body"], "msg": error.detail, "type": "json_invalid"}
+        return JSONResponse({"detail": [problem]}, 422)
+
     # A dependency runs before the response begins: an error here still has an honest status code.
     async def start(body: ChatRequest):
         pieces = handler.generate(
