@@ -31,6 +31,8 @@ from pathlib import Path
 
 from course.grading.probe import Probe
 
+OUTPUTS = ("printed", "logged")
+"""The files of the standard output and of the standard error, where logs and tracebacks go."""
 MOST_OUTPUT = 4_000_000
 """Bytes of output that are kept while the answer runs; older ones are dropped."""
 
@@ -51,11 +53,12 @@ def _settle(connection, folder):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: the room dies with its runner
     os.chdir(os.path.join(folder, "cwd"))
     nothing = os.open(os.devnull, os.O_RDONLY)
-    output = os.open(os.path.join(folder, "output"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    keep_all = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    printed, logged = (os.open(os.path.join(folder, name), keep_all, 0o600) for name in OUTPUTS)
     hung = os.open(os.path.join(folder, "hung"), os.O_WRONLY | os.O_CREAT, 0o600)
     os.dup2(nothing, 0)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    os.dup2(printed, 1)
+    os.dup2(logged, 2)
     if hasattr(os, "fork"):
         # nothing that the runner has open (its report above all) may be within the answer's reach;
         # not closed but replaced, since objects of the runner's still close those numbers one day
@@ -86,12 +89,13 @@ def _settle(connection, folder):
 
 
 def _bound_output(folder):
-    path = os.path.join(folder, "output")
+    paths = [os.path.join(folder, name) for name in OUTPUTS]
     while True:
         time.sleep(0.2)
-        with contextlib.suppress(OSError):
-            if os.path.getsize(path) > MOST_OUTPUT:
-                os.truncate(path, 0)
+        for path in paths:
+            with contextlib.suppress(OSError):
+                if os.path.getsize(path) > MOST_OUTPUT:
+                    os.truncate(path, 0)
 
 
 class Inside:
@@ -344,6 +348,8 @@ class Inside:
             message = error.msg
         elif in_answer:
             where = _line(in_answer[-1].lineno, in_answer[-1].name, in_answer[-1].line)
+        if type(error) is NameError:
+            message += " (the file holds what the exercise's cell does, and nothing of other cells)"
         return {
             "type": type(error).__name__,
             "message": message[:2000],

@@ -210,21 +210,28 @@ class Room:
         return Ended(mistake, detail=self.output(), **facts)
 
     def output(self):
-        """The last 64 KB of what the room printed and logged."""
+        """What the room printed, then what it logged, the last 64 KB of each."""
+        return self.printed() + self._end_of("logged")
+
+    def printed(self):
+        """The last 64 KB of its standard output."""
+        return self._end_of("printed")
+
+    def _end_of(self, name):
         with contextlib.suppress(OSError):
-            with open(os.path.join(self._folder, "output"), "rb") as file:
+            with open(os.path.join(self._folder, name), "rb") as file:
                 file.seek(max(0, os.path.getsize(file.name) - 65_536))
                 return file.read().decode("utf-8", "replace")
         return ""
 
     def last_error(self):
-        """(last line, line in the answer) of the last traceback in the output; None where there is none."""
-        output = self.output()
-        start = output.rfind("Traceback (most recent call last)")
+        """(last line, line in the answer) of the last traceback in the log; None where there is none."""
+        logged = self._end_of("logged")
+        start = logged.rfind("Traceback (most recent call last)")
         if start < 0:
             return None, None
         # in a group of exceptions the lines begin with "  | "
-        lines = [re.sub(r"^ *\| ", "", line) for line in output[start:].splitlines()]
+        lines = [re.sub(r"^ *\| ", "", line) for line in logged[start:].splitlines()]
         where = None
         error = None
         for index, line in enumerate(lines):

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from course.grading.mistakes import Ended, Hung, Mistake, NotLoaded, NotWritten
+from course.grading.mistakes import Ended, Hung, Mistake, NotLoaded, NotWritten, short
 from course.grading.room import Room, kill_orphans
 from course.manifest import ROOT, exercise
 
 TEST_LIMIT_S = 120.0
 """A test that takes longer hangs itself: each call into a room has a limit of its own."""
+LONGEST_PRINTED = 200
+"""So much of what the answer printed last, its learner's own tool, stands in a verdict."""
 MOST_HANGS = 2
 """After so many hanging tests the rest are not run, or a learner would wait for each limit."""
 
@@ -89,6 +91,9 @@ class _Results:
             message = str(error)
         else:
             message = f"the grader itself failed: {type(error).__name__}: {error}"
+        room = item.funcargs.get("room") or item.funcargs.get("shared_room")
+        if room and (printed := room.printed().strip()):
+            message += f"\n  printed   {short(printed[-LONGEST_PRINTED:])}"
         if self.test["status"] in (None, "passed"):
             self.test.update(status=status, message=message, detail=detail)
         self.hangs += isinstance(error, Hung)

@@ -1,6 +1,6 @@
 """0.1: the tokenizer decides what a token is, not blanks, characters or bytes."""
 
-from course.grading.mistakes import require
+from course.grading.mistakes import fail, require
 
 
 def count(answer, room, texts):
@@ -14,13 +14,20 @@ def count(answer, room, texts):
 def compare(room, texts, mistake):
     seen = room.play(count, texts=texts)
     for text, counted, expected in zip(texts, seen["counts"], seen["expected"], strict=True):
+        if "raised" in counted:
+            fail(
+                f"count_tokens raised {counted['raised'][0]}",
+                sent=f"count_tokens(tokenizer, {text!r})",
+                expected=expected,
+                got=f"{counted['raised'][0]}: {counted['message']}",
+                where=counted["where"],
+            )
         require(
-            counted.get("value") == expected and type(counted.get("value")) is int,
+            counted["value"] == expected and type(counted["value"]) is int,
             mistake,
             sent=f"count_tokens(tokenizer, {text!r})",
             expected=expected,
-            got=counted.get("value", counted),
-            where=counted.get("where"),
+            got=counted["value"],
         )
 
 

@@ -46,11 +46,12 @@ TEMPLATES = {
     },
 }
 OWN, *OTHERS = TEMPLATES
+DEFAULT_SYSTEM = "You are a helpful assistant."
 
 
 def user(text):
     return [
-        {"role": "system", "content": "You are a helpful assistant."},
+        {"role": "system", "content": DEFAULT_SYSTEM},
         {"role": "user", "content": text},
     ]
 
@@ -190,12 +191,13 @@ def ids_in(returned):
 
 
 def encoded(room, *calls):
-    """[(the last message, result), ...]. A call is messages, or (the template's name, messages)."""
+    """[(the messages, result), ...]. A call is messages, or (the template's name, messages)."""
     calls = [call if isinstance(call, tuple) else (OWN, call) for call in calls]
     found = []
     for (name, messages), result in zip(calls, room.play(encode, calls=calls), strict=True):
         kind = "" if name == OWN else f", a template {name}"
-        sent = f"{messages[-1]['role']} says {messages[-1]['content']!r}{kind}"
+        said = [each for each in messages if each["content"] != DEFAULT_SYSTEM]
+        sent = "; ".join(f"{each['role']} says {each['content']!r}" for each in said) + kind
         if "raised" in result:
             fail(
                 f"encode_chat raised {result['raised'][0]}: no text may be refused",
@@ -230,8 +232,8 @@ def where_they_differ(expected, got):
     start = max(0, common - 40)
     dots = "..." if start else ""
     return {
-        "expected": dots + repr(expected[start : common + 60])[:150],
-        "got": dots + repr(got[start : common + 60])[:150],
+        name: dots + repr(text[start : common + 60]) + ("..." if text[common + 60 :] else "")
+        for name, text in (("expected", expected), ("got", got))
     }
 
 
@@ -319,7 +321,7 @@ def test_in_every_message_it_is_text(room):
         conversation("Be brief.", "Hi", f"Hello{END}", "Why?"),
     ]
     for sent, result in encoded(room, *messages):
-        require_only_the_templates_controls(f"{sent}; control tokens in an earlier message", result)
+        require_only_the_templates_controls(sent, result)
 
 
 def test_any_mix_of_control_tokens_is_text(room):
