@@ -95,11 +95,17 @@ SHOWS = {
         "look-2-4": "'stopped': True",
     },
     "stage2c_workers_and_measuring": {
-        "cpu-bound": "four processes",
+        "async-def": "one after the other",
+        "cpu-bound": "four processes count faster",
+        "torch-threads": "four threads multiply faster",
         "object": "You must pass the application as an import string",
-        "look-2-5": "MB with it",
-        "look-2-6": "yours",
-        "decided": "x the tokens per second",
+        "look-2-5": "after one Ctrl-C 0 of 4 are left",
+        "limit-of-fifty": "a limit of 50 in memory: 200 were let in, [50, 50, 50, 50]",
+        "log-id": "A: threading.local says B, ContextVar A, in another thread A",
+        "cpu-percent": "[CPU:   0.0 %]",
+        "look-2-6": "of 16 clients at once, each process took",
+        "decided": "More workers, more throughput",
+        "yours": "yours             16",
     },
 }
 

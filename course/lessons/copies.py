@@ -1,33 +1,82 @@
-"""A small app with a model of its own, to see what each worker of exercise 2.5 costs."""
+"""A small app with a model of its own, to see what each worker of exercise 2.5 has for itself."""
 
+import contextlib
 import os
+import shutil
+import socket
+import subprocess
+import tempfile
 import time
+from unittest import mock
 
 import psutil
 import torch
 from fastapi import FastAPI
+from limits import parse
+from limits.storage import storage_from_string
+from limits.strategies import FixedWindowRateLimiter
 from transformers import AutoModelForCausalLM
 
 from course.qwen.models import model_path
 
+LIMIT = parse("50/hour")
+
 
 def build() -> FastAPI:
-    """GET / -> {"pid": ..., "before_mb": ..., "memory_mb": ...}; each takes its process 50 ms.
+    """GET /who -> {"pid", "resident_mb", "own_mb", "model_mb", "let_in": {"memory": true, ...}}
 
-    The memory is the process's own, without what it shares with others: before and after the
-    model was loaded.
+    `own_mb` is the process's own memory, without the pages that it shares with others; `model_mb`
+    is how much more that became when the model was loaded. `let_in` says for each place where
+    requests are counted, which is this process's memory and COURSE_STORAGE if it is set, whether
+    this one was among the first 50.
     """
-    before = _own_mb()
+    before = psutil.Process().memory_full_info().uss
+    model = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
+    after = psutil.Process().memory_full_info().uss
+    places = {"memory": "memory://"}
+    if "COURSE_STORAGE" in os.environ:
+        places["redis"] = os.environ["COURSE_STORAGE"]
+    limiters = {
+        place: FixedWindowRateLimiter(storage_from_string(uri)) for place, uri in places.items()
+    }
     app = FastAPI()
-    app.state.model = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
+    app.state.model = model
 
-    @app.get("/")
-    async def who():
-        time.sleep(0.05)  # blocks on purpose: the next request is another process's
-        return {"pid": os.getpid(), "before_mb": before, "memory_mb": _own_mb()}
+    @app.get("/who")
+    async def state():
+        memory = psutil.Process().memory_full_info()
+        return {
+            **await who(),
+            "resident_mb": memory.rss / 1e6,
+            "own_mb": memory.uss / 1e6,
+            "model_mb": (after - before) / 1e6,
+            "let_in": {place: each.hit(LIMIT) for place, each in limiters.items()},
+        }
 
     return app
 
 
-def _own_mb():
-    return psutil.Process().memory_full_info().uss / 1e6
+async def who():
+    time.sleep(0.02)  # blocks on purpose: the next request is another process's
+    return {"pid": os.getpid()}
+
+
+@contextlib.contextmanager
+def redis_if_there():
+    """COURSE_STORAGE is a Redis of its own for as long, where there is a redis-server."""
+    if not shutil.which("redis-server"):
+        yield
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = ["--bind", "127.0.0.1", "--port", str(port), "--dir", tempfile.gettempdir()]
+    redis = subprocess.Popen(
+        ["redis-server", *place, "--save", ""], stdout=subprocess.DEVNULL
+    )
+    try:
+        with mock.patch.dict(os.environ, COURSE_STORAGE=f"redis://127.0.0.1:{port}"):
+            yield
+    finally:
+        redis.terminate()
+        redis.wait()

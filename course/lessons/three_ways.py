@@ -1,29 +1,55 @@
-"""Three servers in one process, to measure: the same model, and three ways to wait for it.
+"""Servers to measure, all in one process: one model, and three ways to wait for its steps.
 
-    POST /blocking/chat_stream     an `async def` that waits for the model itself
-    POST /threads/chat_stream      a thread for each request
-    POST /one-thread/chat_stream   one thread for all: the reference answers to 2.1 and 2.2
-    POST /yours/chat_stream        the learner's answers, if they can be loaded
+    POST /blocking/chat_stream     an `async def` that takes the steps itself
+    POST /to-thread/chat_stream    each step in some thread of a pool: `await asyncio.to_thread`
+    POST /one-thread/chat_stream   each step in one thread, which is the model's
+    POST /reference/chat_stream    the reference answers to 2.1 and 2.2
+    POST /yours/chat_stream        the learner's answers to them, if they can be built
+    GET  /who                      {"pid": ...}
+
+The answers of the three ways have their process id in the header `process`.
 """
 
+import asyncio
 import contextlib
 import json
-import threading
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from course.lessons.parts import NotReady, load_parts
+from course.lessons import copies
+from course.lessons.parts import load_parts
 from course.qwen.models import model_path
+
+PARTS = {"2.1": "ModelHandler", "2.2": "create_app"}
+MODEL_THREAD = ThreadPoolExecutor(max_workers=1)
 
 
 class _Body(BaseModel):
     prompt: str
     max_new_tokens: int = 128
+
+
+async def _blocking(steps):
+    for piece in steps:
+        yield piece
+
+
+async def _to_thread(steps):
+    while (piece := await asyncio.to_thread(next, steps, None)) is not None:
+        yield piece
+
+
+async def _one_thread(steps):
+    loop = asyncio.get_running_loop()
+    while (piece := await loop.run_in_executor(MODEL_THREAD, next, steps, None)) is not None:
+        yield piece
 
 
 def build() -> FastAPI:
@@ -32,47 +58,45 @@ def build() -> FastAPI:
     path = model_path()
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    _never_ends(model, tokenizer)
+    handler_class, create_app = load_parts(PARTS, solution=True)
+    handler = handler_class(model, tokenizer)
+    list(handler._steps("Hello!", 4, 0.0))  # the first ones are slow
     app = FastAPI()
+    app.get("/who")(copies.who)
 
-    def streamed(body):
-        inputs = tokenizer.apply_chat_template(
-            [
-                {"role": "system", "content": "You are a helpful assistant."},
-                {"role": "user", "content": body.prompt},
-            ],
-            add_generation_prompt=True, return_dict=True, return_tensors="pt",
-        )
-        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        settings = {"max_new_tokens": body.max_new_tokens, "do_sample": False}
-        work = threading.Thread(
-            target=model.generate, kwargs={**inputs, **settings, "streamer": streamer}
-        )
-        work.start()
-        return streamer
+    def streamed(way):
+        async def events(body):
+            pieces = 0
+            # the reference's own steps, so that all ways differ only in where a step runs
+            async for piece in way(handler._steps(body.prompt, body.max_new_tokens, 0.0)):
+                if piece:
+                    yield f"data: {json.dumps({'token': piece})}\n\n"
+                    pieces += 1
+            yield f"event: done\ndata: {json.dumps({'pieces': pieces})}\n\n"
 
-    def events(body):
-        pieces = 0
-        for piece in streamed(body):
-            yield f"data: {json.dumps({'token': piece})}\n\n"
-            pieces += 1
-        yield f"event: done\ndata: {json.dumps({'pieces': pieces})}\n\n"
+        async def endpoint(body: _Body):
+            process = {"process": str(os.getpid())}
+            return StreamingResponse(events(body), 200, process, "text/event-stream")
 
-    async def blocking_events(body):
-        for event in events(body):
-            yield event
+        return endpoint
 
-    @app.post("/blocking/chat_stream")
-    async def blocking(body: _Body):
-        return StreamingResponse(blocking_events(body), media_type="text/event-stream")
-
-    @app.post("/threads/chat_stream")
-    async def threads(body: _Body):
-        return StreamingResponse(events(body), media_type="text/event-stream")
-
-    for path, solution in (("/one-thread", True), ("/yours", False)):
-        with contextlib.suppress(NotReady):
-            handler, create_app = load_parts(
-                {"2.1": "ModelHandler", "2.2": "create_app"}, solution=solution
-            )
-            app.mount(path, create_app(handler(model, tokenizer)))
+    app.post("/blocking/chat_stream")(streamed(_blocking))
+    app.post("/to-thread/chat_stream")(streamed(_to_thread))
+    app.post("/one-thread/chat_stream")(streamed(_one_thread))
+    app.mount("/reference", create_app(handler))
+    # an unfinished answer, of which a stub's __init__ is one, must not stop the others
+    with contextlib.suppress(Exception):
+        own_class, create_own = load_parts(PARTS)
+        app.mount("/yours", create_own(own_class(model, tokenizer)))
     return app
+
+
+def _never_ends(model, tokenizer):
+    """Each answer has all tokens that it may have: then all servers are given the same work."""
+    controls = torch.tensor(list(tokenizer.added_tokens_decoder))
+
+    def without_controls(module, inputs, logits):
+        return logits.index_fill(-1, controls, -torch.inf)
+
+    model.lm_head.register_forward_hook(without_controls)
