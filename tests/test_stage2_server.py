@@ -139,8 +139,10 @@ def settled(server):
 
 def events(response):
     """(event's name, data) of each event, as they come."""
-    name = "message"
+    name, until = "message", time.monotonic() + LIMIT_S
     for line in response.iter_lines():
+        # pings come for ever, so no timeout of httpx ends a stream
+        assert time.monotonic() < until, "the stream does not end"
         if line.startswith("event: "):
             name = line.removeprefix("event: ")
         elif line.startswith("data: "):
