@@ -305,7 +305,7 @@ def test_for_a_client_that_never_reads_the_model_waits(squeezed, way):
 
 
 class SmallBuffers(HttpToolsProtocol):
-    """uvicorn's protocol with less room for what a client has not read; WebSockets begin here too."""
+    """uvicorn's, with less room for what a client has not read; WebSockets begin here too."""
 
     def connection_made(self, transport):
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)

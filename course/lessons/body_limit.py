@@ -7,7 +7,7 @@ MOST_BYTES = 1_000_000
 
 
 class BodyLimit:
-    """An app around `app`: more than MOST_BYTES are not read, and the 413 says how many are allowed.
+    """An app around `app`: no more than MOST_BYTES are read, and the 413 says how many may come.
 
     Starlette's own 413 says only "Content Too Large", also where FastAPI(max_body_size=...) asks
     for it. That one is outside of an app's middleware and exception handlers: this is outside too.
