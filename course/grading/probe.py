@@ -9,6 +9,7 @@ Not covered: an answer that copies the weights into a model of its own.
 
 import asyncio
 import builtins
+import contextlib
 import threading
 
 import torch
@@ -22,6 +23,8 @@ class Conversation:
         self.prompt = prompt
         self.ids = list(prompt_ids)
         self.steps = 1
+        self.next_ids = set()
+        """The ids that the model could say after its last step; None if any."""
 
     def report(self):
         return {
@@ -53,6 +56,7 @@ class Probe:
         self._sayings = []
         self._logits = []
         self._ended = False
+        self._watches = True
         model.model.register_forward_pre_hook(self._before, with_kwargs=True)
         model.model.register_forward_hook(self._after, with_kwargs=True)
         model.lm_head.register_forward_hook(self._choose)
@@ -104,6 +108,15 @@ class Probe:
         with self._changed:
             self._logits.insert(0, (when, {int(id): float(each) for id, each in values.items()}))
 
+    @contextlib.contextmanager
+    def unwatched(self):
+        """Within it a forward pass counts for nothing, and is neither held nor made to fail."""
+        self._watches = False
+        try:
+            yield
+        finally:
+            self._watches = True
+
     def report(self):
         """Steps in all, conversations held now, steps run inside an event loop's thread, and each conversation."""
         with self._changed:
@@ -116,7 +129,8 @@ class Probe:
 
     def _before(self, decoder, args, kwargs):
         ids = kwargs.get("input_ids", args[0] if args else None)
-        if ids is None:
+        self._local.rows = None
+        if ids is None or not self._watches:
             return
         past = kwargs.get("past_key_values")
         with self._changed:
@@ -144,7 +158,12 @@ class Probe:
         if known and past.get_seq_length() > 0 and len(known) == ids.shape[0]:
             for row, new in zip(known, ids.tolist(), strict=True):
                 row.ids.extend(new)
-                row.steps += 1
+                if self._is_prompt(row, new):
+                    row.prompt_ids = list(row.ids)
+                    row.prompt = self.tokenizer.decode(row.ids)
+                else:
+                    row.steps += 1
+                row.next_ids = set()
             return known
         rows = []
         for index, row_ids in enumerate(ids.tolist()):
@@ -161,6 +180,13 @@ class Probe:
                 return row
         return None
 
+    def _is_prompt(self, row, new):
+        """Whether the new ids are not what the model has just said: the prompt comes in parts."""
+        if row.next_ids is not None:
+            return new[0] not in row.next_ids
+        text = self.tokenizer.decode(row.ids)
+        return any(when in text for when, _ in self._logits + self._sayings)
+
     def _started(self, row_ids):
         row = Conversation(row_ids, self.tokenizer.decode(row_ids))
         self._conversations.append(row)
@@ -175,12 +201,14 @@ class Probe:
     def _choose(self, head, args, logits):
         rows = getattr(self._local, "rows", None) or []
         with self._changed:
-            for index, row in enumerate(rows[: logits.shape[0]]):
+            for index, row in enumerate(rows):
                 values = self._next_logits(row)
+                row.next_ids = set(values) if values else None
                 if values:
-                    logits[index, -1, :] = -1e4
+                    last = _last_position(logits, index, len(rows))
+                    last[:] = -1e4
                     for id, value in values.items():
-                        logits[index, -1, id] = value
+                        last[id] = value
         return logits
 
     def _next_logits(self, row):
@@ -195,3 +223,13 @@ class Probe:
                 said = len(row.ids) - len(row.prompt_ids)
                 return {ids[said] if said < len(ids) else self.eos_id: 1e4}
         return None
+
+
+def _last_position(logits, row, rows):
+    """The logits after a row's last token. Of the shapes (rows, length, vocabulary), (rows,
+    vocabulary) and, of a single row, also (length, vocabulary) and (vocabulary,)."""
+    if logits.dim() == 3:
+        return logits[row, -1]
+    if logits.dim() == 2:
+        return logits[-1 if rows == 1 else row]
+    return logits

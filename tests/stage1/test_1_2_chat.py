@@ -222,7 +222,7 @@ def test_the_model_reads_the_chat_template(room):
     require_prompts(
         room,
         [
-            {"text": "  What is a\n\n\ttoken? 两个 空格 👍🏽 é \n"},
+            {"text": "  What is a\n\n\ttoken?　两个，空格 👍🏽 é ﬁ \n"},
             {"text": "Who are you?", "history": [], "system": "You are a pirate.\n Say arr. "},
         ],
         "the model did not read the chat template of system line and text, with generation prompt",
@@ -273,19 +273,27 @@ def test_the_reply_has_no_special_tokens(room):
     ids = ["One, two.", "<|im_end|>", "\nuser\nthree", "<|im_end|>"]
     [result] = room.play(talk, calls=[call], ids=ids)
     reply = reply_of(call, result)
-    for special in ("<|im_start|>", "<|im_end|>"):
-        require(
-            special not in reply,
-            f"the reply contains the special token {special}",
-            sent=f"{sent(call)}; the model says {''.join(ids[:2])}",
-            got=reply,
-        )
+    require_no_special_tokens(call, ids[:2], reply)
     require(
         "three" not in reply,
         "the reply goes on after <|im_end|>, which ends the model's turn",
         sent=f"{sent(call)}; the model says {''.join(ids)}",
         got=reply,
     )
+    # the other token with which a turn can end, as the generation_config says
+    ids = ["One, two.", "<|endoftext|>", "<|im_end|>"]
+    [result] = room.play(talk, calls=[call], ids=ids)
+    require_no_special_tokens(call, ids, reply_of(call, result))
+
+
+def require_no_special_tokens(call, ids, reply):
+    for special in ("<|im_start|>", "<|im_end|>", "<|endoftext|>"):
+        require(
+            special not in reply,
+            f"the reply contains the special token {special}",
+            sent=f"{sent(call)}; the model says {''.join(ids)}",
+            got=reply,
+        )
 
 
 def test_a_new_history_comes_back(room):
@@ -358,6 +366,13 @@ def test_nothing_is_kept_between_calls(room):
     for number, (call, result) in enumerate(zip(calls, results, strict=True)):
         require_returned(call, result)
         require_nothing_kept(calls[:number], call, result)
+    [again] = room.play(talk, calls=calls[:1], say="Something new.")
+    require(
+        again["steps"] > 0,
+        "the model was not asked: a reply of an earlier call is kept and given again",
+        sent=f"{sent(calls[0])}, as before, with another model",
+        got=again["returned"],
+    )
     returned = results[0]["returned"]
     # that a history comes back at all has a test of its own
     if isinstance(returned, list) and len(returned) == 2:
@@ -401,12 +416,14 @@ def test_temperature_0_takes_the_likeliest_token(room):
 
 def test_above_0_the_temperature_draws(room):
     again = [{"text": "Go", "max_new_tokens": 8, "temperature": 1.0}] * 3
+    greedy = {**again[0], "settings": {"do_sample": False}}
+    low = {**again[0], "temperature": 0.5}
     cold = {"text": "Go", "max_new_tokens": 12, "temperature": 0.05}
     hot = {"text": "Go", "max_new_tokens": 32, "temperature": 50.0}
     logits = {"s": 6.0, **dict.fromkeys("tuvwxyz", 0.0)}
     flat = dict.fromkeys("stuvwxyz", 1.0)
-    results = room.play(talk, calls=again, logits=flat)
-    replies = [reply_of(call, result) for call, result in zip(again, results, strict=True)]
+    results = room.play(talk, calls=[*again, low, low, low, *[greedy] * 3], logits=flat)
+    replies = [reply_of(call, result) for call, result in zip(again, results, strict=False)]
     require(
         len(set(replies)) > 1,
         "above temperature 0 repeated calls all gave the same reply",
@@ -414,6 +431,18 @@ def test_above_0_the_temperature_draws(room):
         expected="tokens drawn anew in each call",
         got=replies,
     )
+    for call, part, words in (
+        (low, results[3:6], ""),
+        (greedy, results[6:], "; the model's generation_config has do_sample=False"),
+    ):
+        replies = [reply_of(call, result) for result in part]
+        require(
+            len(set(replies)) > 1,
+            "above temperature 0 repeated calls all gave the same reply",
+            sent=f"three times {sent(call)}; eight tokens are equally likely{words}",
+            expected="tokens drawn anew in each call",
+            got=replies,
+        )
     results = room.play(talk, calls=[cold, hot], logits=logits)
     for call, result in zip([cold, hot], results, strict=True):
         reply = reply_of(call, result)
