@@ -29,7 +29,9 @@ class Format(StrEnum):
 
 @app.command()
 def check(
-    id: Annotated[str | None, typer.Argument(help="an exercise, such as 1.3")] = None,
+    ids: Annotated[
+        list[str] | None, typer.Argument(help="exercises, such as 1.3; none: the last one again")
+    ] = None,
     file: Annotated[Path | None, typer.Option(help="check this file instead of yours")] = None,
     stage: Annotated[int | None, typer.Option(help="check all exercises of a stage")] = None,
     all: Annotated[bool, typer.Option("--all", help="check every exercise")] = False,
@@ -37,26 +39,28 @@ def check(
     full: Annotated[bool, typer.Option("--full", help="every test, raw tracebacks included")] = False,
 ):
     """Check an answer. The exit code is 0 only if all that was asked for passed."""
-    if sum([id is not None, stage is not None, all]) != 1:
-        _stop("Say what to check: course check 1.3, course check --stage 1 or course check --all.")
-    if id is not None:
-        ids = [_known(id)]
-    else:
+    if bool(ids) + (stage is not None) + all > 1:
+        _stop("Say one of these: course check 1.3, course check --stage 1 or course check --all.")
+    whole = all or stage is not None
+    if whole:
         ids = [each.id for each in exercises().values() if all or each.stage == stage]
+    else:
+        ids = [_known(id) for id in ids or [_the_last("check")]]
     if not ids:
         _stop(f"There is no stage {stage}. There are: {', '.join(map(str, _stages()))}.")
-    if file is not None and id is None:
+    if file is not None and (whole or len(ids) > 1):
         _stop("--file goes with one exercise: course check 1.3 --file my_answer.py")
     if file is not None and not file.is_file():
         _stop(f"There is no file {file}.")
     verdicts = [_checked(each, file, quiet=as_json) for each in ids]
     if as_json:
         found = [verdict.as_json(full) for verdict in verdicts]
-        print(json.dumps(found[0] if id is not None else found, ensure_ascii=False, indent=2))
+        one = len(found) == 1 and not whole
+        print(json.dumps(found[0] if one else found, ensure_ascii=False, indent=2))
     else:
         for verdict in verdicts:
             _print_verdict(verdict, full)
-        if id is None:
+        if whole or len(ids) > 1:
             passed = sum(verdict.passed for verdict in verdicts)
             score = sum(verdict.score for verdict in verdicts)
             most = sum(verdict.max_score for verdict in verdicts)
@@ -69,13 +73,15 @@ def all_passed(verdicts) -> bool:
 
 
 @app.command()
-def hint(id: Id):
+def hint(
+    id: Annotated[
+        str | None, typer.Argument(help="an exercise; none: that of the last check")
+    ] = None,
+):
     """Show the next hint, one rung at a time."""
     from course import records
 
-    the_exercise = exercise(_known(id))
-    rung, text = records.next_hint(the_exercise.id)
-    print(f"Hint {rung} of {len(the_exercise.hints)}: {text}")
+    print(records.next_hint(_known(id or _the_last("hint"))))
 
 
 @app.command()
@@ -83,7 +89,7 @@ def solution(
     id: Id,
     anyway: Annotated[bool, typer.Option("--anyway", help="before you have passed")] = False,
 ):
-    """Show the difference between your answer and the reference."""
+    """Show the difference between your answer and the reference, docstrings left out."""
     from rich.console import Console
     from rich.syntax import Syntax
 
@@ -95,11 +101,11 @@ def solution(
             f"You have not passed {id} yet and there are hints left: course hint {id}.\n"
             f"To look all the same: course solution {id} --anyway"
         )
-    difference = records.difference(id)
-    if difference:
-        Console(soft_wrap=True).print(Syntax(difference, "diff", background_color="default"))
+    language, text = records.difference(id)
+    if text:
+        Console(soft_wrap=True).print(Syntax(text, language, background_color="default"))
     else:
-        print(f"Your answer is {shown(the_exercise.solution_file)} itself.")
+        print(f"Apart from docstrings, your answer is {shown(the_exercise.solution_file)}.")
 
 
 @app.command()
@@ -119,19 +125,14 @@ def progress():
     from course import records
 
     table = Table("", "exercise", "state", "points", box=None, pad_edge=False)
-    rows = records.standing()
-    for row in rows:
+    for row in records.standing():
         each = row["exercise"]
-        title = each.title + (" (optional)" if each.optional else "")
         points = f"{row['score']} / {each.max_score}"
         style = {"passed": "green", "not passed yet": "yellow"}.get(row["state"], "")
-        table.add_row(each.id, title, row["state"], points, style=style)
+        table.add_row(each.id, records.titled(each), row["state"], points, style=style)
     console = Console()
     console.print(table)
-    score, most = sum(row["score"] for row in rows), sum(row["exercise"].max_score for row in rows)
-    following = records.next_exercise()
-    what = f"Next: {following.id} {following.title}." if following else "All done."
-    console.print(f"{score} of {most} points. {what}", highlight=False)
+    console.print(records.summary(), highlight=False)
 
 
 @app.command()
@@ -202,15 +203,22 @@ def _checked(id, file, quiet):
     from course import records
     from course.grading.forkserver import NoForkServer, is_warm
 
+    the_exercise, on_result = exercise(id), None
     status = contextlib.nullcontext()
     if not quiet and sys.stderr.isatty():
         from rich.console import Console
 
         warming = "" if is_warm() else ", and warming up the grader, once"
         status = Console(stderr=True).status(f"checking {id}{warming} ...")
+
+        def on_result(ended):
+            status.update(records.under_way(the_exercise, ended))
+
     try:
         with status:
-            return records.checked(id, file)
+            return records.checked(id, file, on_result)
+    except KeyboardInterrupt:
+        _stop("Stopped.")
     except NoForkServer as error:
         _stop(f"{error}\nTo see what is wrong: course doctor")
 
@@ -219,9 +227,12 @@ def _print_verdict(verdict, full):
     from rich.console import Console
     from rich.text import Text
 
+    from course.grading.verdict import WIDTH
+
     console = Console(soft_wrap=True)
-    lines = verdict.full_lines() if full else verdict.lines()
-    console.print(Text(lines[0], style="bold green" if verdict.passed else "bold yellow"))
+    lines = verdict.full_lines() if full else verdict.lines(max(60, min(WIDTH, console.width)))
+    style = "bold" if verdict.not_written else "bold yellow"
+    console.print(Text(lines[0], style="bold green" if verdict.passed else style))
     for line in lines[1:]:
         console.print(Text(line))
 
@@ -231,6 +242,15 @@ def _known(id):
         return exercise(id).id
     except UnknownExercise as error:
         _stop(str(error))
+
+
+def _the_last(command):
+    from course import records
+
+    id = records.last_checked()
+    if id is None:
+        _stop(f"Say which exercise: course {command} {next(iter(exercises()))}")
+    return id
 
 
 def _stages():

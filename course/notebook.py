@@ -1,6 +1,6 @@
 """What a notebook needs: the hook that keeps exercise cells, and `check`, `hint` and the like.
 
-An exercise cell is an ordinary cell whose first line is `#| exercise 1.3`. It is watched by a
+An exercise cell is an ordinary cell that begins with `#| exercise 1.3`. It is watched by a
 `pre_run_cell` hook and is no cell magic: a magic breaks on top-level `await`, and the hook also
 keeps a cell that does not parse yet.
 """
@@ -29,6 +29,7 @@ def watch(shell) -> None:
             latest[stubs.exercise_of(source)] = source
     for source in latest.values():
         _keep_cell(source)
+    shell.input_transformers_cleanup.append(_answer_instead_of_stub)
     shell.events.register("pre_run_cell", lambda info: _begin_cell(shell, info.raw_cell))
     shell.events.register("post_run_cell", lambda result: _end_cell(shell))
     shell.set_custom_exc((NotImplementedError,), _show_not_implemented)
@@ -41,76 +42,130 @@ def load_ipython_extension(shell) -> None:
     `check` and the like are then there from the start, also in a kernel that was restarted.
     """
     watch(shell)
+    kernel = getattr(shell, "kernel", None)
+    if kernel is not None:
+        # JupyterLab writes it into every notebook that it opens, and git would see a change
+        kernel.language_info = {**kernel.language_info, "version": "3"}
     commands = (check, hint, solution, reset, progress)
     shell.push({command.__name__: command for command in commands}, interactive=False)
 
 
-def check(id: str) -> Verdict:
-    """Checks your answer to an exercise, as `course check` does in a terminal."""
-    return _friendly(records.checked, id)
+def check(id: str | None = None) -> Verdict:
+    """Checks your answer to an exercise, as `course check` does in a terminal.
+
+    Without an id it is the exercise of the last check.
+    """
+    the_exercise = _friendly(exercise, _or_the_last(id, "check"))
+    progress = _Progress(the_exercise)
+    try:
+        return _friendly(records.checked, the_exercise.id, None, progress.result)
+    except KeyboardInterrupt:
+        raise CourseError("Stopped.") from None
+    finally:
+        progress.end()
 
 
-def hint(id: str) -> None:
-    """Shows the next hint for an exercise, one rung at a time."""
-    the_exercise = _friendly(exercise, id)
-    rung, text = records.next_hint(the_exercise.id)
-    print(f"Hint {rung} of {len(the_exercise.hints)}: {text}")
+def hint(id: str | None = None) -> None:
+    """Shows the next hint for an exercise, one rung at a time.
+
+    Without an id it is the exercise of the last check.
+    """
+    print(records.next_hint(_friendly(exercise, _or_the_last(id, "hint")).id))
 
 
 def solution(id: str, anyway: bool = False) -> None:
     """Shows the difference between your answer and the reference, once you passed or saw all hints."""
     the_exercise = _friendly(exercise, id)
-    if not (anyway or records.may_see_solution(id)):
+    if not (anyway or records.may_see_solution(the_exercise.id)):
         print(
             f"You have not passed {id} yet and there are hints left: hint({id!r})."
             f" To look all the same: solution({id!r}, anyway=True)"
         )
         return
-    print(records.difference(id) or f"Your answer is {shown(the_exercise.solution_file)} itself.")
+    _, text = records.difference(the_exercise.id)
+    print(text or f"Apart from docstrings, your answer is {shown(the_exercise.solution_file)}.")
 
 
 def reset(id: str) -> None:
     """Puts an exercise's stub back into `work/`, and keeps what was there."""
     the_exercise = _friendly(exercise, id)
-    kept = records.reset(id)
+    kept = records.reset(the_exercise.id)
     print(f"{shown(the_exercise.work_file)} is the stub again.")
     if kept:
         print(f"What was there is kept in {shown(kept)}.")
     print("A notebook's cell stays as it is: it writes the file again when you run it.")
 
 
-def progress() -> "Progress":
+def progress() -> "Standing":
     """Shows every exercise, its points, and what comes next."""
-    return Progress()
+    return Standing()
 
 
-class Progress:
-    """The standing as a table."""
+class Standing:
+    """Every exercise as a table."""
 
     def _repr_html_(self) -> str:
+        cells = "<td>{}</td><td style='text-align:left'>{}</td><td style='text-align:left'>{}</td>"
         rows = "".join(
-            f"<tr><td>{row['exercise'].id}</td>"
-            f"<td style='text-align:left'>{html.escape(row['exercise'].title)}</td>"
-            f"<td style='text-align:left'>{row['state']}</td>"
-            f"<td>{row['score']} / {row['exercise'].max_score}</td></tr>"
-            for row in records.standing()
+            f"<tr>{cells.format(*map(html.escape, row[:3]))}<td>{row[3]}</td></tr>"
+            for row in self._rows()
         )
-        return f"<table>{rows}</table><p>{html.escape(self._total())}</p>"
+        head = cells.replace("td", "th").format("", "exercise", "state") + "<th>points</th>"
+        return (
+            f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+            f"<p>{html.escape(records.summary())}</p>"
+        )
 
     def __repr__(self) -> str:
         lines = [
-            f"{row['exercise'].id}  {row['exercise'].title:<40} {row['state']:<24}"
-            f" {row['score']:>2} / {row['exercise'].max_score}"
-            for row in records.standing()
+            f"{id}  {title:<40} {state:<24} {points:>7}"
+            for id, title, state, points in self._rows()
         ]
-        return "\n".join([*lines, self._total()])
+        return "\n".join([*lines, records.summary()])
 
-    def _total(self) -> str:
-        score = sum(row["score"] for row in records.standing())
-        most = sum(each.max_score for each in exercises().values())
-        following = records.next_exercise()
-        what = f"Next: {following.id} {following.title}." if following else "All done."
-        return f"{score} of {most} points. {what}"
+    def _rows(self):
+        for row in records.standing():
+            each = row["exercise"]
+            points = f"{row['score']} / {each.max_score}"
+            yield each.id, records.titled(each), row["state"], points
+
+
+class _Progress:
+    """One line below a running check: which test it is at. It goes when the verdict comes."""
+
+    def __init__(self, the_exercise):
+        self.exercise = the_exercise
+        self.handle = None
+        # a plain IPython shell cannot take back what it has shown
+        if getattr(_shell(), "kernel", None) is not None:
+            from IPython.display import DisplayHandle
+
+            self.handle = DisplayHandle()
+            self.handle.display(self._data(), raw=True)
+
+    def result(self, ended):
+        if self.handle is not None:
+            self.handle.update(self._data(ended), raw=True)
+
+    def end(self):
+        if self.handle is not None:
+            self.handle.update({}, raw=True)
+
+    def _data(self, ended=""):
+        return {"text/plain": records.under_way(self.exercise, ended)}
+
+
+def _shell():
+    from IPython import get_ipython
+
+    return get_ipython()
+
+
+def _or_the_last(id, command):
+    id = id or records.last_checked()
+    if id is None:
+        raise CourseError(f'Say which exercise: {command}("{next(iter(exercises()))}")')
+    return id
 
 
 class CourseError(Exception):
@@ -153,6 +208,8 @@ def _end_cell(shell):
 def _keep_cell(source):
     id = stubs.exercise_of(source)
     if id is None:
+        if stubs.looks_like_an_exercise(source):
+            print("This cell was run, but not kept: an exercise's cell begins with #| exercise 1.3")
         return
     if id not in exercises():
         print(f"There is no exercise {id}: this cell was run, but not kept.")
@@ -161,6 +218,14 @@ def _keep_cell(source):
     if message:
         print(message)
     _make_importable(exercise(id).work_file)
+
+
+def _answer_instead_of_stub(lines):
+    """An input transformation: the answer that is written already runs in place of its stub."""
+    source = "".join(lines)
+    id = stubs.exercise_of(source)
+    answer = records.answer_instead_of(id, source) if id in exercises() else None
+    return lines if answer is None else answer.splitlines(keepends=True)
 
 
 def _make_importable(file):

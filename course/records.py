@@ -3,6 +3,7 @@
 All of it lies in `work/.history/` as plain files.
 """
 
+import ast
 import csv
 import difflib
 import hashlib
@@ -16,6 +17,9 @@ from course import stubs
 from course.grading import Verdict, check
 from course.manifest import Exercise, exercise, exercises, shown, work_folder
 
+SHARED = 0.3
+"""A diff of two files that have less in common is harder to read than the reference alone."""
+
 
 def checked(id: str, file=None, on_result=None) -> Verdict:
     """Checks the answer, keeps it and its verdict, and adds the next hint and what to do next."""
@@ -26,16 +30,22 @@ def checked(id: str, file=None, on_result=None) -> Verdict:
     verdict = check(id, file, on_result)
     if own:
         _note(the_exercise, verdict)
-    if verdict.passed:
-        following = next_exercise()
-        verdict.what_next = f"next: {following.id} {following.title}" if own and following else ""
-    else:
-        seen = hints_seen(id)
-        if seen < len(the_exercise.hints):
-            verdict.next_hint = the_exercise.hints[seen]
-        else:
-            verdict.next_hint = f"you have seen all hints; to see the difference: course solution {id}"
+    if verdict.passed and own:
+        following = next_exercise(after=id)
+        verdict.what_next = f"next: {following.id} {titled(following)}" if following else ""
+    elif not verdict.passed and not verdict.not_written and not verdict.never_ran:
+        verdict.next_hint = _hint_in_a_verdict(the_exercise)
     return verdict
+
+
+def _hint_in_a_verdict(the_exercise):
+    id, left = the_exercise.id, len(the_exercise.hints) - hints_seen(the_exercise.id)
+    if left > 1:
+        return the_exercise.hints[-left]
+    # the last one is nearly the answer: only those who ask for it see it
+    if left == 1:
+        return f"course hint {id} shows the last hint"
+    return f"you have seen all hints; to see the difference: course solution {id}"
 
 
 def keep(the_exercise: Exercise) -> Path | None:
@@ -66,15 +76,24 @@ def save_cell(id: str, source: str) -> str | None:
     before = file.read_text(encoding="utf-8") if file.is_file() else None
     if before == text:
         return None
-    if before is not None and stubs.is_stub(id, text) and not stubs.is_stub(id, before):
+    if answer_instead_of(id, source) is not None:
         return (
-            f"This cell is still the stub, so {shown(file)} keeps what you wrote there before."
+            f"This cell is still the stub, so your code in {shown(file)} was run in its place."
             f" To start anew: course reset {id}"
         )
     keep(the_exercise)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
     return None
+
+
+def answer_instead_of(id: str, source: str) -> str | None:
+    """The learner's file, where it holds an answer and `source` is only the exercise's stub."""
+    file = exercise(id).work_file
+    if not stubs.is_stub(id, source) or not file.is_file():
+        return None
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return None if stubs.is_stub(id, text) else text
 
 
 def reset(id: str) -> Path | None:
@@ -90,8 +109,8 @@ def hints_seen(id: str) -> int:
     return _hints().get(id, 0)
 
 
-def next_hint(id: str) -> tuple[int, str]:
-    """The next rung of the ladder, from 1, and its text; the last one again when there is no more."""
+def next_hint(id: str) -> str:
+    """The next rung of the ladder; the last one again when there is no more."""
     the_exercise = exercise(id)
     seen = _hints()
     rung = min(seen.get(id, 0) + 1, len(the_exercise.hints))
@@ -99,7 +118,9 @@ def next_hint(id: str) -> tuple[int, str]:
     path = _history() / "hints.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(seen), encoding="utf-8")
-    return rung, the_exercise.hints[rung - 1]
+    most = len(the_exercise.hints)
+    text = f"Hint {rung} of {most}: {the_exercise.hints[rung - 1]}"
+    return text if rung < most else f"{text}\nThat was the last; course solution {id} is open now."
 
 
 def may_see_solution(id: str) -> bool:
@@ -108,20 +129,41 @@ def may_see_solution(id: str) -> bool:
     return passed or hints_seen(id) >= len(exercise(id).hints)
 
 
-def difference(id: str) -> str:
-    """The unified diff from the learner's file to the reference; "" if they are equal."""
+def difference(id: str) -> tuple[str, str]:
+    """What leads from the learner's file to the reference, docstrings and the marker left out.
+
+    Returns:
+        (language, text): "diff" and the unified diff, "" if the code is the same; or "python" and
+        the whole reference, where the two share little.
+    """
     the_exercise = exercise(id)
-    mine = the_exercise.work_file
-    own = mine.read_text(encoding="utf-8") if mine.is_file() else ""
-    reference = the_exercise.solution_file.read_text(encoding="utf-8")
-    return "".join(
-        difflib.unified_diff(
-            own.splitlines(keepends=True),
-            reference.splitlines(keepends=True),
-            shown(mine),
-            shown(the_exercise.solution_file),
-        )
-    )
+    mine, reference = the_exercise.work_file, the_exercise.solution_file
+    own = mine.read_text(encoding="utf-8", errors="replace") if mine.is_file() else ""
+    theirs = reference.read_text(encoding="utf-8")
+    files = [_code_lines(own), _code_lines(theirs)]
+    words = [[line.strip() for line in lines if line.strip()] for lines in files]
+    if difflib.SequenceMatcher(None, *words, autojunk=False).ratio() < SHARED:
+        return "python", theirs
+    lines = difflib.unified_diff(*files, shown(mine), shown(reference), lineterm="")
+    # without the docstrings the lines' numbers would be wrong
+    return "diff", "\n".join("@@" if line.startswith("@@") else line for line in lines)
+
+
+def _code_lines(source):
+    lines = stubs.without_marker(source).splitlines()
+    try:
+        tree = ast.parse("\n".join(lines))
+    except (SyntaxError, ValueError):
+        return lines
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if ast.get_docstring(node, clean=False) is not None and len(node.body) > 1:
+                first, last = node.body[0].lineno, node.body[0].end_lineno
+                lines[first - 1 : last] = [None] * (last - first + 1)
+    found = [line for line in lines if line is not None]
+    while found and not found[0].strip():
+        del found[0]
+    return found
 
 
 def standing() -> list[dict]:
@@ -147,10 +189,45 @@ def standing() -> list[dict]:
     return found
 
 
-def next_exercise() -> Exercise | None:
-    """The first exercise that is not passed; optional ones come last."""
-    rows = sorted(standing(), key=lambda row: row["exercise"].optional)
+def next_exercise(after: str | None = None) -> Exercise | None:
+    """The first exercise that is not passed; optional ones come last.
+
+    With `after`, the first one that comes later in the course, if there is such a one.
+    """
+    rows = standing()
+    ids = [row["exercise"].id for row in rows]
+    later = rows[ids.index(after) + 1 :] if after else []
+    rows = later + sorted(rows, key=lambda row: row["exercise"].optional)
     return next((row["exercise"] for row in rows if row["state"] != "passed"), None)
+
+
+def summary() -> str:
+    """The points of all exercises, and what comes next."""
+    rows = standing()
+    score, most = sum(row["score"] for row in rows), sum(row["exercise"].max_score for row in rows)
+    following = next_exercise()
+    what = f"Next: {following.id} {titled(following)}." if following else "All done."
+    return f"{score} of {most} points. {what}"
+
+
+def titled(the_exercise: Exercise) -> str:
+    return the_exercise.title + (" (optional)" if the_exercise.optional else "")
+
+
+def under_way(the_exercise: Exercise, ended: str = "") -> str:
+    """Which test a running check is at, when the one of the id `ended` has come to its end."""
+    tests = the_exercise.tests
+    number = next((n for n, test in enumerate(tests, 2) if test.id == ended), 1)
+    if number > len(tests):
+        return f"checking {the_exercise.id} ..."
+    at = f"test {number} of {len(tests)}, {tests[number - 1].title}"
+    return f"checking {the_exercise.id}: {at} ..."
+
+
+def last_checked() -> str | None:
+    """The exercise of the last check, if there was one."""
+    verdicts = _verdicts()
+    return verdicts[-1]["exercise"] if verdicts else None
 
 
 def _note(the_exercise, verdict):

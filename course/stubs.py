@@ -6,11 +6,14 @@
 
 import argparse
 import ast
+import re
 import sys
 
 from course.manifest import ROOT, exercise, exercises, shown
 
 MARK = "#| exercise "
+_MARKER = re.compile(r"# *\| *exercise:? +(\S+)\s*", re.IGNORECASE)
+_LIKE_A_MARKER = re.compile(r"# *(\| *exercise\b|exercise:? *\d).*", re.IGNORECASE)
 
 
 def stub(id: str) -> str:
@@ -30,14 +33,33 @@ def stub(id: str) -> str:
 
 
 def exercise_of(cell_source: str) -> str | None:
-    """The id in the first line of an exercise cell; None for any other cell."""
-    first = cell_source.lstrip("\n").split("\n", 1)[0].strip()
-    return first.removeprefix(MARK).strip() if first.startswith(MARK) else None
+    """The id in the marker of an exercise cell; None for any other cell.
+
+    Only blank lines and comments may stand above the marker.
+    """
+    for line in cell_source.splitlines():
+        line = line.strip()
+        if found := _MARKER.fullmatch(line):
+            return found[1]
+        if line and not line.startswith("#"):
+            return None
+    return None
+
+
+def looks_like_an_exercise(cell_source: str) -> bool:
+    """Whether a line of a cell looks as if it were meant to be the marker."""
+    return any(_LIKE_A_MARKER.fullmatch(line.strip()) for line in cell_source.splitlines())
+
+
+def without_marker(source: str) -> str:
+    """The text without the marker of its exercise."""
+    lines = source.splitlines()
+    return "\n".join(line for line in lines if not _MARKER.fullmatch(line.strip())) + "\n"
 
 
 def is_stub(id: str, source: str) -> bool:
     """Whether the text is the exercise's untouched stub."""
-    return source.strip() == stub(id).strip()
+    return without_marker(source).strip() == without_marker(stub(id)).strip()
 
 
 def _cut(node, lines, id):

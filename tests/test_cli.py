@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from course import stubs
+from course import records, stubs
+from course.grading import Verdict, verdict
 from course.manifest import ROOT, exercises
 
 SOLUTION = ROOT / "solutions" / "stage0" / "count_tokens.py"
@@ -65,7 +66,97 @@ def test_check_of_a_wrong_answer(course):
     for said in ("not passed yet", "sent", "expected", "got", "test", "hint"):
         assert said in done.stdout
     assert json.loads(course("check", "0.1", "--json").stdout)["passed"] is False
-    assert "FAILED" in course("check", "0.1", "--full").stdout
+    full = course("check", "0.1", "--full").stdout
+    assert "FAILED" in full and "(0 of 1 points)" in full
+
+
+def wrong_verdict(message):
+    test = verdict.TestResult("test_a", "does a", "failed", 0, 1, message)
+    passed = verdict.TestResult("test_b", "does b", "passed", 1, 1, "")
+    return Verdict("0.1", "Count tokens", "a.py", "tests/a.py", 0.1, [test, passed])
+
+
+@pytest.mark.parametrize("width", range(60, 111, 5))
+def test_a_command_stays_in_one_line(width):
+    for word in ("x" * n for n in range(1, 30)):
+        lines = wrong_verdict(f"{'word ' * 15}{word} course reset 1.1 {'word ' * 40}").lines(width)
+        assert sum("course reset 1.1" in line for line in lines) == 1
+        assert max(map(len, lines)) <= width and len(lines) <= 12
+
+
+def test_a_notebook_wraps_a_verdict_itself():
+    message = f"{'word ' * 40}<b> course reset 1.1\n  got       1"
+    shown = wrong_verdict(message)._repr_html_()
+    assert "word " * 40 + "&lt;b&gt; <span style='white-space:nowrap'>course reset 1.1</span>" in shown
+    assert ">got       1</div>" in shown and ">test      tests/a.py::test_a</div>" in shown
+
+
+def test_several_exercises_at_once(course):
+    write(course, SOLUTION.read_text(encoding="utf-8"))
+    done = course("check", "0.1", "1.1")
+    assert done.returncode == 1 and "1 of 2 exercises passed" in done.stdout
+    verdicts = json.loads(course("check", "0.1", "1.1", "--json").stdout)
+    assert [(v["exercise"], v["passed"]) for v in verdicts] == [("0.1", True), ("1.1", False)]
+
+
+def test_without_an_exercise_it_is_the_last_one_again(course):
+    write(course, "x = 1\n", "1.1")
+    course("check", "1.1")
+    assert course("check").stdout.startswith("1.1 ")
+    assert json.loads(course("check", "--json").stdout)["exercise"] == "1.1"
+    assert course("hint").stdout.replace("`", "").startswith("Hint 1 of")
+    assert course("hint", "1.1").stdout.startswith("Hint 2 of")
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (None, "course reset 0.1"),
+        (stubs.stub("0.1"), 'raise NotImplementedError("0.1")'),
+    ],
+)
+def test_what_is_not_written_is_said_first_and_is_no_failure(course, text, said):
+    if text is not None:
+        write(course, text)
+    first, message, *_ = course("check", "0.1").stdout.splitlines()
+    assert first == "0.1 Count tokens: not written yet, 0 of 3 points"
+    shown = course("check", "0.1", "--full").stdout + course("check", "0.1").stdout
+    assert said in shown and "FAILED" not in shown and "hint" not in shown
+
+
+@pytest.mark.parametrize("text", ["def count_tokens(:\n", "1 / 0\n", "x = 1\n"])
+def test_no_hint_for_a_file_that_does_not_load(course, text):
+    write(course, text)
+    shown = course("check", "0.1").stdout
+    assert "not passed yet" in shown and "hint" not in shown
+
+
+def test_the_last_hint_is_for_those_who_ask(course):
+    write(course, "def count_tokens(tokenizer, text):\n    return len(text)\n")
+    *others, last = exercises()["0.1"].hints
+    for hint in others:
+        assert f"hint      {hint[:40]}" in course("check", "0.1").stdout
+        course("hint", "0.1")
+    shown = course("check", "0.1").stdout
+    assert last not in shown and "course hint 0.1 shows the last hint" in shown
+    course("hint", "0.1")
+    assert "course solution 0.1" in course("check", "0.1").stdout
+
+
+def test_next_is_forward_and_progress_names_what_was_skipped(course):
+    for id in ("1.1", "1.4", "0.1"):
+        write(course, exercises()[id].solution_file.read_text(encoding="utf-8"), id)
+    for id, following in {"1.1": "1.2", "1.4": "1.5"}.items():
+        said = course("check", id).stdout.splitlines()[-1]
+        title = exercises()[following].title
+        optional = " (optional)" if exercises()[following].optional else ""
+        assert said == f"next: {following} {title}{optional}"
+    assert "Next: 0.1" in course("progress").stdout
+
+
+def test_after_the_last_exercise_next_is_what_was_skipped(monkeypatch, tmp_path):
+    monkeypatch.setenv("COURSE_WORK", str(tmp_path))
+    assert records.next_exercise(after=list(exercises())[-1]).id == "0.1"
 
 
 def test_check_of_everything_with_nothing_written(course):
@@ -87,8 +178,11 @@ def test_check_of_a_stage(course):
     "arguments, said",
     [
         (["check", "9.9"], "There is no exercise 9.9"),
-        (["check"], "Say what to check"),
-        (["check", "0.1", "--all"], "Say what to check"),
+        (["check"], "Say which exercise: course check 0.1"),
+        (["hint"], "Say which exercise: course hint 0.1"),
+        (["check", "0.1", "9.9"], "There is no exercise 9.9"),
+        (["check", "0.1", "--all"], "Say one of these"),
+        (["check", "0.1", "1.1", "--file", str(SOLUTION)], "--file goes with one exercise"),
         (["check", "--stage", "77"], "There is no stage 77"),
         (["check", "0.1", "--file", "nowhere.py"], "There is no file nowhere.py"),
         (["check", "--all", "--file", str(SOLUTION)], "--file goes with one exercise"),
@@ -105,17 +199,35 @@ def test_hints_come_one_at_a_time_and_then_the_solution(course):
     hints = exercises()["0.1"].hints
     for rung, hint in enumerate(hints, 1):
         assert course("solution", "0.1").returncode == 2
-        assert f"Hint {rung} of {len(hints)}: {hint.split('`')[0]}" in course("hint", "0.1").stdout
+        said = course("hint", "0.1").stdout
+        assert f"Hint {rung} of {len(hints)}: {hint.split('`')[0]}" in said
+        assert ("That was the last; course solution 0.1 is open now." in said) == (hint == hints[-1])
     assert f"Hint {len(hints)} of {len(hints)}" in course("hint", "0.1").stdout
-    assert "+    return len(tokenizer(text" in course("solution", "0.1").stdout
+    assert "    return len(tokenizer(text" in course("solution", "0.1").stdout
 
 
-def test_the_solution_after_passing_and_anyway(course):
-    assert "+    return len(tokenizer(text" in course("solution", "0.1", "--anyway").stdout
-    write(course, SOLUTION.read_text(encoding="utf-8").replace('"""0.1', '"""My 0.1'))
+def test_the_solution_is_a_diff_of_the_code(course):
+    right = SOLUTION.read_text(encoding="utf-8")
+    write(course, "#| exercise 0.1\n" + right.replace('"""Count', '"""My count'))
     assert course("check", "0.1").returncode == 0
     done = course("solution", "0.1")
-    assert done.returncode == 0 and '-"""My 0.1' in done.stdout
+    assert done.returncode == 0 and "your answer is solutions/" in done.stdout
+    bare = "def count_tokens(tokenizer, text):\n    return len(tokenizer.encode(text))\n"
+    write(course, bare)
+    lines = course("solution", "0.1").stdout.splitlines()
+    changed = [line.strip() for line in lines if line[:1] in "+-" and line[1:2] == " "]
+    assert changed == [
+        "-    return len(tokenizer.encode(text))",
+        '+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])',
+    ]
+
+
+def test_an_answer_that_shares_little_is_shown_the_whole_reference(course):
+    write(course, "def other(things):\n    for thing in things:\n        print(thing)\n")
+    shown = course("solution", "0.1", "--anyway").stdout
+    assert [line.rstrip() for line in shown.rstrip().splitlines()] == (
+        SOLUTION.read_text(encoding="utf-8").rstrip().splitlines()
+    )
 
 
 def test_reset_keeps_what_was_there(course):

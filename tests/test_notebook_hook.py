@@ -1,5 +1,6 @@
 """The hook that keeps exercise cells, in a real IPython shell."""
 
+import ast
 import json
 import os
 import subprocess
@@ -8,7 +9,7 @@ import textwrap
 
 import pytest
 
-from course.manifest import ROOT
+from course.manifest import ROOT, exercise
 
 SOLVED = """#| exercise 0.1
 def count_tokens(tokenizer, text):
@@ -81,14 +82,45 @@ def test_a_cell_that_ran_before_the_import_is_kept_too(session):
     assert session.file.read_text(encoding="utf-8") == SOLVED
 
 
-def test_the_untouched_stub_does_not_replace_an_answer(session):
+def test_in_place_of_the_untouched_stub_the_answer_is_run(session):
     from course.stubs import stub
 
     session.file.parent.mkdir(parents=True)
     session.file.write_text(SOLVED, encoding="utf-8")
-    said = session("import course", stub("0.1"))
+    use = "print(count_tokens(lambda *_, **__: {'input_ids': [1, 2]}, 'x'))"
+    said = session("import course", stub("0.1"), use)
     assert session.file.read_text(encoding="utf-8") == SOLVED
-    assert "course reset 0.1" in said[1]
+    assert "was run in its place" in said[1] and "course reset 0.1" in said[1]
+    assert said[2] == "2\n"
+
+
+def test_after_a_reset_the_stub_is_run(session):
+    from course.stubs import stub
+
+    session.file.parent.mkdir(parents=True)
+    session.file.write_text(SOLVED, encoding="utf-8")
+    use = "try:\n    count_tokens(0, 0)\nexcept NotImplementedError as error:\n    print(error)"
+    said = session("import course", "course.reset('0.1')", stub("0.1"), use)
+    assert said[2:] == ["", "0.1\n"]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        *("#|exercise 0.1\n", "# | exercise 0.1\n", "#| Exercise: 0.1\n"),
+        "\n# my own words\n\n#| exercise 0.1\n",
+    ],
+)
+def test_other_forms_of_the_marker_are_kept_too(session, head):
+    cell = head + SOLVED.partition("\n")[2]
+    said = session("import course", cell, 'print(course.check("0.1"))')
+    assert session.file.read_text(encoding="utf-8") == cell and "passed" in said[2]
+
+
+@pytest.mark.parametrize("head", ["# exercise 0.1\n", "#| exercise\n", "x = 1\n#| exercise 0.1\n"])
+def test_what_only_looks_like_a_marker_is_said(session, head):
+    said = session("import course", head + SOLVED.partition("\n")[2])
+    assert "not kept" in said[1] and not session.file.exists()
 
 
 def test_what_an_editor_wrote_is_kept_in_the_history(session):
@@ -128,3 +160,44 @@ def test_hint_progress_and_reset(session):
         "import course", 'course.hint("0.1")', "print(repr(course.progress()))", 'course.reset("0.1")'
     )
     assert "Hint 1 of" in said[1] and "Next: 0.1" in said[2] and "is the stub again" in said[3]
+    assert "(optional)" in said[2]
+
+
+def test_without_an_id_it_is_the_exercise_of_the_last_check(session):
+    said = session(
+        "import course",
+        "try:\n    course.check()\nexcept Exception as error:\n    print(error)",
+        *("#| exercise 0.1\nx = 1", 'course.check("0.1")', "course.hint()"),
+        "print(course.check())",
+    )
+    assert said[1] == 'Say which exercise: check("0.1")\n'
+    assert said[4].startswith("Hint 1 of") and said[5].startswith("0.1 Count tokens: not passed yet")
+
+
+def test_an_interrupted_check_is_one_line(session):
+    interrupt = """
+        import os, signal
+        from course import notebook
+
+        notebook._Progress.result = lambda *_: os.kill(os.getpid(), signal.SIGINT)
+        """
+    said = session("import course", SOLVED, textwrap.dedent(interrupt), 'course.check("0.1")')
+    assert said[3].strip() == "Stopped."
+
+
+def test_a_running_check_says_which_test_it_is_at_and_takes_that_back(session):
+    frontend = """
+        shell, seen = get_ipython(), []
+        shell.kernel = object()
+        shell.display_pub.publish = lambda data, **options: seen.append(data.get("text/plain"))
+        """
+    said = session(
+        *("import course", SOLVED, textwrap.dedent(frontend)),
+        *('verdict = course.check("0.1")', "print(seen)"),
+    )
+    titles = [test.title for test in exercise("0.1").tests]
+    assert ast.literal_eval(said[4]) == [
+        *(f"checking 0.1: test {n} of 3, {title} ..." for n, title in enumerate(titles, 1)),
+        "checking 0.1 ...",
+        None,
+    ]
