@@ -11,10 +11,15 @@ from pathlib import Path
 from course.manifest import ROOT
 
 FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
+SETTINGS = ROOT / "course" / "jupyterlab"
 KERNEL = "serving-qwen"
 KERNEL_TITLE = "Serving Qwen"
-# loaded as the kernel starts: exercise cells are kept from the first one on, also after a restart
-EXTENSION = ["--ext", "course.notebook"]
+KERNEL_OPTIONS = [
+    # else the terminal is warned of plain TCP, which stays on this computer
+    "--log-level=ERROR",
+    # loaded as the kernel starts: exercise cells are kept from the first one on, also after a restart
+    *("--ext", "course.notebook"),
+]
 
 
 def install_kernel() -> None:
@@ -26,7 +31,7 @@ def install_kernel() -> None:
         spec = write_kernel_spec(
             Path(folder) / KERNEL,
             overrides={"display_name": KERNEL_TITLE, "env": {"OMP_NUM_THREADS": "1"}},
-            extra_arguments=EXTENSION,
+            extra_arguments=KERNEL_OPTIONS,
             # the debugger warns about frozen modules
             python_arguments=["-Xfrozen_modules=off"],
         )
@@ -71,11 +76,12 @@ def lab_arguments(extra: list[str]) -> list[str]:
     page = f"/lab/tree/{FIRST_NOTEBOOK}" if (ROOT / FIRST_NOTEBOOK).exists() else "/lab"
     options = {
         "--ip": "127.0.0.1",
-        "--log-level": "WARN",
+        "--log-level": "ERROR",
         "--ServerApp.root_dir": ROOT,
         "--LabApp.default_url": page,
         # no pop-up that asks for a subscription before the first cell
-        "--LabApp.app_settings_dir": ROOT / "course" / "jupyterlab",
+        "--LabApp.app_settings_dir": SETTINGS,
+        "--LabApp.custom_css": True,
     }
     # JupyterLab refuses an option that is given twice
     given = {argument.partition("=")[0] for argument in extra}
@@ -93,13 +99,28 @@ def main(arguments: list[str] | None = None) -> None:
     if "--install-kernel" in arguments:
         install_kernel()
         return
-    if not is_this_interpreter(kernel_python()) or EXTENSION[-1] not in _kernel_command():
+    if not is_this_interpreter(kernel_python()) or not set(KERNEL_OPTIONS) <= set(_kernel_command()):
         install_kernel()
 
+    print("Opening JupyterLab. To end it, press Ctrl-C twice in this window.", flush=True)
+    _lab_app().launch_instance(lab_arguments(arguments))
+
+
+def _lab_app():
     from jupyterlab.labapp import LabApp
 
-    print("Opening JupyterLab. To end it, press Ctrl-C twice in this window.", flush=True)
-    LabApp.launch_instance(lab_arguments(arguments))
+    class CourseLab(LabApp):
+        """JupyterLab with the course's own style sheet, for which there is no option."""
+
+        @classmethod
+        def get_extension_package(cls):
+            return LabApp.get_extension_package()
+
+        @classmethod
+        def make_serverapp(cls, **options):
+            return super().make_serverapp(static_custom_path=[str(SETTINGS / "custom")], **options)
+
+    return CourseLab
 
 
 if __name__ == "__main__":

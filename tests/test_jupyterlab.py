@@ -74,6 +74,10 @@ def test_a_learner_solves_the_first_exercise(browser, address, tmp_path):
     page.locator(".jp-Dialog button.jp-mod-accept").click()
     page.locator('.course-verdict[data-passed="false"]').first.wait_for()
 
+    # the course's own style sheet: what a cell prints is not broken in mid-word
+    printed = page.locator(".jp-OutputArea-output pre").first
+    assert printed.evaluate("e => getComputedStyle(e).wordBreak") == "normal"
+
     stub = page.locator(".jp-CodeCell", has_text="#| exercise 0.1").first
     stub.scroll_into_view_if_needed()
     stub.locator(".cm-content").click()

@@ -25,6 +25,16 @@ CELL_LIMIT_S = 300
 MOST_LINES, LINE_WIDTH = 8, 110
 SHORT = 24
 PLOTS = r"^ *show\.(waits|arrivals|loads)\("
+# what JupyterLab writes into a notebook that is only opened: so it is no change for git
+LANGUAGE_INFO = {
+    "codemirror_mode": {"name": "ipython", "version": 3},
+    "file_extension": ".py",
+    "mimetype": "text/x-python",
+    "name": "python",
+    "nbconvert_exporter": "python",
+    "pygments_lexer": "ipython3",
+    "version": "3",
+}
 
 # what a lesson shows by running it, and its text relies on
 SHOWS = {
@@ -32,6 +42,8 @@ SHOWS = {
         "hello": "<|im_start|>assistant\n你好！",
         "half-a-character": "\N{REPLACEMENT CHARACTER}",
         "template": "<|im_start|>user",
+        "look-0-1": "Ελληνικά",
+        "temperature": "greedy            Many ",
         "steps": "<|im_end|>",
         "able": "> Tell me a story\nOnce",
     },
@@ -49,7 +61,7 @@ SHOWS = {
         "blocked": "longest wait for /health",
         "plain-httpx": "busy  no error: 503",
         "injection": "3 turns",
-        "look-1-2": "user       My name is Ada.",
+        "look-1-2": "assistant  Your name is Alice.",
         "serve-own": "open the chat page",
         "look-1-4": "away  ChatError",
         "look-own": "in 1 piece(s)",
@@ -133,6 +145,7 @@ def test_a_notebook_is_clean(name):
         "language": "python",
         "name": lab.KERNEL,
     }
+    assert notebook.metadata.language_info == LANGUAGE_INFO
     for cell in notebook.cells:
         if cell.cell_type == "code":
             assert cell.outputs == [] and cell.execution_count is None, cell.id
@@ -333,7 +346,7 @@ def test_the_lessons_on_chance_ask_where_the_model_is_not_sure():
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    question, first_word = "Tell me anything", "Each"
+    question, first_word = "Tell me anything", "Many"
     for name in ("00_start_here", "stage1_one_endpoint"):
         source = "\n".join(cell.source for cell in read(name).cells)
         assert f'"{question}"' in source and f'+ "{first_word}"' in source
@@ -344,6 +357,8 @@ def test_the_lessons_on_chance_ask_where_the_model_is_not_sure():
     )
     with torch.no_grad():
         scores = model(**tokenizer(prompt + first_word, return_tensors="pt")).logits[0, -1]
+    # a new word, and not the rest of another one
+    assert tokenizer.decode(scores.argmax()).startswith(" ")
     settings = model.generation_config
     # a likeliest token above top_p would leave nothing to draw
     assert (scores / settings.temperature).softmax(dim=0).max() < settings.top_p - 0.1
@@ -367,7 +382,7 @@ def test_unsolved_the_cells_that_need_an_exercise_fail_kindly_and_no_others(unso
 def test_unsolved_no_verdict_says_passed(unsolved):
     said = verdicts(unsolved)
     assert list(said) == [id for _, id in exercise_cells(unsolved)]
-    assert [line for line in said.values() if ": not passed yet, 0 of" not in line] == []
+    assert [line for line in said.values() if ": not written yet, 0 of" not in line] == []
 
 
 def test_after_a_restart_an_exercise_cell_is_kept_and_checked_before_any_import(run):
@@ -377,6 +392,7 @@ def test_after_a_restart_an_exercise_cell_is_kept_and_checked_before_any_import(
     ran = run(notebook)
     assert errors(ran) == {}
     assert ": passed," in verdicts(ran)["0.1"]
+    assert ran.metadata.language_info == LANGUAGE_INFO
 
 
 def test_lab_renews_a_kernel_that_does_not_load_the_extension(tmp_path, monkeypatch):

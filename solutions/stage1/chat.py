@@ -33,7 +33,7 @@ def chat(
         ValueError: `text` is empty, or `temperature` is negative.
 
     Example:
-        >>> reply, history = chat(model, tokenizer, "My name is Ada.")
+        >>> reply, history = chat(model, tokenizer, "My name is Alice.")
         >>> reply, history = chat(model, tokenizer, "What is my name?", history)
         >>> len(history)
         2
