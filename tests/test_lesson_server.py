@@ -292,6 +292,7 @@ NOTEBOOK = """
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no process groups and no SIGKILL")
 def test_the_server_ends_with_its_parent_but_not_with_a_cell(work):
     with python(NOTEBOOK) as notebook:
+        assert notebook.stdout.readline() == "Starting the server of stage 1 ...\n"
         url, pid = notebook.stdout.readline().split()
         # Jupyter's stop button interrupts the kernel's whole process group
         assert os.getpgid(int(pid)) != os.getpgid(notebook.pid)

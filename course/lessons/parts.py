@@ -1,11 +1,14 @@
-"""The functions of an exercise's file, taken from `work/` or from `solutions/`."""
+"""What a lesson's server is made of: the functions of the exercises' files, and the model."""
 
 import ast
 import importlib.util
 import sys
 import traceback
 
+from transformers.utils.logging import disable_progress_bar
+
 from course.manifest import exercise, shown
+from course.qwen.models import model_path
 
 
 class NotReady(Exception):
@@ -34,12 +37,20 @@ def load_parts(wanted, *, solution=False):
             problems.append(str(problem))
     if problems:
         first = problems[0].split()[0]
+        stage = max(exercise(id).stage for id in wanted)
         raise NotReady(
             "\n".join(problems)
             + f"\nWhat you can do: work on it and check it (course check {first}),"
-            + "\nor serve the reference answers (solution=True, or course serve --solution)."
+            + f"\nor serve the reference answers (solution=True, or course serve {stage} --solution)."
         )
     return found
+
+
+def model_folder(name: str | None) -> str:
+    """`model_path(name)`. A download shows its progress; reading the weights afterwards does not."""
+    path = model_path(name)
+    disable_progress_bar()
+    return path
 
 
 def _load(id, name, path):

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 
-from course.manifest import ROOT
+from course.manifest import ROOT, exercises
 
 LESSONS = {1: "course.lessons.stage1", 2: "course.lessons.stage2"}
 LET_GO_S = 1
@@ -71,7 +71,10 @@ def serve(
         with contextlib.suppress(ServeError):
             listener = _bind(host, earlier.port)
     listener = listener or _bind(host, port)
-    _running[number] = Server(number, listener, host=host, solution=solution, model=model)
+    try:
+        _running[number] = Server(number, listener, host=host, solution=solution, model=model)
+    except KeyboardInterrupt:
+        raise ServeError("Stopped before it answered.") from None
     return _running[number]
 
 
@@ -115,8 +118,10 @@ def stage_number(stage: int | str) -> int:
     """The stage of 1, "1" or "1.3", if it has a server.
 
     Raises:
-        ServeError: with the stages that have one.
+        ServeError: with the stages that have one; or there is no such exercise.
     """
+    if "." in str(stage) and str(stage) not in exercises():
+        raise ServeError(f"There is no exercise {stage}. There are: {', '.join(exercises())}.")
     text = str(stage).partition(".")[0]
     if text.isdecimal() and int(text) in LESSONS:
         return int(text)
@@ -134,6 +139,7 @@ class Server:
     def __init__(self, stage, listener, *, host, solution, model, to_terminal=False):
         self.stage, self.host, self.solution = stage, host, solution
         self._output = b""
+        print(f"Starting the server of stage {stage} ...", flush=True)
         with listener:
             self.port = listener.getsockname()[1]
             self.process = _start(stage, listener, host, solution, model, to_terminal)
@@ -243,8 +249,8 @@ def _bind(host, port):
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise ServeError(
-                f"Port {port} is taken. Stop the program that uses it, or choose another port; "
-                "0 finds a free one."
+                f"Port {port} is taken. Stop the program that uses it, or choose another port: "
+                "--port 0, in a notebook port=0, finds a free one."
             ) from None
         raise ServeError(f"Cannot listen on {host}, port {port}: {error}") from None
     return listener

@@ -7,8 +7,7 @@ from fastapi.responses import FileResponse
 from starlette.types import ASGIApp
 
 from course.lessons.body_limit import BodyLimit
-from course.lessons.parts import NotReady, load_parts
-from course.qwen.models import model_path
+from course.lessons.parts import NotReady, load_parts, model_folder
 
 PAGE = Path(__file__).with_name("chat.html")
 
@@ -27,7 +26,7 @@ def build(*, solution: bool = False, model: str | None = None) -> ASGIApp:
     load_chat_model, chat, create_app = load_parts(
         {"1.1": "load_chat_model", "1.2": "chat", "1.3": "create_app"}, solution=solution
     )
-    path = model_path(model)
+    path = model_folder(model)
     app = create_app(lambda: load_chat_model(path), chat)
     if not isinstance(app, FastAPI):
         raise NotReady(f"1.3 is not done yet: `create_app` returned {app!r}, not a FastAPI app")

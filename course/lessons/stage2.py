@@ -12,8 +12,7 @@ from pydantic import BaseModel, Field
 from starlette.types import ASGIApp
 
 from course.lessons.body_limit import BodyLimit
-from course.lessons.parts import NotReady, load_parts
-from course.qwen.models import model_path
+from course.lessons.parts import NotReady, load_parts, model_folder
 
 PAGE = Path(__file__).with_name("chat_stage2.html")
 logger = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
     model_handler, create_limited_app, create_socket_app = load_parts(
         {"2.1": "ModelHandler", "2.3": "create_app", "2.4": "create_app"}, solution=solution
     )
-    model, tokenizer = load_chat_model(model_path(model))
+    model, tokenizer = load_chat_model(model_folder(model))
     steps = _Steps(model)
     handler = model_handler(model, tokenizer)
     app = create_limited_app(
