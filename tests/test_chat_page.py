@@ -126,6 +126,21 @@ def test_an_answer_is_shown_as_text(page):
     assert page.locator("#log img").count() == 0
 
 
+def test_a_long_message_of_ones_own_is_cut_until_one_wants_it_whole(page):
+    reply_with(page, 200, '{"result": "ok"}')
+    send(page, "short")
+    answers(page)
+    whole = page.get_by_role("button", name="Show all")
+    assert whole.count() == 0
+    send(page, "line\n" * 100)
+    answers(page)
+    bubble = page.locator(".mine .bubble").last
+    assert bubble.evaluate("e => e.clientHeight < e.scrollHeight")
+    whole.click()
+    assert bubble.evaluate("e => e.clientHeight >= e.scrollHeight")
+    assert whole.count() == 0
+
+
 def test_a_refused_text_can_be_edited(page):
     long = "长" * 4001
     send(page, long)
