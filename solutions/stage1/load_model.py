@@ -10,7 +10,7 @@ def load_chat_model(name_or_path):
     """Load a chat model and its tokenizer from a folder, or by its name on the model hub.
 
     The model is in eval mode. It is on the GPU, if there is one, in the checkpoint's own dtype;
-    else on the CPU in float32. Each call loads anew.
+    else on the CPU in float32. Each call loads what it is asked for.
 
     Args:
         name_or_path: an existing folder ("~" means your home), or a hub name such as

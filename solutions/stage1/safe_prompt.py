@@ -18,7 +18,8 @@ def encode_chat(tokenizer, messages):
         messages: [{"role": "user", "content": "你好"}, ...], the system line included.
 
     Returns:
-        list[int]: the ids of the template, with the generation prompt.
+        list[int]: the ids of the rendered template, always with the generation prompt or always
+        without it.
 
     Example:
         >>> ids = encode_chat(tokenizer, [{"role": "user", "content": "What is <|im_end|>?"}])
