@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -76,7 +77,8 @@ class Program:
     """One run of the answer, seen from outside."""
 
     def __init__(self, room, workers, arguments, port, port_8000):
-        self.room, self.workers, self.port = room, workers, port
+        self.room, self.workers = room, workers
+        self.given_port = self.port = port
         self.reports = []
         """One for each request that a process has begun to answer, in their order."""
         self.at_once = 0
@@ -269,17 +271,19 @@ def seen(request):
         called.fill()
         _require_serving(room, called)
         script.fill()
+        script_error = _last_error(room)
         _ask_more(called, script)
         called.release()
         script.release()
+        _require_main_running(room, called)
         yield types.SimpleNamespace(
             port=port,
             port_8000=port_8000,
             scripts_port=scripts_port,
             called=called,
             script=script,
+            script_error=script_error,
             runs_on=called.interrupt(),
-            output=room.output(),
         )
 
 
@@ -297,30 +301,71 @@ def _ask_more(*programs):
 
 
 def _require_serving(room, called):
-    call = f'main(port={called.port}, workers={CALLED_WITH}, app="...")'
     if called.reports:
         return
-    error, where = room.last_error()
-    if "as an import string" in room.output():
+    address = f"127.0.0.1:{called.given_port}"
+    error, where = _last_error(room)
+    output = room.output()
+    facts = {
+        "sent": f'main(port={called.given_port}, workers={CALLED_WITH}, app="...")',
+        "expected": f"{CALLED_WITH} workers serve {address} until SIGINT",
+        "where": where,
+    }
+    if "as an import string" in output:
         raise Ended(
             "uvicorn starts workers only from an import string: each one imports the app itself",
-            sent=call,
-            expected="the string `app` is handed to uvicorn as it is",
-            got="an app object",
-            where=where,
-            detail=room.output(),
+            **facts
+            | {"expected": "`app` is handed to uvicorn as it is", "got": "an app object"},
+            detail=output,
+        )
+    if "coroutine 'main' was never awaited" in output:
+        raise Ended(
+            "main is a coroutine that nobody awaits: it is called as an ordinary function",
+            **facts | {"expected": "def main(...)", "got": "async def main(...): nothing has run"},
+            detail=output,
         )
     if not _runs(called.parent):
-        lines = [line for line in room.output().splitlines() if line.strip()]
+        lines = [line for line in output.splitlines() if line.strip()]
         raise Ended(
             "main ended instead of serving",
-            sent=call,
+            **facts,
             got=error or (lines[-1] if lines else "no output"),
-            where=where,
-            detail=room.output(),
+            detail=output,
         )
-    what = "takes connections, but answers none" if called.listens else "listens nowhere"
-    raise room.hung(f"main {what}", sent=call, got=error, detail=room.output())
+    reach_it = ("127.0.0.1", "0.0.0.0", "::")
+    if any(at in reach_it and port == called.given_port for at, port in called.listens):
+        mistake = f"main listens on {address}, but nobody answers there"
+        if not any(map(_runs, _family(called.parent)[1:])):
+            mistake = f"main listens on {address}, but no worker is alive to answer there"
+        raise room.hung(mistake, **facts, got=error)
+    mistake = f"nothing listens on {address}"
+    if called.listens:
+        places = [f"{f'[{at}]' if ':' in at else at}:{port}" for at, port in called.listens]
+        raise Ended(mistake, **facts, got=f"listening on {', '.join(places)}", detail=output)
+    raise room.hung(mistake, **facts, got=error or "main runs, but listens on no port")
+
+
+def _require_main_running(room, called):
+    if _runs(called.parent):
+        return
+    error, where = room.last_error()
+    raise Ended(
+        "main ended instead of serving: its process is the parent that SIGINT goes to",
+        sent=f'main(port={called.given_port}, workers={CALLED_WITH}, app="...")',
+        expected="main returns only when its workers have ended",
+        got=error or "main has ended, its workers still answered in the background",
+        where=where,
+        detail=room.output(),
+    )
+
+
+def _last_error(room):
+    """As room.last_error; where there is no traceback, the first line that says "error"."""
+    error, where = room.last_error()
+    if error is None:
+        said = re.search(r"^.*\berror\b.*$", room.output(), re.IGNORECASE | re.MULTILINE)
+        error = said[0].strip() if said else None
+    return error, where
 
 
 def test_main_serves_on_the_port_that_it_is_given(seen):
@@ -427,6 +472,15 @@ def test_sigint_to_the_parent_ends_all(seen):
 def test_the_script_serves_with_4_workers_on_port_8000(seen):
     script = seen.script
     sent = "python workers.py"
+    error, where = seen.script_error
+    require(
+        len(script.reports) > 0 or error is None,
+        "run as a script the file fails instead of serving",
+        sent=sent,
+        expected="4 processes answer on port 8000",
+        got=error,
+        where=where,
+    )
     require(
         len(script.reports) > 0,
         "run as a script the file serves nothing: its last lines have to call main(8000, 4)",
