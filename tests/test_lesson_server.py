@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from course.lessons.parts import NotReady, load_parts
-from course.lessons.server import ServeError, serve
+from course.lessons.server import ServeError, Server, serve
 from course.qwen import TINY
 
 LIMIT_S = 60
@@ -121,6 +121,8 @@ def test_the_reference_answers_ni_hao():
         page = httpx.get(server.url)
         assert page.headers["content-type"].startswith("text/html")
         assert "<textarea" in page.text
+        assert "Application startup complete" in server.logs()
+        assert "Loading weights" not in server.logs()
 
 
 def test_the_learners_own_parts_are_served(work):
@@ -135,6 +137,24 @@ def test_the_learners_own_parts_are_served(work):
     assert "POST /chat" in server.logs()
     assert "href" not in server._repr_html_()
     server.stop()
+
+
+def test_an_unknown_exercise_is_said():
+    with pytest.raises(ServeError, match="There is no exercise 1.7"):
+        serve("1.7")
+
+
+def test_an_interrupted_start_is_one_line_and_leaves_no_server(work, monkeypatch):
+    started = []
+
+    def interrupted(server):
+        started.append(server)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Server, "_wait", interrupted)
+    with pytest.raises(ServeError, match="^Stopped before it answered.$"):
+        serve(1)
+    assert [server.process.poll() is None for server in started] == [False]
 
 
 def test_a_second_serve_replaces_the_first_at_the_same_address(work):
