@@ -23,7 +23,7 @@ import time
 import weakref
 
 from course.grading.http import facts
-from course.grading.mistakes import fail
+from course.grading.mistakes import fail, require
 
 
 def let(answer, room, prompt, steps):
@@ -39,7 +39,8 @@ class ScriptedHandler:
             answers: {prompt: pieces}; the pieces for any other prompt are "re: " and the prompt.
             held: the prompts whose answers make no step that `let` has not allowed.
             fails: {prompt: [how many pieces come first, the error's message]}, and as a third the
-                name of a built-in error if it is to be another than RuntimeError.
+                error's class if it is to be another than RuntimeError: the name of a built-in one,
+                or of an Exception of the model's own.
         """
         self._answers, self._fails = answers or {}, fails or {}
         self._allowed = dict.fromkeys(held, 0)
@@ -96,7 +97,8 @@ class ScriptedHandler:
                 return
             talk["steps"] += 1
             if number == pieces_before:
-                put(getattr(builtins, error)(message))
+                kind = getattr(builtins, error, None) or type(error, (Exception,), {})
+                put(kind(message))
                 return
             if number < len(pieces):
                 put(pieces[number])
@@ -131,6 +133,38 @@ class Model:
     def steps(self):
         """How many steps it has made in all."""
         return sum(talk["steps"] for talk in self.talks())
+
+    def require_asked(self, sent, number, max_new_tokens, temperature):
+        """Requires that the prompt `sent`, the `number`th, has asked the handler once, with
+        stream=True, its own text and these two values."""
+        talks = self.talks()
+        require(
+            len(talks) == number,
+            "each prompt asks the handler once",
+            sent=sent,
+            got=f"{len(talks)} calls of generate for {number} prompts",
+        )
+        talk = talks[-1]
+        require(
+            talk["stream"] is True,
+            "generate is to be called with stream=True: otherwise it gives one piece, at the end",
+            sent=sent,
+            expected="generate(prompt, stream=True, ...)",
+            got=f"stream={talk['stream']}",
+        )
+        for name, expected in (
+            ("prompt", sent["prompt"]),
+            ("max_new_tokens", max_new_tokens),
+            ("temperature", temperature),
+        ):
+            left_out = "" if name in sent else ", which is the value if it is left out"
+            require(
+                talk[name] == expected and type(talk[name]) is not bool,
+                f"`{name}` does not reach the handler as it was asked for",
+                sent=sent,
+                expected=f"{name}={expected!r}{left_out}",
+                got=f"{name}={talk[name]!r}",
+            )
 
     def let(self, prompt, steps=1):
         """Allows the held answers to that prompt so many more steps; all, if None."""

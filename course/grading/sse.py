@@ -107,6 +107,8 @@ class Stream:
             Ended: the server takes no connection.
         """
         self.room, self.what = room, f"POST {path}"
+        data = body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False).encode()
+        self.sent = f"{self.what} {data.decode('utf-8', 'replace') or 'with an empty body'}"
         self.status, self.headers, self.body = None, httpx.Headers(), b""
         self.events: list[Event] = []
         self.broken = ""
@@ -125,7 +127,6 @@ class Stream:
             raise room.broken(f"{self.what}: the server takes no connection any more") from None
         self._socket = self._connection.sock
         self.port = self._socket.getsockname()[1]
-        data = body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False).encode()
         headers = {"content-type": "application/json", **(headers or {})}
         threading.Thread(target=self._run, args=(path, data, headers), daemon=True).start()
 
@@ -176,10 +177,13 @@ class Stream:
         )
         room.turns()
 
+    @property
+    def text(self):
+        """The body as far as it has come."""
+        return self.body.decode("utf-8", "replace")
+
     def __str__(self):
-        if self.status is None:
-            return ""
-        return f"{self.status} {self.body.decode('utf-8', 'replace')}"
+        return "" if self.status is None else f"{self.status} {self.text}"
 
     def _run(self, path, data, headers):
         reader = EventReader()

@@ -349,34 +349,7 @@ def test_what_is_asked_reaches_the_handler(shared_room):
         require(came.get("type") != "error", "a right prompt is refused", sent=frame, got=came)
         while came.get("type") != "done":
             came = next_frame(client, "a prompt has no done", sent=frame)
-        talks = model.talks()
-        require(
-            len(talks) == number,
-            "each prompt asks the handler once",
-            sent=frame,
-            got=f"{len(talks)} calls of generate for {number} prompts",
-        )
-        talk = talks[-1]
-        require(
-            talk["stream"] is True,
-            "generate is to be called with stream=True: otherwise it gives one piece, at the end",
-            sent=frame,
-            expected="generate(prompt, stream=True, ...)",
-            got=f"stream={talk['stream']}",
-        )
-        for name, expected in (
-            ("prompt", frame["prompt"]),
-            ("max_new_tokens", max_new_tokens),
-            ("temperature", temperature),
-        ):
-            left_out = "" if name in frame else ", which is the value if it is left out"
-            require(
-                talk[name] == expected and type(talk[name]) is not bool,
-                f"`{name}` does not reach the handler as it was asked for",
-                sent=frame,
-                expected=f"{name}={expected!r}{left_out}",
-                got=f"{name}={talk[name]!r}",
-            )
+        model.require_asked(frame, number, max_new_tokens, temperature)
 
 
 def test_many_prompts_on_one_connection(shared_room):

@@ -1,4 +1,4 @@
-# caught by: test_any_text_survives | says: does not arrive as it was
+# caught by: test_any_text_survives | says: is lost: in its place comes a later one
 import json
 
 from fastapi import FastAPI, HTTPException

@@ -1,4 +1,4 @@
-# caught by: test_done_says_how_many_pieces_there_were, test_each_piece_is_an_event, test_no_pieces_is_an_answer_too, test_after_an_error_the_next_request_works, test_who_leaves_disturbs_no_other | says: ends without `event: done`
+# caught by: test_done_says_how_many_pieces_there_were | says: ends without `event: done`
 import json
 
 from fastapi import FastAPI, HTTPException

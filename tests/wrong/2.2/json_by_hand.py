@@ -1,4 +1,4 @@
-# caught by: test_any_text_survives, test_an_error_after_the_first_piece_is_an_event | says: make the data with json.dumps
+# caught by: test_any_text_survives, test_an_error_after_the_first_piece_is_an_event | says: json.dumps is one way to write it
 import json
 
 from fastapi import FastAPI, HTTPException

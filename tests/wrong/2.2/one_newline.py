@@ -1,4 +1,4 @@
-# caught by: test_each_piece_is_an_event, test_any_text_survives, test_done_says_how_many_pieces_there_were, test_each_piece_is_sent_as_soon_as_it_is_there, test_an_error_after_the_first_piece_is_an_event, test_after_an_error_the_next_request_works, test_who_leaves_disturbs_no_other | says: each event ends with a blank line
+# caught by: test_each_piece_is_an_event, test_any_text_survives, test_done_says_how_many_pieces_there_were, test_an_error_after_the_first_piece_is_an_event | says: each event ends with a blank line
 import json
 
 from fastapi import FastAPI, HTTPException
