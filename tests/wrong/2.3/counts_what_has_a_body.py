@@ -1,0 +1,28 @@
+# caught by: test_a_body_that_is_not_json_counts | says: a request with an empty body does not count
+import math
+import time
+
+from chat_stream import create_app as create_stream_app
+from fastapi import Response
+from limits import parse
+from limits.storage import storage_from_string
+from limits.strategies import MovingWindowRateLimiter
+
+
+def create_app(handler, *, limit="50/minute", storage_uri="memory://"):
+    app = create_stream_app(handler)
+    item = parse(limit)
+    window = MovingWindowRateLimiter(storage_from_string(storage_uri))
+
+    @app.middleware("http")
+    async def count(request, call_next):
+        client = request.client.host
+        if request.headers.get("content-length") == "0":
+            return await call_next(request)
+        if not window.hit(item, client):
+            left_s = math.ceil(window.get_window_stats(item, client).reset_time - time.time())
+            wait_s = min(max(1, left_s), item.get_expiry())
+            return Response("later", 429, {"Retry-After": str(wait_s)})
+        return await call_next(request)
+
+    return app
