@@ -8,8 +8,9 @@ from course.grading.environment import CACHED_NAME
 from course.grading.mistakes import fail, require
 from course.qwen import TINY
 
-OTHER = "models/other"
-"""A second checkpoint in the room's working folder: other sizes, float32, one other token."""
+OTHER = f"models/{TINY.name}"
+"""A second checkpoint in the room's working folder: the same last name, but other sizes, float32,
+and one other token."""
 
 MISSING = [
     "no-such-model",
@@ -140,8 +141,6 @@ def difference(model, folder):
 def read_tokenizer(answer, room):
     from transformers import AutoTokenizer
 
-    _, tokenizer, seen = loaded(answer, room, make_other())
-
     def read(it):
         texts = ["你好, what is a token?", "<|other|>", "<|im_start|>"]
         messages = [{"role": "user", "content": "Hi"}]
@@ -149,9 +148,13 @@ def read_tokenizer(answer, room):
         rendered = it.apply_chat_template(messages, tokenize=False)
         return {**found, "tokenizer.apply_chat_template(...)": rendered}
 
-    seen["read"] = room.outcome(read, tokenizer)
-    seen["expected"] = read(AutoTokenizer.from_pretrained(OTHER))
-    return seen
+    found = []
+    for folder in (str(TINY), make_other()):
+        _, tokenizer, seen = loaded(answer, room, folder)
+        seen["read"] = room.outcome(read, tokenizer)
+        seen["expected"] = read(AutoTokenizer.from_pretrained(folder))
+        found.append(seen)
+    return found
 
 
 def read_mode(answer, room):
@@ -249,24 +252,27 @@ def test_each_call_loads_the_weights_it_is_asked_for(room):
 
 
 def test_the_tokenizer_is_from_the_same_place(room):
-    seen = room.play(read_tokenizer)
-    if "raised" in seen:
-        require_loaded(seen, AT_OTHER)
-    read = seen["read"].get("value")
-    require(
-        isinstance(read, dict),
-        "load_chat_model did not return a tokenizer that can be used",
-        expected="(model, tokenizer)",
-        got=f"({', '.join(seen['returned'])})",
-    )
-    for call, expected in seen["expected"].items():
+    names = [str(TINY), AT_OTHER]
+    for name, seen in zip(names, room.play(read_tokenizer), strict=True):
+        if "raised" in seen:
+            require_loaded(seen, name)
+        read = seen["read"].get("value")
         require(
-            read[call] == expected,
-            "the tokenizer is not the one in the model's folder",
-            sent=f"{sent(AT_OTHER)}, a folder with its own tokenizer; then {call}",
-            expected=expected,
-            got=read[call],
+            isinstance(read, dict),
+            "load_chat_model did not return a tokenizer that can be used",
+            sent=sent(name),
+            expected="(model, tokenizer)",
+            got=f"({', '.join(seen['returned'])})",
         )
+        calls = "; then ".join(map(sent, names[: names.index(name) + 1]))
+        for call, expected in seen["expected"].items():
+            require(
+                read[call] == expected,
+                "the tokenizer is not the one in the model's folder",
+                sent=f"{calls}; its {call}",
+                expected=expected,
+                got=read[call],
+            )
 
 
 def test_the_model_is_in_eval_mode(room):
@@ -356,7 +362,7 @@ def test_a_path_is_never_looked_up_at_the_hub(room):
     for name, seen in zip(names, room.play(try_nothing, names=names), strict=True):
         require(
             "raised" in seen,
-            "a path that does not exist was taken for a hub name",
+            "load_chat_model returned something for a missing folder: a path is never a hub name",
             sent=f"{sent(name)}; the hub has a {CACHED_NAME}",
             expected="FileNotFoundError",
             got=f"({', '.join(seen['returned'])})",

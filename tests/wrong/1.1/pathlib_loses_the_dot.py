@@ -1,4 +1,4 @@
-# caught by: test_a_path_is_never_looked_up_at_the_hub | says: was taken for a hub name
+# caught by: test_a_path_is_never_looked_up_at_the_hub | says: a path is never a hub name
 from pathlib import Path
 
 import torch
