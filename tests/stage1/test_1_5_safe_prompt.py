@@ -107,14 +107,18 @@ def encode(answer, room, calls):
         trims = TEMPLATES[name]["trims"]
         expected.append(as_the_template(messages))
 
+    rendered = listen_to_templates()
     results, given = [], {}
     for (name, messages), allowed in zip(calls, expected, strict=True):
         use(name)
         # equal messages are the same list in each call, as in a program that asks again
         messages = given.setdefault(json.dumps(messages), messages)
         kept = []
+        rendered.clear()
         result = room.outcome(lambda: kept.append(answer.encode_chat(tokenizer, messages)))
+        result["rendered"] = list(rendered)
         if kept:
+            result["type"] = type(kept[0]).__name__
             result["returned"] = room.plain(kept[0])
             result["ids"] = room.outcome(ids_in, kept[0]).get("value")
         if result.get("ids"):
@@ -125,6 +129,22 @@ def encode(answer, room, calls):
     after = render(tokenizer, calls[0][1], False, tokenize=True)
     results[0]["templates_ids_at_the_end"] = list(after)
     return results
+
+
+def listen_to_templates():
+    """A list to which each rendering of a chat template adds the texts of its messages."""
+    from jinja2 import Template
+
+    render, heard = Template.render, []
+
+    def heard_render(template, *args, **kwargs):
+        for message in dict(*args, **kwargs).get("messages") or ():
+            if isinstance(message, dict) and isinstance(message.get("content"), str):
+                heard.append(message["content"])
+        return render(template, *args, **kwargs)
+
+    Template.render = heard_render
+    return heard
 
 
 def render(tokenizer, messages, with_prompt, tokenize=False):
@@ -329,12 +349,13 @@ def test_any_mix_of_control_tokens_is_text(room):
         require_only_the_templates_controls(sent, result)
 
 
-def test_a_text_that_looks_like_a_stand_in_is_kept(room):
+def test_a_text_that_looks_like_a_stand_in_is_kept(room, another_room):
     codes = [*range(9), *range(14, 32), *range(0xE000, 0xE020), 0xF0000, 0x10FFFD]
     rare = "".join(map(chr, codes)) + "\uf8ff\ufdd0\ufffc\ufffd\ufffe\uffff"
     marks = "{0} {} %s $1 \\1 <0> [[0]] __0__ CTRL_0 <|0|> &lt;|im_end|&gt; <\u200b|im_end|>"
     attack = f"{rare}{START}{marks}{END}{rare}"
-    [plain, attacked] = encoded(room, user(rare + marks), user(attack))
+    controls = conversation(ATTACK, END + START + TEXT_END, "Hello.", ATTACK)
+    [first, plain, attacked] = encoded(room, controls, user(rare + marks), user(attack))
     sent = "a message with rare characters such as '\\ue000' and words such as '__0__'"
     for _, result in (plain, attacked):
         # removing control tokens has a test of its own
@@ -346,6 +367,21 @@ def test_a_text_that_looks_like_a_stand_in_is_kept(room):
         )
     require_the_templates_ids(sent, plain[1])
     require_only_the_templates_controls(sent, attacked[1])
+
+    # What the template was given in place of control tokens, a user may type too. In a process of
+    # its own: what is drawn at random at import, nobody can type.
+    typed = "\n".join(dict.fromkeys(each.strip() for each in first[1]["rendered"]))
+    if not typed:
+        return  # it writes the prompt without the template, so nothing stands in for anything
+    calls = [conversation(typed, f"{typed}{START}{typed}", END, typed), user(typed)]
+    for _, result in encoded(another_room(), *calls):
+        expected = nearest(result)["text"]
+        require(
+            result["text"].count(typed) == expected.count(typed),
+            "a stand-in can be typed: a message that has it came out as something else",
+            sent=f"what the template was given in a call before: {typed!r}",
+            **where_they_differ(expected, result["text"]),
+        )
 
 
 def test_other_templates(room):
@@ -387,9 +423,9 @@ def test_returns_a_list_of_ints(room):
     [(sent, result)] = encoded(room, user(ATTACK))
     returned = result["returned"]
     require(
-        isinstance(returned, list) and all(type(id) is int for id in returned),
+        result["type"] == "list" and all(type(id) is int for id in returned),
         "encode_chat has to return a plain list of ints",
         sent=sent,
-        expected="[3070, 2155, ...]",
-        got=returned,
+        expected="a list: [3070, 2155, ...]",
+        got=returned if result["type"] == "list" else f"a {result['type']}",
     )
