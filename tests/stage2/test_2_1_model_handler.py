@@ -19,6 +19,9 @@ MOST_AFTER = 2
 """Steps that the model may make after its reader has left, not counting the one in progress."""
 COUNTING = "one two three four five six"
 LONG = " ".join([COUNTING] * 12)
+MIXED = "answers at once mix: something of one answer is kept where all share it (in self?)"
+WAITS = "leaving waits for the model: it came to no end while the model was held"
+GONE = "the reader is gone at once, and the model stops a step later"
 OTHER_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}[system] You are a helpful assistant.\n{% endif %}"
     "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n"
@@ -50,7 +53,8 @@ class Readers:
             settings = model.generation_config  # they sample, as those of most chat models do
             settings.do_sample, settings.temperature, settings.top_p = True, 0.7, 0.8
             settings.top_k = 20
-            self.handler = answer.ModelHandler(model, tokenizer)
+            with self.room.probe.unwatched():  # it may warm the model up
+                self.handler = answer.ModelHandler(model, tokenizer)
             ready.set()
             await asyncio.Event().wait()
 
@@ -64,7 +68,8 @@ class Readers:
         """Has a reader ask: {"prompt", "options", "stops_after": after how many pieces it reads no
         more and waits to be sent away}. Returns its number."""
         number = len(self.notes)
-        note = {"ask": ask, "asked": False, "pieces": [], "end": None, "left": False}
+        note = {"ask": ask, "asked": False, "pieces": [], "end": None}
+        note |= {"closing": False, "left": False}
         self.notes.append(note)
         self.loop.call_soon_threadsafe(self._begin, number, note)
         return number
@@ -77,7 +82,7 @@ class Readers:
 
     def _ended(self, number, note, task):
         del self.tasks[number]  # an ended task keeps its traceback's frames, and what is in them
-        note["end"] = note["end"] or "cancelled"
+        note["end"] = note["end"] or "CancelledError"
         note["left"] = True
         if not task.cancelled() and task.exception():
             self.error = task.exception()
@@ -107,6 +112,7 @@ class Readers:
                 note["pieces"].append(self.room.plain(piece))
             await leave.wait()
             if hasattr(thing, "aclose"):
+                note["closing"] = True
                 await thing.aclose()
             note["end"] = "closed"
         finally:
@@ -167,7 +173,8 @@ def until(answer, room, what, number, value, limit_s):
     note = None if number is None else readers.notes[number]
 
     def held():
-        return readers.steps(number) >= value and probe.report()["held"] > 0
+        # at its first step a prompt that comes in parts does not yet say whose it is
+        return (value == 1 or readers.steps(number) >= value) and probe.report()["held"] > 0
 
     holds = {
         "all asked": lambda: all(each["asked"] for each in readers.notes),
@@ -380,7 +387,8 @@ def require_end(reader, text="", mistake="the answer is not complete", **facts):
     if isinstance(end, dict):
         said = f"generate raises {end['raised'][0]}: {end['message']}".rstrip(": ")
         fail(said, sent=call, where=end["where"])
-    complete = end == "end" and plain_end(_joined(reader["pieces"])).endswith(text)
+    said = plain_end(_joined(reader["pieces"]))
+    complete = end == "end" and _solid(said).endswith(_solid(text))
     facts = {"sent": call, "expected": repr(text), "got": shown(reader), **facts}
     require(complete, mistake, **facts)
 
@@ -539,14 +547,16 @@ def test_a_cut_character_is_left_out(shared_room):
             call = ask(f"Say it cut to {count}, {stream}", stream=stream, max_new_tokens=count)
             said = talk.answer(call)["said"]
             facts = {"sent": as_call(call), "expected": repr(expected), "got": repr(said)}
+            mistake = "a character that max_new_tokens cuts in two comes out broken: leave it out"
+            if said.startswith("\ufffd"):
+                mistake = "what is left of one answer's cut character comes out in the next answer"
+            require("\ufffd" not in said, mistake, **facts)
+            require(expected in said, "whole characters before the cut one are lost", **facts)
+            # one who counts otherwise has more of the text: that is another test's concern
+            texts = [cut.rstrip("\ufffd") for cut in so_far[count:]]
             require(
-                "\ufffd" not in said,
-                "a character that max_new_tokens cuts in two comes out broken: leave it out",
-                **facts,
-            )
-            require(
-                plain_end(said).endswith(expected.rstrip()),
-                "whole characters before the cut one are lost",
+                any(plain_end(said).endswith(text) for text in texts),
+                "something comes out in the place of the cut character: leave it out",
                 **facts,
             )
 
@@ -609,24 +619,35 @@ def test_temperature_0_is_greedy(shared_room):
 
 def test_a_temperature_above_0_samples_at_it(shared_room):
     talk = shared(shared_room)
-    first, *others = shared_room.play(plain_words)
+    first, second, *others = shared_room.play(plain_words)
+    rest = {other: 0.0 for other in others}
     # at temperature 10 nine of ten tokens are others than the first, at 1 one of a hundred
-    shared_room.probe.logits({first: 8.0, **{other: 0.0 for other in others}}, "Draw")
+    shared_room.probe.logits({first: 8.0, second: 0.0, **rest}, "Draw hot")
+    # at 0.2 nearly half are the second and one of a thousand is another, at 1 more than half are
+    shared_room.probe.logits({first: 1.9, second: 1.85, **rest}, "Draw cool")
     asks = [
         ask("Draw hot", stream=True, max_new_tokens=21, temperature=10.0),
         ask("Draw hot at once", max_new_tokens=21, temperature=10.0),
-        ask("Draw cold", stream=True, max_new_tokens=9, temperature=0.1),
+        ask("Draw cool", stream=True, max_new_tokens=33, temperature=0.2),
     ]
-    for number, call in enumerate(asks):
-        ids = talk.answer(call)["new_ids"]
-        rare = sum(id != first for id in ids)
-        hot = number < 2
+    drawn = [talk.answer(call)["new_ids"] for call in asks]
+    for call, ids in zip(asks, drawn, strict=True):
+        seconds, unlikely = ids.count(second), sum(id in others for id in ids)
+        if call["options"]["temperature"] > 1:
+            right, expected = unlikely >= 6, "about 17 are unlikely ones"
+            got = f"{unlikely} are"
+        else:
+            right = seconds > 0 and unlikely <= 3
+            expected = "about 14 are the second likeliest, and hardly any are unlikelier"
+            got = f"{seconds} are the second likeliest, {unlikely} unlikelier"
         require(
-            rare >= 9 if hot else rare == 0,
-            "the temperature is not used: the tokens have to be drawn at it (do_sample=True)",
+            right,
+            "the tokens are not drawn at the temperature that was asked for"
+            if any(id != first for ids in drawn for id in ids)
+            else "the temperature is not used: the tokens have to be drawn at it (do_sample=True)",
             sent=as_call(call),
-            expected=f"{'about 18' if hot else 'none'} of {len(ids)} tokens are unlikely ones",
-            got=f"{rare} of {len(ids)} were",
+            expected=f"of {len(ids)} tokens {expected}",
+            got=got,
         )
 
 
@@ -697,7 +718,10 @@ def test_the_event_loop_never_waits_for_the_model(room):
         numbers = talk.begin(*asks)
         for step in (1, 4):
             room.probe.hold(step)
-            talk.until_held(numbers[0], step)
+            if len(asks) == 1:
+                talk.until_held(numbers[0], step)
+            else:  # how two get on together is another test's concern
+                talk.until("held", numbers[0], step, talk.brief_s)
             if not talk.turns():
                 first = " in its first step" if step == 1 else ""
                 talk.blocked(as_call(asks[-1]), f"the model was held{first}")
@@ -753,10 +777,20 @@ def test_a_reader_who_closes_stops_the_model(room):
     room.probe.hold(6)
     [number] = talk.begin({**ask("Count far", stream=True), "stops_after": 2})
     step = max(6, talk.until_two_pieces(number))
-    talk.close(number)
+    left = talk.close(number)
     room.probe.release()
     next_one_comes(talk, "Then count")
-    stopped(talk, number, step, f"aclose() after two pieces, when the model was at step {step}")
+    how = f"aclose() after two pieces, when the model was at step {step}"
+    reader = talk.look(number)
+    end = reader["end"]
+    if left and reader["closing"] and end != "closed":
+        error = f"{end['raised'][0]}: {end['message']}" if isinstance(end, dict) else end
+        fail(
+            f"aclose() raises {error}".rstrip(": "),
+            sent=f"{as_call(reader['ask'])}, then {how}",
+            expected="the answer ends there: no error, and no further `yield`",
+        )
+    stopped(talk, number, step, how, left)
 
 
 def next_one_comes(talk, prompt):
@@ -765,8 +799,9 @@ def next_one_comes(talk, prompt):
     talk.finish(number, "after a reader has left, the next answer does not come")
 
 
-def stopped(talk, number, step, how):
-    """Requires that the model has made no more than two steps after that one."""
+def stopped(talk, number, step, how, left):
+    """Requires that the model has made no more than two steps after that one. `left`: whether the
+    reader was gone before the model went on."""
     reader = talk.look(number)
     if reader["steps"] - step <= MOST_AFTER:
         return
@@ -775,9 +810,12 @@ def stopped(talk, number, step, how):
         seen = reader["steps"]
         time.sleep(0.1)
         reader = talk.look(number)
+    sent, steps = f"{as_call(reader['ask'])}, then {how}", reader["steps"] - step
+    if not left:
+        fail(WAITS, sent=sent, expected=GONE, got=f"{steps} more steps before the reader was gone")
     fail(
-        f"the model worked on for {reader['steps'] - step} steps after its reader had left",
-        sent=f"{as_call(reader['ask'])}, then {how}",
+        f"the model worked on for {steps} steps after its reader had left",
+        sent=sent,
         expected=f"at most {MOST_AFTER} steps more than the one in progress",
     )
 
@@ -785,14 +823,19 @@ def stopped(talk, number, step, how):
 def test_a_cancelled_reader_stops_the_model(room):
     talk = Talk(room)
     room.probe.say(LONG)
-    for name, stream in (("streaming", True), ("at once", False)):
-        room.probe.hold(4)
-        [number] = talk.begin(ask(f"Count {name}", stream=stream))
-        talk.until_held(number, 4)
-        talk.cancel(number)
+    # four steps on end: who looks for a leaver at every fourth token only is late at one of them
+    cases = [(f"Count {step}", step, True) for step in (4, 5, 6, 7)] + [("Count at once", 4, False)]
+    for prompt, step, stream in cases:
+        room.probe.hold(step)
+        [number] = talk.begin(ask(prompt, stream=stream))
+        talk.until_held(number, step)
+        left = talk.cancel(number)
         room.probe.release()
-        next_one_comes(talk, f"After {name}")
-        stopped(talk, number, 4, "cancellation while it waited, when the model was at step 4")
+        next_one_comes(talk, f"After step {step}, {stream}")
+        how = f"cancellation while it waited, when the model was at step {step}"
+        stopped(talk, number, step, how, left)
+        if not left:
+            break  # leaving waits for the model: another test decides about that
 
 
 def test_a_reader_who_leaves_the_queue_stops_the_model(room):
@@ -804,13 +847,13 @@ def test_a_reader_who_leaves_the_queue_stops_the_model(room):
     talk.until_held(first, 1)
     queued = talk.begin(ask("Wait streaming", stream=True), ask("Wait for it all"))
     wait_in_the_handler(talk)
-    for number in queued:
-        talk.cancel(number)
+    left = [talk.cancel(number) for number in queued]
     room.probe.release()
     talk.until("ended", first, None, talk.brief_s)
     next_one_comes(talk, "Be last")
-    for number in queued:
-        stopped(talk, number, 1, "cancellation while another answer was being made")
+    how = "cancellation while another answer was being made"
+    for number, gone in zip(queued, left, strict=True):
+        stopped(talk, number, 1, how, gone)
 
 
 def wait_in_the_handler(talk):
@@ -835,32 +878,31 @@ def test_leaving_does_not_wait_for_the_model(room):
             sent = f"{as_call(call)}, then {'aclose()' if how == 'close' else 'cancellation'}"
             if not talk.turns():
                 talk.blocked(sent)
-            raise room.hung(
-                "leaving waits for the model: it came to no end while the model was held",
-                sent=sent,
-                expected="the reader is gone at once, and the model stops a step later",
-            )
+            raise room.hung(WAITS, sent=sent, expected=GONE)
         room.probe.release()
 
 
 def test_answers_at_once_do_not_mix(room):
-    talk = Talk(room)
-    texts = {name: f"{name} {name} {name}" for name in ("red", "green", "blue", "white", "black")}
-    for name, text in texts.items():
-        room.probe.say(text, f"Say {name}")
+    asks = []
+    for number, name in enumerate(("red", "green", "blue", "white", "black")):
+        # its first tokens are bytes of a character: whose they are, what decodes them has to know
+        room.probe.say(f"龘 {name}", f"Say {name}")
+        asks.append(ask(f"Say {name}", stream=number % 2 == 0))
+    alone, talk = Talk(room), Talk(room)
+    texts = [_joined(alone.finish(alone.begin(call)[0])["pieces"]) for call in asks]
     room.probe.hold(1)
-    numbers = talk.begin(
-        *[ask(f"Say {name}", stream=number % 2 == 0) for number, name in enumerate(texts)]
-    )
+    numbers = talk.begin(*asks)
     wait_in_the_handler(talk)
-    room.probe.hold(3)
-    talk.room.play(loop_turns, limit_s=talk.brief_s)
+    for step in (2, 3):
+        room.probe.hold(step)
+        talk.room.play(loop_turns, limit_s=talk.brief_s)
     room.probe.release()
-    mistake = "answers at once mix: something of one answer is kept where all share it (in self?)"
-    for number, text in zip(numbers, texts.values(), strict=True):
-        reader = talk.finish(number, mistake)
+    for number, text in zip(numbers, texts, strict=True):
+        reader = talk.finish(number, MIXED)
         sent = f"{as_call(reader['ask'])}, and {len(texts) - 1} others at once"
-        require_end(reader, text, mistake, sent=sent)
+        require_end(reader, "", MIXED, sent=sent)
+        came, expected = _joined(reader["pieces"]), f"{text!r}, as it came when asked alone"
+        require(came == text, MIXED, sent=sent, expected=expected, got=shown(reader))
 
 
 def test_one_leaver_stops_only_its_own(room):
@@ -868,14 +910,16 @@ def test_one_leaver_stops_only_its_own(room):
     room.probe.say(COUNTING)
     room.probe.hold(3)
     numbers = talk.begin(*[ask(f"Count {number}", stream=number < 3) for number in range(4)])
-    talk.until_held(numbers[0], 3)
+    talk.until("held", numbers[0], 3, talk.brief_s)
     wait_in_the_handler(talk)
     for number in (numbers[0], numbers[2]):
         talk.cancel(number)
     room.probe.release()
     mistake = "when one reader leaves, another one's answer stops too"
     for number in (numbers[1], numbers[3]):
-        require_end(talk.finish(number, mistake), COUNTING, mistake)
+        reader = talk.finish(number, mistake)
+        stops = _solid(COUNTING).startswith(_solid(_joined(reader["pieces"])))
+        require_end(reader, COUNTING, mistake if stops else MIXED)
 
 
 def test_64_streams_at_once_all_finish(room):
