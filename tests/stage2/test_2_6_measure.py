@@ -7,6 +7,7 @@ for only where all usual definitions of one agree.
 import asyncio
 import dataclasses
 import inspect
+import itertools
 import json
 import math
 import random
@@ -103,18 +104,22 @@ def whole(at=1.0, count=2, until=2.0):
 
 
 def measured(room, *scripts, scene=measuring, **arguments):
-    """What measure returns if its requests are answered so: .values, and .seconds by the clock."""
+    """What measure returns if its requests are answered so: .values, .seconds by the clock, and
+    how many requests came .too_many."""
     clients = arguments.setdefault("clients", len(scripts))
     with Lockstep(room, scene, **arguments) as lockstep:
         lockstep.perform(*scripts)
-        # requests too many are another test's to judge
-        for _ in range(20):
-            if not lockstep.perform(scripts[-1], patience_s=0.0):
-                break
+        too_many = 0
+        while too_many < 20 and lockstep.perform(scripts[-1], patience_s=0.0):
+            too_many += 1
         result = _result(lockstep)
     seconds = lockstep.now - START
     return types.SimpleNamespace(
-        **result, seconds=seconds, sent=f"measure(..., clients={clients})"
+        **result,
+        clients=clients,
+        seconds=seconds,
+        too_many=too_many,
+        sent=f"measure(..., clients={clients})",
     )
 
 
@@ -180,6 +185,13 @@ def test_returns_a_measurement(shared_room):
         seen.type == "Measurement" and seen.fields is not None,
         "measure has to return a Measurement, which is a dataclass",
         got=seen.type + (" (no dataclass)" if seen.fields is None else ""),
+    )
+    require(
+        seen.too_many == 0,
+        "there is a request too many: each client sends one, and none comes before them",
+        sent=seen.sent,
+        expected="1 request",
+        got=f"{1 + seen.too_many} requests",
     )
     missing = [name for name in FIELDS if name not in seen.fields]
     require(not missing, f"Measurement lacks {', '.join(missing)}", got=", ".join(seen.fields))
@@ -316,7 +328,7 @@ def test_requests_do_not_mix(shared_room):
 
 def test_percentiles_of_inter_token_latency(shared_room):
     # the places around 50 % and 95 %, where definitions differ, have the same value
-    gaps = [1.0] * 24 + [2.0] * 13 + [3.0] * 2 + [50.0]
+    gaps = [0.5] * 13 + [1.0] * 13 + [2.0] * 11 + [3.0] * 2 + [50.0]
     random.Random(0).shuffle(gaps)
     script = {0.0: STREAM, 1.0: chunk(token("first"))}
     at = 1.0
@@ -325,10 +337,17 @@ def test_percentiles_of_inter_token_latency(shared_room):
         script[at] = chunk(token("next"))
     script[at] += chunk(done(1 + len(gaps))) + END
     seen = measured(shared_room, script)
-    seen.sent = "between 41 tokens: 24 x 1 s, 13 x 2 s, 2 x 3 s, 1 x 50 s, in any order"
-    mean = sum(gaps) / len(gaps)
-    is_mean = [(mean, "p50 is the median: the mean follows one slow token, which nobody else saw")]
-    compare(seen, "itl_p50_s", 1.0, "p50 is the median of all intervals", is_mean)
+    seen.sent = (
+        "between 41 tokens: 13 x 0.5 s, 13 x 1 s, 11 x 2 s, 2 x 3 s, 1 x 50 s, in any order"
+    )
+    known = [
+        (
+            sum(gaps) / len(gaps),
+            "p50 is the median: the mean follows one slow token, which nobody else saw",
+        ),
+        (0.5, "p50 is the median: half of all intervals are below it, not fewer"),
+    ]
+    compare(seen, "itl_p50_s", 1.0, "p50 is the median of all intervals", known)
     compare(
         seen,
         "itl_p95_s",
@@ -339,31 +358,39 @@ def test_percentiles_of_inter_token_latency(shared_room):
 
 
 def test_percentiles_of_time_to_first_token(shared_room):
-    waits = [1.0] * 11 + [2.0] * 7 + [3.0] * 2
+    waits = [0.5] * 6 + [1.0] * 7 + [2.0] * 5 + [3.0] * 2
     seen = measured(shared_room, *(whole(at, 2, 4.0) for at in waits))
-    seen.sent = "20 requests with a first token after 1 s (11), 2 s (7), 3 s (2)"
-    is_mean = [(sum(waits) / len(waits), "p50 is the median, not the mean")]
-    compare(seen, "ttft_p50_s", 1.0, "p50 is the median of all requests", is_mean)
+    seen.sent = "20 requests with a first token after 0.5 s (6), 1 s (7), 2 s (5), 3 s (2)"
+    known = [
+        (sum(waits) / len(waits), "p50 is the median, not the mean"),
+        (0.5, "p50 is the median: half of the requests are below it, not fewer"),
+    ]
+    compare(seen, "ttft_p50_s", 1.0, "p50 is the median of all requests", known)
     compare(seen, "ttft_p95_s", 3.0, "p95 is the value that 95 % of the requests do not exceed")
 
 
 def test_a_piece_from_the_network_is_no_event(shared_room):
-    split = token("你好") + token("。")
-    middle = split.index("好".encode()) + 1
+    rest = token("你好") + token("。") + done(5)
+    cuts = [
+        2,  # in `data:`
+        9,
+        rest.index("好".encode()) + 1,
+        rest.index(b"event:") - 1,
+        rest.index(b"event:") + 3,
+        len(rest) - 5,
+    ]
+    times = [2.0, 3.0, 4.0, 7.0, 8.0, 9.0, 11.0]
+    pieces = [rest[at:until] for at, until in itertools.pairwise([0, *cuts, len(rest)])]
     seen = measured(
         shared_room,
-        {
-            1.0: STREAM + chunk(token("a"), token("b"), token("c")),
-            2.0: chunk(split[:9]),
-            3.0: chunk(split[9:middle]),
-            4.0: chunk(split[middle:-1]),
-            5.0: chunk(split[-1:], done(5)[:20]),
-            10.0: chunk(done(5)[20:]) + END,
-        },
+        {1.0: STREAM + chunk(token("a"), token("b"), token("c"))}
+        | {at: chunk(piece) for at, piece in zip(times[:-1], pieces[:-1], strict=True)}
+        | {times[-1]: chunk(pieces[-1]) + END},
     )
-    seen.sent = "3 events in one piece, 2 more in four pieces, one of which ends in the middle of 好"
-    _went_well(seen)
-    _rate(seen, 5, "a piece of bytes is no event: it can hold several, or a part of one")
+    seen.sent = "3 events in one piece; 2 more and done in 7, cut in `data:`, in 好, in `event:`"
+    mistake = "a piece of bytes is no event: it can hold several, or a part of one"
+    compare(seen, "errors", 0, mistake)
+    _counted(seen, 5, mistake)
 
 
 def test_what_is_a_token_event(shared_room):
@@ -377,44 +404,64 @@ def test_what_is_a_token_event(shared_room):
         },
     )
     seen.sent = "5 token events, some with CRLF, one with the text [DONE]; comments; done"
-    _went_well(seen)
-    _rate(seen, 5, "each event without a name is a token; comments, `done` and texts inside are none")
+    compare(seen, "errors", 0, "a request that went well is counted as an error")
+    _counted(
+        seen, 5, "each event without a name is a token; comments, `done` and texts inside are none"
+    )
 
 
 def test_tokens_per_s_is_of_the_whole_run(shared_room):
-    seen = measured(shared_room, whole(1.0, 2, 4.0), whole(1.0, 4, 8.0), whole(1.0, 6, 10.0))
-    seen.sent = "3 requests: 2 tokens in 4 s, 4 in 8 s, 6 in 10 s"
-    each = [2 / 4, 4 / 8, 6 / 10]
-    _rate(
-        seen,
-        12,
-        "tokens per second are all token events, divided by the time of the whole run",
-        [
-            (sum(each), "the rates of the requests do not add up: some end before others"),
-            (sum(each) / 3, "that is the rate of one request; the server's is of all of them"),
-            (12 / 22, "the requests ran at once: their times do not add up"),
-        ],
+    # (token events, seconds to the last one, seconds to `done`)
+    runs = [(2, 300.0, 400.0), (4, 600.0, 700.0), (6, 900.0, 1100.0)]
+    seen = measured(
+        shared_room,
+        *(
+            {0.0: STREAM, 100.0: chunk(token("first")), last: chunk(tokens(count - 1))}
+            | {end: chunk(done(count)) + END}
+            for count, last, end in runs
+        ),
     )
+    seen.sent = "3 requests: 2 tokens in 400 s, 4 in 700 s, 6 in 1100 s"
+    adds_up = "the rates of the requests do not add up: some end before others"
+    one_rate = "that is the rate of one request; the server's is of all of them"
+    known = [(15 / seen.seconds, "`done` is no token"), (12 / seen.seconds / 3, one_rate)]
+    for rates in ([n / end for n, _, end in runs], [n / last for n, last, _ in runs]):
+        known += [(sum(rates), adds_up), (sum(rates) / 3, one_rate)]
+    known += [
+        (12 / (400 + 700 + 1100), "the requests ran at once: their times do not add up"),
+        (12 / 900, "the run ends when the last answer has ended, with its `done`"),
+        (12 / 800, "the run begins when the requests are sent, and ends with the last `done`"),
+        (3 * MOST / seen.seconds, "the token events that came are counted, not max_new_tokens"),
+    ]
+    expected, got = 12 / seen.seconds, seen.values["tokens_per_s"]
+    mistake = "tokens per second are all token events, divided by the time of the whole run"
+    if type(got) is float and got > 20 * expected:
+        mistake = "the time of the whole run is not read from `clock`"
+    compare(seen, "tokens_per_s", expected, mistake, known)
 
 
-def _went_well(seen):
-    compare(seen, "errors", 0, "a request that went well is counted as an error")
-
-
-def _rate(seen, count, mistake, known=()):
-    known = [*known, ((count + 1) / seen.seconds, "`done` is no token")]
-    compare(seen, "tokens_per_s", count / seen.seconds, mistake, known)
+def _counted(seen, count, mistake):
+    """Requires so many token events; what their number is divided by has a test of its own."""
+    got = seen.values["tokens_per_s"]
+    if type(got) not in (int, float):
+        return
+    counted = got * seen.seconds
+    if counted < 4 * count and math.isclose(counted, round(counted), abs_tol=1e-6):
+        done_is_none = [((count + 1) / seen.seconds, "`done` is no token")]
+        compare(seen, "tokens_per_s", count / seen.seconds, mistake, done_is_none)
 
 
 def test_another_status_is_an_error(shared_room):
+    stream = head(404, "text/event-stream", transfer_encoding="chunked")
     seen = _with_failures(
         shared_room,
         whole(),
+        {0.5: response(503, "Service Unavailable", "text/plain")},
         {LATE: response(429, '{"error": "Rate limit exceeded"}', retry_after=30)},
-        {LATE: response(500, "Internal Server Error", "text/plain")},
+        {LATE: stream + chunk(tokens(2), done(2)) + END},
     )
-    seen.sent = f"3 requests: one goes well, two get a 429 and a 500 after {LATE:.0f} s"
-    compare(seen, "errors", 2, "an answer with another status than 200 is an error")
+    seen.sent = f"4 requests: one goes well, one gets a 503 before; 429 and 404 after {LATE:.0f} s"
+    _failed(seen, 3, "an answer with another status than 200 is an error")
     _not_late(seen)
 
 
@@ -423,7 +470,7 @@ def test_an_error_event_is_an_error(shared_room):
     fails = LATE_TOKENS | {3 * LATE: chunk(error) + END}
     seen = _with_failures(shared_room, whole(), fails, whole())
     seen.sent = f"3 requests: two go well, one gets a token after {LATE:.0f} s, then event: error"
-    compare(seen, "errors", 1, "an answer with an `error` event is an error")
+    _failed(seen, 1, "an answer with an `error` event is an error")
     _not_late(seen)
 
 
@@ -437,9 +484,8 @@ def test_a_cut_answer_is_an_error(shared_room):
         LATE_TOKENS | {3 * LATE: RESET},
     )
     seen.sent = "5 requests: two go well, one ends after two tokens without `done`, two break off"
-    compare(
+    _failed(
         seen,
-        "errors",
         3,
         "an answer that breaks off is an error",
         [(2, "an answer that ends without its `done` event is an error: tokens are missing")],
@@ -455,8 +501,31 @@ def test_no_server_is_an_error(shared_room):
             raise _ended_by_one(raised) from None
     if "not_awaitable" in result:
         fail("measure has to be a coroutine function: async def measure(...)")
-    seen = types.SimpleNamespace(**result, sent="measure(..., clients=3) where no server listens")
-    compare(seen, "errors", 3, "a request that finds no server is an error")
+    seen = types.SimpleNamespace(
+        **result, clients=3, too_many=0, sent="measure(..., clients=3) where no server listens"
+    )
+    _failed(seen, 3, "a request that finds no server is an error")
+
+
+def _failed(seen, errors, mistake, known=()):
+    """Requires so many errors among all requests, each of which was sent once."""
+    require(
+        seen.too_many == 0,
+        "a request that fails is not sent again: it is an error, and each client sends one",
+        sent=seen.sent,
+        expected=f"{seen.clients} requests",
+        got=f"{seen.clients + seen.too_many} requests",
+    )
+    all_failed = "one failed request ends the others too: the error is to be caught in each of them"
+    if errors < seen.clients:
+        known = [*known, (seen.clients, all_failed)]
+    compare(seen, "errors", errors, mistake, known)
+    compare(
+        seen, "requests", seen.clients, "`requests` are all that were sent, also those that failed"
+    )
+    compare(
+        seen, "clients", seen.clients, "`clients` is what measure was given, whoever of them failed"
+    )
 
 
 def _with_failures(room, *scripts):

@@ -1,4 +1,4 @@
-# caught by: test_ttft_is_from_sending_to_the_first_token, test_itl_is_between_token_events, test_requests_do_not_mix, test_percentiles_of_inter_token_latency, test_percentiles_of_time_to_first_token, test_a_piece_from_the_network_is_no_event, test_what_is_a_token_event, test_tokens_per_s_is_of_the_whole_run | says: not read from `clock`
+# caught by: test_ttft_is_from_sending_to_the_first_token, test_itl_is_between_token_events, test_requests_do_not_mix, test_percentiles_of_inter_token_latency, test_percentiles_of_time_to_first_token, test_tokens_per_s_is_of_the_whole_run | says: not read from `clock`
 import asyncio
 import math
 import time

@@ -1,4 +1,4 @@
-# caught by: test_a_piece_from_the_network_is_no_event | says: an error
+# caught by: test_a_piece_from_the_network_is_no_event | says: a piece of bytes is no event
 import asyncio
 import json
 import math

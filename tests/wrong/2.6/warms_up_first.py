@@ -1,4 +1,4 @@
-# caught by: test_all_clients_run_at_once, test_a_piece_from_the_network_is_no_event, test_what_is_a_token_event, test_tokens_per_s_is_of_the_whole_run, test_another_status_is_an_error, test_an_error_event_is_an_error, test_a_cut_answer_is_an_error | says: one request after the other
+# caught by: test_returns_a_measurement, test_all_clients_run_at_once, test_a_piece_from_the_network_is_no_event, test_what_is_a_token_event, test_tokens_per_s_is_of_the_whole_run, test_another_status_is_an_error, test_an_error_event_is_an_error, test_a_cut_answer_is_an_error | says: a request too many
 import asyncio
 import contextlib
 import math
