@@ -4,6 +4,7 @@ import asyncio
 import re
 import sys
 import time
+import unicodedata
 
 from course.grading.handler import Model, ScriptedHandler, let  # noqa: F401 - `let` is a scene
 from course.grading.http import facts
@@ -214,6 +215,8 @@ def test_any_text_survives(shared_room):
             mistake = f"the piece {piece!r} is lost: in its place comes a later one"
         elif later and text == piece + later[0]:
             mistake = f"the pieces {piece!r} and {later[0]!r} come as one event"
+        elif unicodedata.normalize("NFC", str(text)) == unicodedata.normalize("NFC", piece):
+            fail(f"{mistake}: it looks the same", expected=ascii(piece), got=ascii(text))
         fail(mistake, sent=sent, expected=repr(piece), got=repr(text))
 
 

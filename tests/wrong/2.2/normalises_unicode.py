@@ -1,4 +1,4 @@
-# caught by: test_any_text_survives | says: does not arrive as it was
+# caught by: test_any_text_survives | says: does not arrive as it was: it looks the same
 import json
 from unicodedata import normalize
 
