@@ -1,5 +1,6 @@
 """2.4: a conversation over a WebSocket, over a real socket, around a handler of the test's own."""
 
+import asyncio
 import gc
 import json
 import re
@@ -7,7 +8,7 @@ import sys
 import time
 
 from course.grading.handler import Model, ScriptedHandler, let  # noqa: F401 - `let` is a scene
-from course.grading.mistakes import fail, require
+from course.grading.mistakes import Hung, fail, require
 from course.grading.websocket import Client, Closed
 
 WAIT_S = 3.0
@@ -76,7 +77,13 @@ class Remembered(ScriptedHandler):
 
 def app(answer, room, **script):
     """The answer's app around a scripted handler."""
-    return answer.create_app(Remembered(room, **script))
+    return create_app(answer, Remembered(room, **script))
+
+
+def create_app(answer, handler):
+    # the tests share a room: what an answer keeps in its module is to be found by one of them only
+    answer.__spec__.loader.exec_module(answer)
+    return answer.create_app(handler)
 
 
 def app_that_may_sleep(answer, room, **script):
@@ -91,18 +98,32 @@ def app_that_may_sleep(answer, room, **script):
         sleep(seconds)
 
     time.sleep = noted_sleep
-    return answer.create_app(Remembered(room, **script))
+    return create_app(answer, Remembered(room, **script))
 
 
 def app_with_the_model(answer, room):
     """The answer's app around the reference handler and the tiny Qwen."""
     handler = room.solution("stage2/model_handler.py").ModelHandler(*room.tiny_without_layers)
-    return answer.create_app(handler)
+    return create_app(answer, handler)
 
 
 def collect(answer, room):
     """What was never awaited or retrieved is logged when it is collected."""
     gc.collect()
+
+
+def died(answer, room):
+    """The errors that ended tasks of the answer's, if nobody has asked the task for its result."""
+    errors = [
+        room.describe(each.exception())
+        for each in gc.get_objects()
+        if isinstance(each, asyncio.Task) and getattr(each, "_log_traceback", False)
+    ]
+    return [
+        {"error": f"{each['type']}: {each['message']}", "where": each["where"]}
+        for each in errors
+        if each["where"]
+    ]
 
 
 # what the tests share
@@ -128,6 +149,15 @@ def closed(client, end, mistake, **facts):
     fail(mistake, where=where, **facts)
 
 
+def hung(room, mistake, **facts):
+    """A Hung; where a task of the answer's has died unseen, it says of what."""
+    found = room.hung(mistake, **facts)
+    if not (errors := room.play(died)):
+        return found
+    facts |= {"got": f"a task has ended with {errors[-1]['error']}", "where": errors[-1]["where"]}
+    return Hung(mistake, detail=found.detail, **facts)
+
+
 def next_frame(client, mistake, **facts):
     """The next frame, which has to come."""
     try:
@@ -135,7 +165,7 @@ def next_frame(client, mistake, **facts):
     except Closed as end:
         closed(client, end, f"{mistake}: the connection ended", **facts)
     if frame is None:
-        raise client.room.hung(mistake, **facts)
+        raise hung(client.room, mistake, **facts)
     return frame
 
 
@@ -159,7 +189,7 @@ def begin(client, model, prompt, pieces=1):
     """Asks, lets the held model make so many pieces, and reads them."""
     client.send({"prompt": prompt})
     if not model.asked(prompt, limit_s=WAIT_S):
-        raise client.room.hung("the handler is not asked for a piece", sent={"prompt": prompt})
+        raise hung(client.room, "the handler is not asked for a piece", sent={"prompt": prompt})
     model.let(prompt, pieces)
     # who asks for the next piece has sent the ones before; whether that is so has a test of its own
     model.asked(prompt, pieces + 1, WAIT_S)
@@ -242,7 +272,7 @@ def test_each_piece_is_sent_as_soon_as_it_is_there(shared_room):
     client.send({"prompt": "hi"})
     for number in range(1, len(pieces) + 1):
         if not model.asked("hi", limit_s=WAIT_S):
-            raise room.hung("the handler is not asked for a piece", sent={"prompt": "hi"})
+            raise hung(room, "the handler is not asked for a piece", sent={"prompt": "hi"})
         model.let("hi")
         try:
             if client.frame(WAIT_S):
@@ -480,9 +510,10 @@ def begin_with_the_model(room):
 
 def test_after_stop_the_next_prompts_are_answered(shared_room):
     room = shared_room
-    url = room.serve(app, answers={"first": ["word "] * LONG}, held=["first"])
+    stopped = ["first", "again"]
+    url = room.serve(app, answers=dict.fromkeys(stopped, ["word "] * LONG), held=stopped)
     client, model = connect(room, url), Model(room)
-    begin(client, model, "first")
+    began = begin(client, model, "first")
     client.send({"prompt": "waiting"})
     room.turns()
     client.send(STOP)
@@ -500,6 +531,21 @@ def test_after_stop_the_next_prompts_are_answered(shared_room):
     client.send({"prompt": "later"})
     frames = answers(client, what="after stop the connection answers no more")[0]
     require_whole(frames, ["re: ", "later"], "stop also ends a later answer", sent=sent)
+    # whether stop works at all has a test of its own
+    if len(texts(began + found[0])) < LONG:
+        began = begin(client, model, "again")
+        client.send(STOP)
+        room.turns()
+        model.steps_after_leaving("again", 3)
+        model.let("again", None)
+        frames = answers(client, what="after a second stop comes no done")[0]
+        require(
+            len(texts(began + frames)) < LONG,
+            "only the first stop on a connection is heard: a later answer can be stopped too",
+            sent="a prompt, during its answer stop, and later another prompt and stop",
+            expected="no further piece, or one, and then done",
+            got=f"{len(texts(frames))} more pieces, and {json.dumps(frames[-1])}",
+        )
 
 
 def test_stop_with_nothing_running_is_ignored(shared_room):
@@ -558,7 +604,7 @@ def error_frame(client, data, what):
         ends = f"{what} ends the connection: it gets an error frame, and the connection goes on"
         closed(client, end, ends, sent=sent, expected=expected)
     if frame is None:
-        raise client.room.hung(f"{what} gets no error frame", sent=sent, expected=expected)
+        raise hung(client.room, f"{what} gets no error frame", sent=sent, expected=expected)
     message = frame.get("message")
     require(
         frame.get("type") == "error" and isinstance(message, str) and message != "",
