@@ -1,4 +1,4 @@
-# caught by: test_after_an_error_the_next_request_is_answered, test_an_error_in_chat_is_a_plain_500 | says: after an error in chat the next request is not answered
+# caught by: test_after_an_error_the_next_request_is_answered | says: after an error in chat the next request is not answered
 import asyncio
 from contextlib import asynccontextmanager
 
