@@ -465,23 +465,29 @@ def came_to_its_end(stream):
 def test_the_page_streams_over_both_and_its_stop_stops_the_model(server, browser):
     page = browser.new_page(locale="en-US")
     page.goto(server.url)
-    # pressed by the page itself: from out here a whole answer may have come before the click
-    page.evaluate(
-        """() => new MutationObserver(() => {
-            if (document.querySelector("#socket .answer").textContent.length > 10)
-                document.querySelector("#socket .stop").click()
-        }).observe(document.querySelector("#socket .answer"), {childList: true})"""
-    )
     page.fill("#text", "Tell me a story")
     page.click("#send")
-    page.wait_for_selector("#sse[data-state=done]", timeout=60_000)
+    parts = []
+    for transport in ("#sse", "#socket"):
+        page.wait_for_function(
+            f"document.querySelector('{transport} .answer').textContent.length > 10"
+        )
+        assert httpx.get(server.url + "/model").json()["pause_ms"] > 0
+        page.click(f"{transport} .stop")
+        page.wait_for_selector(f"{transport}[data-state=stopped]")
+        parts.append(page.inner_text(f"{transport} .answer"))
+    assert settled(server) == steps(server)
+    page.wait_for_selector("#send:enabled")
+    assert httpx.get(server.url + "/model").json()["pause_ms"] == 0
+
+    page.uncheck("#slow")
+    page.click("#send")
+    page.wait_for_selector("#socket[data-state=done]", timeout=60_000)
     story = page.inner_text("#sse .answer")
+    assert page.inner_text("#socket .answer") == story
+    assert all(story.startswith(part) and len(part) < len(story) for part in parts)
     figures = page.inner_text("#sse .figures")
     assert re.match(r"\d+ pieces · first after [\d.]+ s · \d+ pieces/s$", figures), figures
-    page.wait_for_selector("#socket[data-state=stopped]")
-    part = page.inner_text("#socket .answer")
-    assert story.startswith(part) and len(part) < len(story)
-    assert settled(server) == steps(server)
 
     page.reload()
     page.click("#language")

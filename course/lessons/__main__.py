@@ -5,6 +5,7 @@
 
 import argparse
 import importlib
+import logging
 import os
 import signal
 import socket
@@ -49,6 +50,8 @@ def main():
             timeout_graceful_shutdown=LET_GO_S,
         )
     )
+    # the page asks twice a second how far the model is: nobody could find anything else
+    logging.getLogger("uvicorn.access").addFilter(lambda record: record.args[2] != "/model")
     servers.append(server)
     sockets = None if arguments.fd is None else [socket.socket(fileno=arguments.fd)]
     server.run(sockets=sockets)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import time
 from pathlib import Path
 
 import psutil
@@ -24,6 +25,10 @@ class ChatRequest(BaseModel):
     temperature: float = Field(0.0, ge=0, le=2, strict=True, allow_inf_nan=False)
 
 
+class Pace(BaseModel):
+    pause_ms: int = Field(ge=0, le=200)
+
+
 def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
     """One app of exercises 2.1 to 2.4, and the chat page at `/`.
 
@@ -31,7 +36,10 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
         WS   /ws            2.4
         POST /chat          {"result": ...}: 2.1's answer in one piece, to compare; without a limit
         GET  /health        {"status": "ok"}
-        GET  /model         {"steps": forward passes so far, "pid": ..., "memory_mb": ...}
+        GET  /model         {"steps": forward passes so far, "pid": ..., "memory_mb": ...,
+                             "parameters": ..., "pause_ms": 0}
+        PUT  /model         {"pause_ms": 40}: so long is the model idle after each step, for all;
+                            the page asks for it, since nobody can watch the tiny model's own pace
 
     It needs no arguments, so that `uvicorn --factory course.lessons.stage2:build` and the workers
     of exercise 2.5 can call it; COURSE_SOLUTION=1 then stands for `solution=True`. The limit and
@@ -90,7 +98,17 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
     async def model_state():
         # the resident set counts pages that workers share; a copy's own cost is its unique set
         memory = psutil.Process().memory_full_info()
-        return {"steps": steps.count, "pid": os.getpid(), "memory_mb": memory.uss / 1e6}
+        return {
+            "steps": steps.count,
+            "pid": os.getpid(),
+            "memory_mb": memory.uss / 1e6,
+            "parameters": model.num_parameters(),
+            "pause_ms": round(steps.pause_s * 1000),
+        }
+
+    @app.put("/model", include_in_schema=False)
+    async def model_pace(pace: Pace):
+        steps.pause_s = pace.pause_ms / 1000
 
     @app.get("/", include_in_schema=False)
     async def page():
@@ -110,11 +128,15 @@ async def _whole(handler, body):
 
 
 class _Steps:
-    """Counts forward passes, so that one can see that a stopped answer costs no more of them."""
+    """Counts forward passes, so that one can see that a stopped answer costs no more of them, and
+    makes them last longer."""
 
     def __init__(self, model):
         self.count = 0
+        self.pause_s = 0.0
         model.model.register_forward_hook(self._add)
 
     def _add(self, *_):
         self.count += 1
+        if self.pause_s:
+            time.sleep(self.pause_s)

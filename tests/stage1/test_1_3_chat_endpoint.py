@@ -425,7 +425,7 @@ def wrong_in_the_500(reply, error):
         shown = "the name of a source file"
     elif content_type.startswith("text/html") or "<html" in text.lower():
         return "the 500 is an HTML page: it has to be JSON or plain text"
-    return shown and f"the 500 shows {shown}: that belongs into the server's log"
+    return shown and f"the 500 shows {shown}: that belongs in the server's log"
 
 
 def test_after_an_error_the_next_request_is_answered(room):

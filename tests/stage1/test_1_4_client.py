@@ -170,7 +170,7 @@ def test_a_slash_or_a_path_in_base_url(room):
             server.requests.clear()
             require(
                 target in asked,
-                "ask asks for another path than {base_url}/chat",
+                "the request went to another path than {base_url}/chat",
                 sent=f'ask("{server.url}{end}", ...)',
                 expected=target,
                 got=", ".join(asked) or "no request",

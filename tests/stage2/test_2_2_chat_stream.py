@@ -395,7 +395,7 @@ def test_an_error_before_the_first_piece_is_no_stream(shared_room):
         )
         require(
             not re.search(r'Traceback|File "|\.py", line', reply.text),
-            "the answer shows a traceback: that belongs into the server's log",
+            "the answer shows a traceback: that belongs in the server's log",
             sent=sent,
             got=f"{reply.status} with a traceback in its body",
         )
