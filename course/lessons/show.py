@@ -127,6 +127,7 @@ def loads(series: dict[str, list]) -> None:
     for axes, title in ((left, "time to first token, p95 (s)"), (right, "tokens per second")):
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("clients at once")
+        axes.set_xticks(sorted({each.clients for measured in series.values() for each in measured}))
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
     right.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
