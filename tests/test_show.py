@@ -3,7 +3,9 @@
 import asyncio
 import json
 import shutil
+from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 from fastapi import FastAPI
@@ -12,7 +14,7 @@ from IPython.display import IFrame
 from transformers import AutoTokenizer
 
 from course.lessons.beside import in_a_thread
-from course.lessons.show import token_bytes, token_line, token_table
+from course.lessons.show import loads, token_bytes, token_line, token_table
 from course.manifest import ROOT
 from course.qwen import TINY
 
@@ -53,6 +55,17 @@ def test_what_a_user_types_is_no_html(tokenizer):
 def test_only_control_tokens_are_dark(tokenizer):
     shown = token_line(tokenizer, "<|im_start|>user")._repr_html_()
     assert shown.count("color:#fff") == 1
+
+
+def test_loads_are_marked_where_they_were_measured(monkeypatch):
+    monkeypatch.setattr(plt, "show", lambda: None)
+    plt.switch_backend("agg")
+    run = [
+        SimpleNamespace(clients=clients, ttft_p95_s=0.1, tokens_per_s=9.0) for clients in (1, 4, 16)
+    ]
+    loads({"a": run, "b": run[:2]})
+    assert [list(axes.get_xticks()) for axes in plt.gcf().axes] == [[1, 4, 16]] * 2
+    plt.close()
 
 
 def source(notebook, id):
@@ -110,3 +123,14 @@ def test_a_program_that_is_missing_is_named_and_not_needed(notebook, id, capsys,
     }
     exec(source(notebook, id), cell)
     assert capsys.readouterr().out.startswith("There is no ")
+
+
+@pytest.mark.parametrize("ratios, said", [([1.2, 2.7], "true here"), ([0.4, 1.0], "false here")])
+def test_a_verdict_on_a_busy_computer_is_not_to_be_trusted(ratios, said, capsys):
+    for percent in (5.0, 64.0):
+        cell = {"psutil": SimpleNamespace(cpu_percent=lambda interval: percent)}
+        exec(source("stage2c_workers_and_measuring", "verdict"), cell)
+        cell["verdict"]("a claim", ratios)
+    idle, busy = capsys.readouterr().out.splitlines()[1::2]
+    assert idle.endswith(said)
+    assert f"{said}, but 64 % of your computer is busy" in busy
