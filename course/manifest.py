@@ -18,6 +18,8 @@ class Test:
     id: str
     title: str
     points: int
+    hint: int | None = None
+    """Which rung of the ladder helps with it, from 1."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,9 @@ class Exercise:
     @property
     def stage(self) -> int:
         return int(self.id.split(".")[0])
+
+    def test(self, id: str) -> Test:
+        return next(test for test in self.tests if test.id == id)
 
     @property
     def max_score(self) -> int:

@@ -31,21 +31,29 @@ def checked(id: str, file=None, on_result=None) -> Verdict:
     if own:
         _note(the_exercise, verdict)
     if verdict.passed and own:
-        following = next_exercise(after=id)
-        verdict.what_next = f"next: {following.id} {titled(following)}" if following else ""
+        following, still_open = next_exercise(after=id), not_passed()
+        if following:
+            verdict.what_next = f"next: {following.id} {titled(following)}"
+        elif still_open:
+            verdict.what_next = f"still open: {_listed(still_open)}"
     elif not verdict.passed and not verdict.not_written and not verdict.never_ran:
-        verdict.next_hint = _hint_in_a_verdict(the_exercise)
+        verdict.next_hint = _hint_in_a_verdict(the_exercise, verdict.first_wrong)
     return verdict
 
 
-def _hint_in_a_verdict(the_exercise):
-    id, left = the_exercise.id, len(the_exercise.hints) - hints_seen(the_exercise.id)
-    if left > 1:
-        return the_exercise.hints[-left]
+def _hint_in_a_verdict(the_exercise, wrong):
+    id, most, seen = the_exercise.id, len(the_exercise.hints), hints_seen(the_exercise.id)
+    rung = the_exercise.test(wrong.id).hint if wrong.status != "not_run" else None
     # the last one is nearly the answer: only those who ask for it see it
-    if left == 1:
+    if rung and (rung < most or seen == most):
+        return the_exercise.hints[rung - 1]
+    if seen == most:
+        return f"you have seen all hints; to see the difference: course solution {id}"
+    if rung and seen == most - 1:
         return f"course hint {id} shows the last hint"
-    return f"you have seen all hints; to see the difference: course solution {id}"
+    if rung:
+        return f"the last hint, number {most}, is about this; course hint {id} gives number {seen + 1}"
+    return f"course hint {id} gives the next hint"
 
 
 def keep(the_exercise: Exercise) -> Path | None:
@@ -190,24 +198,38 @@ def standing() -> list[dict]:
 
 
 def next_exercise(after: str | None = None) -> Exercise | None:
-    """The first exercise that is not passed; optional ones come last.
+    """The first exercise of the course, or the first after that one, that is not passed."""
+    ids = list(exercises())
+    later = ids[ids.index(after) + 1 :] if after else ids
+    return next((each for each in not_passed() if each.id in later), None)
 
-    With `after`, the first one that comes later in the course, if there is such a one.
-    """
-    rows = standing()
-    ids = [row["exercise"].id for row in rows]
-    later = rows[ids.index(after) + 1 :] if after else []
-    rows = later + sorted(rows, key=lambda row: row["exercise"].optional)
-    return next((row["exercise"] for row in rows if row["state"] != "passed"), None)
+
+def not_passed() -> list[Exercise]:
+    return [row["exercise"] for row in standing() if row["state"] != "passed"]
 
 
 def summary() -> str:
-    """The points of all exercises, and what comes next."""
+    """The points of all exercises, what comes next, and what was left out."""
     rows = standing()
     score, most = sum(row["score"] for row in rows), sum(row["exercise"].max_score for row in rows)
-    following = next_exercise()
-    what = f"Next: {following.id} {titled(following)}." if following else "All done."
+    passed = [row["exercise"].id for row in rows if row["state"] == "passed"]
+    following = next_exercise(after=passed[-1] if passed else None)
+    left_out = not_passed()
+    if following:
+        what = f"Next: {following.id} {titled(following)}."
+        left_out = left_out[: left_out.index(following)]
+        what += f" Still open before it: {_listed(left_out)}." if left_out else ""
+    elif left_out:
+        wrong = any(row["state"] in ("not passed yet", "changed since its check") for row in rows)
+        what = "Still" if wrong else "All that you have checked is passed; still"
+        what += f" open: {_listed(left_out)}."
+    else:
+        what = "All done."
     return f"{score} of {most} points. {what}"
+
+
+def _listed(some):
+    return ", ".join(each.id + (" (optional)" if each.optional else "") for each in some)
 
 
 def titled(the_exercise: Exercise) -> str:

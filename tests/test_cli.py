@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -71,9 +72,16 @@ def test_check_of_a_wrong_answer(course):
 
 
 def wrong_verdict(message):
-    test = verdict.TestResult("test_a", "does a", "failed", 0, 1, message)
-    passed = verdict.TestResult("test_b", "does b", "passed", 1, 1, "")
-    return Verdict("0.1", "Count tokens", "a.py", "tests/a.py", 0.1, [test, passed])
+    return verdict_of(message, "")
+
+
+def verdict_of(*messages):
+    """With a test for each message; the empty one is passed."""
+    tests = []
+    for name, message in zip("abc", messages, strict=False):
+        status, score = ("failed", 0) if message else ("passed", 1)
+        tests.append(verdict.TestResult(f"test_{name}", f"does {name}", status, score, 1, message))
+    return Verdict("0.1", "Count tokens", "a.py", "tests/a.py", 0.1, tests)
 
 
 @pytest.mark.parametrize("width", range(60, 111, 5))
@@ -89,6 +97,16 @@ def test_a_notebook_wraps_a_verdict_itself():
     shown = wrong_verdict(message)._repr_html_()
     assert "word " * 40 + "&lt;b&gt; <span style='white-space:nowrap'>course reset 1.1</span>" in shown
     assert ">got       1</div>" in shown and ">test      tests/a.py::test_a</div>" in shown
+
+
+def test_a_notebook_shows_what_is_wrong_in_each_test():
+    several = verdict_of("first\n  got 1", "", "<b> second\n  got 2")
+    in_terminal, in_notebook = str(several), several._repr_html_()
+    assert "and 1 more; --full shows all" in in_terminal
+    assert "--full" not in in_notebook and "and 1 more; open &quot;All tests&quot;" in in_notebook
+    table = in_notebook.partition("<table>")[2]
+    assert "does a<div>first</div>" in table and "does c<div>&lt;b&gt; second</div>" in table
+    assert "does b</td>" in table and "got" not in table
 
 
 def test_several_exercises_at_once(course):
@@ -131,16 +149,44 @@ def test_no_hint_for_a_file_that_does_not_load(course, text):
     assert "not passed yet" in shown and "hint" not in shown
 
 
-def test_the_last_hint_is_for_those_who_ask(course):
+def test_a_verdict_shows_the_hint_of_the_test_that_fails(course):
+    hint = exercises()["0.1"].hints[1]
+    assert exercises()["0.1"].tests[0].hint == 2
     write(course, "def count_tokens(tokenizer, text):\n    return len(text)\n")
-    *others, last = exercises()["0.1"].hints
-    for hint in others:
-        assert f"hint      {hint[:40]}" in course("check", "0.1").stdout
-        course("hint", "0.1")
-    shown = course("check", "0.1").stdout
-    assert last not in shown and "course hint 0.1 shows the last hint" in shown
-    course("hint", "0.1")
-    assert "course solution 0.1" in course("check", "0.1").stdout
+    assert f"hint      {hint[:40]}" in course("check", "0.1").stdout
+    assert course("hint", "0.1").stdout.startswith("Hint 1 of")  # shown is not asked for
+
+
+def hint_in_a_verdict(monkeypatch, tmp_path, rung):
+    """Of a wrong answer to 0.1, after 0, 1, 2 and 3 hints were asked for."""
+    monkeypatch.setenv("COURSE_WORK", str(tmp_path))
+    the_exercise = exercises()["0.1"]
+    first = replace(the_exercise.tests[0], hint=rung)
+    the_exercise = replace(the_exercise, tests=(first, *the_exercise.tests[1:]))
+    monkeypatch.setattr(records, "exercise", lambda id: the_exercise)
+    file = the_exercise.work_file
+    file.parent.mkdir(parents=True)
+    file.write_text("def count_tokens(tokenizer, text):\n    return len(text)\n", encoding="utf-8")
+    for _ in range(len(the_exercise.hints)):
+        yield records.checked("0.1").next_hint
+        records.next_hint("0.1")
+    yield records.checked("0.1").next_hint
+
+
+def test_the_last_hint_is_for_those_who_ask(monkeypatch, tmp_path):
+    last = exercises()["0.1"].hints[-1]
+    assert list(hint_in_a_verdict(monkeypatch, tmp_path, len(exercises()["0.1"].hints))) == [
+        "the last hint, number 3, is about this; course hint 0.1 gives number 1",
+        "the last hint, number 3, is about this; course hint 0.1 gives number 2",
+        "course hint 0.1 shows the last hint",
+        last,
+    ]
+
+
+def test_where_no_hint_fits_none_is_shown(monkeypatch, tmp_path):
+    *others, last = hint_in_a_verdict(monkeypatch, tmp_path, None)
+    assert others == ["course hint 0.1 gives the next hint"] * 3
+    assert last == "you have seen all hints; to see the difference: course solution 0.1"
 
 
 def test_next_is_forward_and_progress_names_what_was_skipped(course):
@@ -151,12 +197,27 @@ def test_next_is_forward_and_progress_names_what_was_skipped(course):
         title = exercises()[following].title
         optional = " (optional)" if exercises()[following].optional else ""
         assert said == f"next: {following} {title}{optional}"
-    assert "Next: 0.1" in course("progress").stdout
+    said = course("progress").stdout
+    assert "Next: 1.5" in said and "Still open before it: 0.1, 1.2, 1.3." in said
 
 
-def test_after_the_last_exercise_next_is_what_was_skipped(monkeypatch, tmp_path):
+def test_after_the_last_exercise_what_was_skipped_is_still_open(monkeypatch, tmp_path):
+    first, *_, last = [{"exercise": each, "score": 0} for each in exercises().values()]
+    monkeypatch.setattr(records, "standing", lambda: [first, last])
+    last["state"] = "passed"
+    for state, said in {
+        "not started": "All that you have checked is passed; still open: 0.1.",
+        "not checked": "All that you have checked is passed; still open: 0.1.",
+        "not passed yet": "points. Still open: 0.1.",
+        "passed": "points. All done.",
+    }.items():
+        first["state"] = state
+        assert records.summary().endswith(said)
+    first["state"] = "not started"
+    passed = verdict_of("")
     monkeypatch.setenv("COURSE_WORK", str(tmp_path))
-    assert records.next_exercise(after=list(exercises())[-1]).id == "0.1"
+    monkeypatch.setattr(records, "check", lambda *_: passed)
+    assert records.checked(last["exercise"].id).what_next == "still open: 0.1"
 
 
 def test_check_of_everything_with_nothing_written(course):

@@ -22,6 +22,9 @@ def test_an_exercise_is_whole(each):
     defined = [n.name for n in tree.body if isinstance(n, ast.FunctionDef) and n.name[:5] == "test_"]
     listed = [test.id for test in each.tests]
     assert sorted(defined) == sorted(listed), "list each test of the file in exercises.toml, once"
+    for test in each.tests:
+        named = test.hint is None or test.hint in range(1, len(each.hints) + 1)
+        assert named, f"{test.id}: there is no hint {test.hint}"
     assert len(each.hints) >= 3 and all(each.hints), "write at least three hints"
     assert all(test.points > 0 and test.title for test in each.tests)
     assert len({test.title for test in each.tests}) == len(each.tests), "give each test its title"

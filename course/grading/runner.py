@@ -36,7 +36,7 @@ def run(id, file, send):
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     adopt_orphans()
     the_exercise = exercise(id)
-    results = _Results(send)
+    results = _Results(the_exercise, send)
     tests_file = ROOT / the_exercise.tests_file
     pytest.main(
         [
@@ -52,10 +52,15 @@ def run(id, file, send):
 
 
 class _Results:
-    def __init__(self, send):
+    def __init__(self, the_exercise, send):
         self.send = send
+        self.order = {test.id: number for number, test in enumerate(the_exercise.tests)}
         self.hangs = 0
         self.test = None
+
+    def pytest_collection_modifyitems(self, items):
+        # the manifest's order is the verdict's, and what comes after a hang may not be run
+        items.sort(key=lambda item: self.order.get(item.originalname, len(self.order)))
 
     def pytest_runtest_logstart(self, nodeid, location):
         self.test = {"status": None, "message": "", "detail": ""}

@@ -90,15 +90,15 @@ class Verdict:
         }
 
     def lines(self, width: int = WIDTH) -> list[str]:
-        """At most twelve lines: the outcome, the first thing that is wrong, the next hint."""
-        head, message, tail = self._parts()
+        """At most twelve lines: the outcome, the first thing that is wrong, the hint."""
+        head, message, tail = self._parts("--full shows all")
         head = [piece for line in head for piece in _wrapped(line, width)]
         tail = [piece for line in tail for piece in _wrapped(line, width)]
         message = [piece for line in message for piece in _wrapped(line, width)]
         room = max(MOST_LINES - len(head) - len(tail), 0)
         return (head + message[:room] + tail)[:MOST_LINES]
 
-    def _parts(self):
+    def _parts(self, where_all_are):
         """The lines, not yet wrapped: the outcome, the message, and what comes after it."""
         passed = sum(test.status == "passed" for test in self.tests)
         points = f"{self.score} of {self.max_score} points"
@@ -123,7 +123,7 @@ class Verdict:
             if others and any(
                 test.status in ("failed", "timeout") for test in self.tests if test is not wrong
             ):
-                tail.append(f"  and {others} more; --full shows all")
+                tail.append(f"  and {others} more; {where_all_are}")
         if wrong and self.next_hint:
             tail.append(f"  {'hint':<9} {self.next_hint}")
         if self.what_next:
@@ -155,7 +155,7 @@ class Verdict:
         return str(self)
 
     def _repr_html_(self) -> str:
-        head, message, tail = self._parts()
+        head, message, tail = self._parts('open "All tests"')
         if self.not_written:
             color = "#8c8c96"
         else:
@@ -163,7 +163,7 @@ class Verdict:
         lines = "".join(map(_html_line, [*head[1:], *message, *tail]))
         rows = "".join(
             f"<tr><td style='text-align:left'><b>{self._mark(test)}</b></td>"
-            f"<td style='text-align:left'>{html.escape(test.title)}</td>"
+            f"<td style='text-align:left'>{html.escape(test.title)}{_first_line(test)}</td>"
             f"<td>{test.score} / {test.max_score}</td></tr>"
             for test in self.tests
         )
@@ -191,11 +191,20 @@ def _wrapped(line, width):
     return [piece.replace(glue, " ") for piece in pieces[:MOST_PIECES]] or [""]
 
 
+def _first_line(test):
+    if test.status not in ("failed", "timeout") or not test.message:
+        return ""
+    return f"<div>{_cut(test.message.splitlines()[0])}</div>"
+
+
+def _cut(line):
+    longest = MOST_PIECES * WIDTH
+    return html.escape(line if len(line) <= longest else line[:longest] + " …")
+
+
 def _html_line(line):
     # not wrapped: the page knows its width
     indent = 10 if LABEL.match(line) else 2
     line = LABEL.sub(r"\1", line, count=1) if indent == 10 else line.removeprefix("  ")
-    longest = MOST_PIECES * WIDTH
-    text = html.escape(line if len(line) <= longest else line[:longest] + " …")
-    text = COMMAND.sub(r"<span style='white-space:nowrap'>\g<0></span>", text)
+    text = COMMAND.sub(r"<span style='white-space:nowrap'>\g<0></span>", _cut(line))
     return f"<div style='padding-left:{indent}ch;text-indent:-{indent}ch'>{text}</div>"
