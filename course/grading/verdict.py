@@ -186,9 +186,9 @@ def _wrapped(line, width):
     label = LABEL.match(line)
     pieces = textwrap.wrap(
         kept, width, subsequent_indent=" " * (label.end() if label else 4),
-        replace_whitespace=False, break_on_hyphens=False,
+        replace_whitespace=False, break_on_hyphens=False, max_lines=MOST_PIECES, placeholder=" …",
     )
-    return [piece.replace(glue, " ") for piece in pieces[:MOST_PIECES]] or [""]
+    return [piece.replace(glue, " ") for piece in pieces] or [""]
 
 
 def _first_line(test):
