@@ -1,10 +1,14 @@
 """What the tests share: a real browser for those that need one."""
 
 import os
+import signal
 
 import pytest
 
 from course.doctor import find_chromium
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and all children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # the grader's own: test_walls runs them, through the grader, on the reference answers too
 collect_ignore_glob = ["stage*"]
