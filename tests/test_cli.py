@@ -95,7 +95,8 @@ def test_a_command_stays_in_one_line(width):
 def test_a_notebook_wraps_a_verdict_itself():
     message = f"{'word ' * 40}<b> course reset 1.1\n  got       1"
     shown = wrong_verdict(message)._repr_html_()
-    assert "word " * 40 + "&lt;b&gt; <span style='white-space:nowrap'>course reset 1.1</span>" in shown
+    call = "<span style='white-space:nowrap'>course.reset(&quot;1.1&quot;)</span>"
+    assert "word " * 40 + f"&lt;b&gt; {call}" in shown
     assert ">got       1</div>" in shown and ">test      tests/a.py::test_a</div>" in shown
 
 
@@ -262,7 +263,8 @@ def test_hints_come_one_at_a_time_and_then_the_solution(course):
         assert course("solution", "0.1").returncode == 2
         said = course("hint", "0.1").stdout
         assert f"Hint {rung} of {len(hints)}: {hint.split('`')[0]}" in said
-        assert ("That was the last; course solution 0.1 is open now." in said) == (hint == hints[-1])
+        over = "That was the last; course solution 0.1 is open now." in said
+        assert over == (hint == hints[-1])
     assert f"Hint {len(hints)} of {len(hints)}" in course("hint", "0.1").stdout
     assert "    return len(tokenizer(text" in course("solution", "0.1").stdout
 
@@ -295,7 +297,8 @@ def test_reset_keeps_what_was_there(course):
     file = write(course, "my = 'answer'\n")
     done = course("reset", "0.1")
     assert file.read_text(encoding="utf-8") == stubs.stub("0.1")
-    kept = [line.split(" in ")[1].rstrip(".") for line in done.stdout.splitlines() if "kept" in line]
+    kept = [line for line in done.stdout.splitlines() if "kept" in line]
+    kept = [line.split(" in ")[1].rstrip(".") for line in kept]
     assert (ROOT / kept[0]).read_text(encoding="utf-8") == "my = 'answer'\n"
 
 

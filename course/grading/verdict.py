@@ -12,6 +12,8 @@ MOST_PIECES = 4
 """Of a line that is wrapped: an answer's own words may be endless."""
 LABEL = re.compile(r" {2,4}(?=[a-z]{1,9} )(.{9} )")
 COMMAND = re.compile(r"course [a-z]+ \d+(?:\.\d+)?(?: --[a-z]+)*")
+CALLED = re.compile(r"course (hint|reset|solution) (\d+\.\d+)")
+"""A command that is a function in a notebook."""
 
 
 @dataclass
@@ -206,5 +208,7 @@ def _html_line(line):
     # not wrapped: the page knows its width
     indent = 10 if LABEL.match(line) else 2
     line = LABEL.sub(r"\1", line, count=1) if indent == 10 else line.removeprefix("  ")
-    text = COMMAND.sub(r"<span style='white-space:nowrap'>\g<0></span>", _cut(line))
+    nowrap = "<span style='white-space:nowrap'>{}</span>".format
+    text = CALLED.sub(nowrap(r"course.\1(&quot;\2&quot;)"), _cut(line))
+    text = COMMAND.sub(nowrap(r"\g<0>"), text)
     return f"<div style='padding-left:{indent}ch;text-indent:-{indent}ch'>{text}</div>"
