@@ -394,7 +394,7 @@ def test_a_slow_server_is_waited_for(room):
         )
     body = json.dumps({"result": "slowly but surely"}).encode()
     pieces = [body[at : at + 5] for at in range(0, len(body), 5)]
-    for timeout_s in (0.3, 1.5):  # a second, slower try: a busy machine makes pauses longer
+    for timeout_s in (0.18, 1.5):  # a second, slower try: a busy machine makes pauses longer
         pause = timeout_s / 6
         script = [head(200, content_length=len(body))]
         for piece in pieces:
