@@ -106,7 +106,7 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
             "pause_ms": round(steps.pause_s * 1000),
         }
 
-    @app.put("/model", include_in_schema=False)
+    @app.put("/model")
     async def model_pace(pace: Pace):
         steps.pause_s = pace.pause_ms / 1000
 
