@@ -38,7 +38,7 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
         GET  /health        {"status": "ok"}
         GET  /model         {"steps": forward passes so far, "pid": ..., "memory_mb": ...,
                              "parameters": ..., "pause_ms": 0}
-        PUT  /model         {"pause_ms": 40}: so long is the model idle after each step, for all;
+        PUT  /pace          {"pause_ms": 40}: so long is the model idle after each step, for all;
                             the page asks for it, since nobody can watch the tiny model's own pace
 
     It needs no arguments, so that `uvicorn --factory course.lessons.stage2:build` and the workers
@@ -106,7 +106,7 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
             "pause_ms": round(steps.pause_s * 1000),
         }
 
-    @app.put("/model")
+    @app.put("/pace")
     async def model_pace(pace: Pace):
         steps.pause_s = pace.pause_ms / 1000
 
