@@ -26,7 +26,7 @@ class ChatRequest(BaseModel):
 
 
 class Pace(BaseModel):
-    pause_ms: int = Field(ge=0, le=200)
+    pause_ms: int = Field(ge=0, le=200, strict=True)
 
 
 def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
