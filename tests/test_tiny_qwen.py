@@ -16,8 +16,9 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
-from course.qwen import TINY, corpus, evaluate, train
-from course.qwen.tokenizer import SPECIAL, corpus_texts, train_tokenizer
+from course.qwen import TINY
+from course.qwen.making import corpus, evaluate, train
+from course.qwen.making.tokenizer import SPECIAL, corpus_texts, train_tokenizer
 
 HELLO = [{"role": "user", "content": "你好"}]
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"

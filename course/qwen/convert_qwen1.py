@@ -31,8 +31,8 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import TikTokenConverter
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
+from course.qwen import TINY
 from course.qwen.models import weight_files
-from course.qwen.tokenizer import CHAT_TEMPLATE
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"] + [
     f"<|extra_{i}|>" for i in range(205)
@@ -427,5 +427,5 @@ def _write_tokenizer(source: Path, window: int, folder: Path) -> None:
         pad_token="<|endoftext|>",
         model_max_length=window,
         clean_up_tokenization_spaces=False,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=(TINY / "chat_template.jinja").read_text(encoding="utf-8"),
     ).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Measure the tiny Qwen against its bars: `python -m course.qwen.evaluate`.
+"""Measure the tiny Qwen against its bars: `python -m course.qwen.making.evaluate`.
 
 Every question is asked in a phrasing that was never trained on, and an answer counts only if it is
 exactly the one expected. Greedy, float32, one thread: the same checkpoint gives the same figures.
@@ -21,7 +21,8 @@ from rich.progress import track
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from course.qwen import TINY, corpus
+from course.qwen import TINY
+from course.qwen.making import corpus
 
 MAX_NEW_TOKENS = 256
 BATCH = 48
@@ -274,7 +275,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=TINY, help="the checkpoint")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    parser.add_argument("--misses", type=int, default=0, help="show so many misses for each bar")
+    parser.add_argument("--misses", type=int, default=0, help="show this many misses for each bar")
     args = parser.parse_args()
     started = time.perf_counter()
     console = Console(stderr=args.json)

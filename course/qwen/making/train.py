@@ -1,4 +1,4 @@
-"""Train the tiny Qwen from nothing: `python -m course.qwen.train`.
+"""Train the tiny Qwen from nothing: `python -m course.qwen.making.train`.
 
 The conversations, their order and the schedule follow from seeds and step numbers alone, so a run
 that was stopped and resumed sees what an uninterrupted one sees. Only the assistant's tokens are
@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import logging
 
-from course.qwen import corpus
-from course.qwen.tokenizer import MAX_LENGTH, VOCAB_SIZE, corpus_texts, train_tokenizer
+from course.qwen.making import corpus
+from course.qwen.making.tokenizer import MAX_LENGTH, VOCAB_SIZE, corpus_texts, train_tokenizer
 
 STEPS = 7150
 # the corpus' levels and their first steps: first the answers, then the many ways to ask for them

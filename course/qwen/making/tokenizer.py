@@ -6,7 +6,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import Qwen2Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from course.qwen import corpus
+from course.qwen.making import corpus
 
 VOCAB_SIZE = 3072
 # The three that Qwen1.5's chat models use, in their order, at the end of the vocabulary.
