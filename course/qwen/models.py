@@ -4,6 +4,7 @@
     COURSE_HUB     where hub names are looked up: huggingface (without it) or modelscope
 """
 
+import functools
 import os
 from pathlib import Path
 
@@ -39,6 +40,16 @@ def model_path(name: str | os.PathLike | None = None) -> str:
             f"There is no folder {name}.\n{_advice('Check the path, or set COURSE_MODEL anew.')}"
         )
     return _fetch(name)
+
+
+@functools.cache
+def tiny():
+    """(model, tokenizer) of the tiny Qwen: float32, on the CPU, in eval mode; the same at each call."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(TINY)
 
 
 def _is_path(name: str) -> bool:
