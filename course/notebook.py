@@ -7,10 +7,9 @@ keeps a cell that does not parse yet.
 
 import html
 import os
-import sys
 import warnings
 
-from course import records, stubs
+from course import answers, records, stubs
 from course.grading import Verdict
 from course.grading.forkserver import NoForkServer
 from course.manifest import UnknownExercise, exercise, exercises, shown
@@ -23,6 +22,7 @@ def watch(shell) -> None:
     shell.serving_qwen_is_watching = True
     # tqdm would like a package for its progress bars that the course has no need of
     warnings.filterwarnings("ignore", "IProgress not found")
+    answers.importable()
     latest = {}
     for source in shell.user_ns.get("In", []):
         if isinstance(source, str) and stubs.exercise_of(source):
@@ -183,8 +183,7 @@ def _friendly(call, *arguments):
 
 
 def _show_not_implemented(shell, etype, error, traceback, tb_offset=None):
-    id = str(error)
-    if id in exercises():
+    if id := answers.raised_by_stub(error):
         # the way through the stub says no more than this
         error._render_traceback_ = lambda: [
             f"NotImplementedError: {id} is not written yet."
@@ -217,7 +216,8 @@ def _keep_cell(source):
     message = records.save_cell(id, source)
     if message:
         print(message)
-    _make_importable(exercise(id).work_file)
+    # a later exercise's cell may import this one, and then as it is now
+    answers.forget(id)
 
 
 def _answer_instead_of_stub(lines):
@@ -226,16 +226,6 @@ def _answer_instead_of_stub(lines):
     id = stubs.exercise_of(source)
     answer = records.answer_instead_of(id, source) if id in exercises() else None
     return lines if answer is None else answer.splitlines(keepends=True)
-
-
-def _make_importable(file):
-    # a later exercise's cell may import this one, and then as it is now
-    folder = str(file.parent)
-    if folder not in sys.path:
-        sys.path.append(folder)
-    loaded = sys.modules.get(file.stem)
-    if loaded is not None and getattr(loaded, "__file__", None) == str(file):
-        del sys.modules[file.stem]
 
 
 def _warm_up():

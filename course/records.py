@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from xml.etree import ElementTree
 
-from course import stubs
+from course import answers, stubs
 from course.grading import Verdict, check
 from course.manifest import Exercise, exercise, exercises, shown, work_folder
 
@@ -98,10 +98,10 @@ def save_cell(id: str, source: str) -> str | None:
 def answer_instead_of(id: str, source: str) -> str | None:
     """The learner's file, where it holds an answer and `source` is only the exercise's stub."""
     file = exercise(id).work_file
-    if not stubs.is_stub(id, source) or not file.is_file():
+    if not answers.is_stub(id, source) or not file.is_file():
         return None
     text = file.read_text(encoding="utf-8", errors="replace")
-    return None if stubs.is_stub(id, text) else text
+    return None if answers.is_stub(id, text) else text
 
 
 def reset(id: str) -> Path | None:
@@ -158,7 +158,7 @@ def difference(id: str) -> tuple[str, str]:
 
 
 def _code_lines(source):
-    lines = stubs.without_marker(source).splitlines()
+    lines = stubs.without_marks(source).splitlines()
     try:
         tree = ast.parse("\n".join(lines))
     except (SyntaxError, ValueError):
@@ -184,7 +184,7 @@ def standing() -> list[dict]:
         row = {"exercise": the_exercise, "score": 0, "state": "not started"}
         if file.is_file():
             text = file.read_text(encoding="utf-8", errors="replace")
-            if stubs.is_stub(the_exercise.id, text):
+            if answers.is_stub(the_exercise.id, text):
                 row["state"] = "not started"
             elif verdict is None:
                 row["state"] = "not checked"

@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from course.lessons.parts import NotReady, load_parts
+from course.answers import NotReady, load_all
 from course.lessons.server import ServeError, Server, serve
 from course.qwen import TINY
 
@@ -267,20 +267,20 @@ def test_an_app_that_is_not_returned_is_named(work):
 def test_a_part_that_cannot_be_loaded_says_why(work, code, says):
     work(chat=code)
     with pytest.raises(NotReady, match=says):
-        load_parts({"1.2": "chat"})
+        load_all({"1.2": "chat"})
 
 
 def test_all_missing_parts_are_named_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_WORK", str(tmp_path))
     with pytest.raises(NotReady) as error:
-        load_parts({"1.1": "load_chat_model", "1.2": "chat"})
+        load_all({"1.1": "load_chat_model", "1.2": "chat"})
     assert "1.1 is not written yet" in str(error.value)
     assert "1.2 is not written yet" in str(error.value)
 
 
 def test_a_part_that_raises_only_here_and_there_is_no_stub(work):
     work(chat="def chat(x):\n    if x:\n        raise NotImplementedError\n    return 5\n")
-    (chat,) = load_parts({"1.2": "chat"})
+    (chat,) = load_all({"1.2": "chat"})
     assert chat(0) == 5
 
 

@@ -12,14 +12,12 @@ import faulthandler
 import functools
 import gc
 import importlib
-import importlib.util
 import inspect
 import json
 import linecache
 import logging
 import os
 import queue
-import re
 import signal
 import socket
 import sys
@@ -30,6 +28,7 @@ import types
 import weakref
 from pathlib import Path
 
+from course import answers
 from course.grading.probe import Probe
 
 OUTPUTS = ("printed", "logged")
@@ -166,7 +165,7 @@ class Inside:
         """The reference answer of that file, as a module: a part around the answer."""
         from course.manifest import ROOT
 
-        return load_module(ROOT / "solutions" / file)
+        return answers.module(ROOT / "solutions" / file)
 
     @staticmethod
     def plain(value):
@@ -178,7 +177,7 @@ class Inside:
         try:
             return {"value": plain(call(*args, **kwargs))}
         except Exception as error:  # noqa: BLE001 - the answer may raise anything
-            if _is_stub(error):
+            if answers.raised_by_stub(error):
                 raise
             kinds = [kind.__name__ for kind in type(error).__mro__]
             described = self.describe(error)
@@ -211,10 +210,10 @@ class Inside:
         with self._sending:
             self._connection.send_bytes(message)
 
-    def _op_load(self, needs, parts):
+    def _op_load(self, needs):
         # what the answer imports of other exercises is the reference's: each is graded alone
-        sys.path.append(parts)
-        self.answer = load_module(self.answer_file)
+        answers.importable(solution=True)
+        self.answer = answers.module(self.answer_file, "answer")
         for name, parameters in needs.items():
             found = getattr(self.answer, name, None)
             if found is None:
@@ -230,7 +229,7 @@ class Inside:
 
     def _scene(self, module, scene):
         in_course = module.partition(".")[0] == "course"
-        found = importlib.import_module(module) if in_course else load_module(self.tests_file)
+        found = importlib.import_module(module) if in_course else answers.module(self.tests_file)
         return getattr(found, scene)
 
     def _op_play(self, module, scene, arguments):
@@ -440,41 +439,9 @@ def _without_layers(
     )
 
 
-def _is_stub(error):
-    arguments = getattr(error, "args", ())
-    return isinstance(error, NotImplementedError) and bool(
-        re.fullmatch(r"\d+\.\d+", str(arguments[0]) if arguments else "")
-    )
-
-
 def _line(number, name, source):
     inside = "" if name == "<module>" else f", in {name}"
     return f"line {number}{inside}: {(source or '').strip()}"
-
-
-def load_module(path):
-    """The file as a module of its own name; siblings in its folder can be imported."""
-    name = Path(path).stem
-    loaded = sys.modules.get(name)
-    if loaded is not None and getattr(loaded, "__file__", None) == str(path):
-        return loaded
-    if name in sys.modules:
-        name = f"{name}_{abs(hash(str(path)))}"
-        if name in sys.modules:
-            return sys.modules[name]
-    folder = str(Path(path).parent)
-    if folder not in sys.path:
-        sys.path.append(folder)
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        sys.dont_write_bytecode = True
-        spec.loader.exec_module(module)
-    except BaseException:
-        sys.modules.pop(name, None)
-        raise
-    return module
 
 
 def _signature_problem(function, parameters):

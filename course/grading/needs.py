@@ -2,18 +2,24 @@
 
 import ast
 
+from course.stubs import is_given
+
 
 def needs_of(solution_file):
-    """{name: parameters} of its public functions, and {name: None} of its classes.
+    """{name: parameters} of its public functions, and {name: None} of its classes; what the stub
+    gives is not among them.
 
     A parameter is [name, "positional" or "keyword", has a default].
     """
-    tree = ast.parse(solution_file.read_text(encoding="utf-8"))
+    source = solution_file.read_text(encoding="utf-8")
+    lines = source.splitlines()
     needs = {}
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+    for node in ast.parse(source).body:
+        if getattr(node, "name", "_").startswith("_") or is_given(node, lines):
+            continue
+        if isinstance(node, ast.ClassDef):
             needs[node.name] = None
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name[0] != "_":
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             needs[node.name] = _parameters(node.args)
     return needs
 

@@ -96,8 +96,7 @@ class Room:
             )
         needs = needs_of(self.exercise.solution_file)
         try:
-            parts = str(self.exercise.solution_file.parent)
-            found = self._ask("load", {"needs": needs, "parts": parts}, "importing the file")
+            found = self._ask("load", {"needs": needs}, "importing the file")
         except Raised as raised:
             raise self._not_loaded(raised) from None
         if found.get("missing"):

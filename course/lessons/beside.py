@@ -13,7 +13,7 @@ import httpx
 import psutil
 import uvicorn
 
-from course import stubs
+from course import answers
 from course.manifest import ROOT, exercise
 
 START_S = 120
@@ -58,7 +58,7 @@ def main_in_a_process(workers, app):
         RuntimeError: the process ended, or did not answer.
     """
     file = exercise("2.5").work_file
-    if not file.exists() or stubs.is_stub("2.5", file.read_text("utf-8")):
+    if not file.exists() or answers.is_stub("2.5", file.read_text("utf-8")):
         raise NotImplementedError("2.5")
     port = _free_port()
     call = f"from workers import main; main({port}, {workers}, {app!r})"

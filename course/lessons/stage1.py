@@ -6,8 +6,9 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from starlette.types import ASGIApp
 
+from course.answers import NotReady, importable, load_all
 from course.lessons.body_limit import BodyLimit
-from course.lessons.parts import NotReady, load_parts, model_folder
+from course.lessons.parts import model_folder
 
 PAGE = Path(__file__).with_name("chat.html")
 
@@ -23,7 +24,8 @@ def build(*, solution: bool = False, model: str | None = None) -> ASGIApp:
         NotReady: an exercise is missing, unsolved, or cannot be loaded.
         ModelUnavailable: there is no such model.
     """
-    load_chat_model, chat, create_app = load_parts(
+    importable(solution)
+    load_chat_model, chat, create_app = load_all(
         {"1.1": "load_chat_model", "1.2": "chat", "1.3": "create_app"}, solution=solution
     )
     path = model_folder(model)

@@ -12,8 +12,9 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 from starlette.types import ASGIApp
 
+from course.answers import NotReady, importable, load, load_all
 from course.lessons.body_limit import BodyLimit
-from course.lessons.parts import NotReady, load_parts, model_folder
+from course.lessons.parts import model_folder
 
 PAGE = Path(__file__).with_name("chat_stage2.html")
 logger = logging.getLogger(__name__)
@@ -55,8 +56,9 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
     """
     if solution is None:
         solution = os.environ.get("COURSE_SOLUTION") == "1"
-    [load_chat_model] = load_parts({"1.1": "load_chat_model"}, solution=True)
-    model_handler, create_limited_app, create_socket_app = load_parts(
+    importable(solution)
+    load_chat_model = load("1.1", "load_chat_model", solution=True)
+    model_handler, create_limited_app, create_socket_app = load_all(
         {"2.1": "ModelHandler", "2.3": "create_app", "2.4": "create_app"}, solution=solution
     )
     model, tokenizer = load_chat_model(model_folder(model))
