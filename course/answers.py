@@ -12,7 +12,7 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 from course import stubs
-from course.manifest import exercise, exercises, shown
+from course.manifest import exercises, find, shown
 
 
 class NotReady(Exception):
@@ -36,7 +36,7 @@ def load(id: str, name: str, solution: bool = False):
     Raises:
         NotReady: the file is missing, `name` is still the stub or not there, or it cannot be imported.
     """
-    file = _file(exercise(id), solution)
+    file = _file(find(id), solution)
     try:
         tree = ast.parse(file.read_bytes(), filename=str(file))
     except FileNotFoundError:
@@ -77,7 +77,7 @@ def load_all(wanted: dict[str, str], *, solution: bool = False) -> list:
             problems.append(str(problem))
     if problems:
         first = problems[0].split()[0]
-        stage = max(exercise(id).stage for id in wanted)
+        stage = max(find(id).stage for id in wanted)
         raise NotReady(
             "\n".join(problems)
             + f"\nWhat you can do: work on it and check it (course check {first}),"
@@ -108,7 +108,7 @@ def module(path: Path, name: str | None = None):
 def forget(id: str) -> None:
     """Makes the next import of the learner's answer read its file again, and so the next import of
     all that has taken something from it."""
-    name = Path(exercise(id).file).stem
+    name = Path(find(id).file).stem
     gone = sys.modules.pop(name, None)
     for other, its in _by_module().items():
         values = vars(sys.modules[other]).values() if other in sys.modules else ()

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from course.manifest import UnknownExercise, exercise, exercises, shown
+from course.manifest import UnknownExercise, exercises, find, shown
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -95,7 +95,7 @@ def solution(
 
     from course import records
 
-    the_exercise = exercise(_known(id))
+    the_exercise = find(_known(id))
     if not (anyway or records.may_see_solution(id)):
         _stop(
             f"You have not passed {id} yet and there are hints left: course hint {id}.\n"
@@ -203,7 +203,7 @@ def _checked(id, file, quiet):
     from course import records
     from course.grading.forkserver import NoForkServer, is_warm
 
-    the_exercise, on_result = exercise(id), None
+    the_exercise, on_result = find(id), None
     status = contextlib.nullcontext()
     if not quiet and sys.stderr.isatty():
         from rich.console import Console
@@ -239,7 +239,7 @@ def _print_verdict(verdict, full):
 
 def _known(id):
     try:
-        return exercise(id).id
+        return find(id).id
     except UnknownExercise as error:
         _stop(str(error))
 

@@ -12,7 +12,7 @@ import warnings
 from course import answers, records, stubs
 from course.grading import Verdict
 from course.grading.forkserver import NoForkServer
-from course.manifest import UnknownExercise, exercise, exercises, shown
+from course.manifest import UnknownExercise, exercises, find, shown
 
 
 def watch(shell) -> None:
@@ -55,7 +55,7 @@ def check(id: str | None = None) -> Verdict:
 
     Without an id it is the exercise of the last check.
     """
-    the_exercise = _friendly(exercise, _or_the_last(id, "check"))
+    the_exercise = _friendly(find, _or_the_last(id, "check"))
     progress = _Progress(the_exercise)
     try:
         return _friendly(records.checked, the_exercise.id, None, progress.result)
@@ -70,12 +70,12 @@ def hint(id: str | None = None) -> None:
 
     Without an id it is the exercise of the last check.
     """
-    print(records.next_hint(_friendly(exercise, _or_the_last(id, "hint")).id))
+    print(records.next_hint(_friendly(find, _or_the_last(id, "hint")).id))
 
 
 def solution(id: str, anyway: bool = False) -> None:
     """Shows the difference between your answer and the reference, once you passed or saw all hints."""
-    the_exercise = _friendly(exercise, id)
+    the_exercise = _friendly(find, id)
     if not (anyway or records.may_see_solution(the_exercise.id)):
         print(
             f"You have not passed {id} yet and there are hints left: hint({id!r})."
@@ -88,7 +88,7 @@ def solution(id: str, anyway: bool = False) -> None:
 
 def reset(id: str) -> None:
     """Puts an exercise's stub back into `work/`, and keeps what was there."""
-    the_exercise = _friendly(exercise, id)
+    the_exercise = _friendly(find, id)
     kept = records.reset(the_exercise.id)
     print(f"{shown(the_exercise.work_file)} is the stub again.")
     if kept:
@@ -197,7 +197,7 @@ def _begin_cell(shell, source):
     if stubs.exercise_of(source) in exercises():
         # the cell is a file's text: what stands there under `if __name__ == "__main__":` is for
         # those who run the file
-        shell.user_ns["__name__"] = exercise(stubs.exercise_of(source)).work_file.stem
+        shell.user_ns["__name__"] = find(stubs.exercise_of(source)).work_file.stem
 
 
 def _end_cell(shell):

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 from course import answers, stubs
 from course.grading import Verdict, check
-from course.manifest import Exercise, exercise, exercises, shown, work_folder
+from course.manifest import Exercise, exercises, find, shown, work_folder
 
 SHARED = 0.3
 """A diff of two files that have less in common is harder to read than the reference alone."""
@@ -23,7 +23,7 @@ SHARED = 0.3
 
 def checked(id: str, file=None, on_result=None) -> Verdict:
     """Checks the answer, keeps it and its verdict, and adds the next hint and what to do next."""
-    the_exercise = exercise(id)
+    the_exercise = find(id)
     own = file is None or Path(file).resolve() == the_exercise.work_file
     if own:
         keep(the_exercise)
@@ -78,7 +78,7 @@ def save_cell(id: str, source: str) -> str | None:
 
     What the file held before is kept in the history. An untouched stub never replaces an answer.
     """
-    the_exercise = exercise(id)
+    the_exercise = find(id)
     file = the_exercise.work_file
     text = source.rstrip() + "\n"
     before = file.read_text(encoding="utf-8") if file.is_file() else None
@@ -97,7 +97,7 @@ def save_cell(id: str, source: str) -> str | None:
 
 def answer_instead_of(id: str, source: str) -> str | None:
     """The learner's file, where it holds an answer and `source` is only the exercise's stub."""
-    file = exercise(id).work_file
+    file = find(id).work_file
     if not answers.is_stub(id, source) or not file.is_file():
         return None
     text = file.read_text(encoding="utf-8", errors="replace")
@@ -106,7 +106,7 @@ def answer_instead_of(id: str, source: str) -> str | None:
 
 def reset(id: str) -> Path | None:
     """Puts the stub back; returns where the version before is kept, if there was one."""
-    the_exercise = exercise(id)
+    the_exercise = find(id)
     kept = keep(the_exercise)
     the_exercise.work_file.parent.mkdir(parents=True, exist_ok=True)
     the_exercise.work_file.write_text(stubs.stub(id), encoding="utf-8")
@@ -119,7 +119,7 @@ def hints_seen(id: str) -> int:
 
 def next_hint(id: str) -> str:
     """The next rung of the ladder; the last one again when there is no more."""
-    the_exercise = exercise(id)
+    the_exercise = find(id)
     seen = _hints()
     rung = min(seen.get(id, 0) + 1, len(the_exercise.hints))
     seen[id] = rung
@@ -134,7 +134,7 @@ def next_hint(id: str) -> str:
 def may_see_solution(id: str) -> bool:
     """After passing, or after the last hint."""
     passed = any(each["passed"] for each in _verdicts() if each["exercise"] == id)
-    return passed or hints_seen(id) >= len(exercise(id).hints)
+    return passed or hints_seen(id) >= len(find(id).hints)
 
 
 def difference(id: str) -> tuple[str, str]:
@@ -144,7 +144,7 @@ def difference(id: str) -> tuple[str, str]:
         (language, text): "diff" and the unified diff, "" if the code is the same; or "python" and
         the whole reference, where the two share little.
     """
-    the_exercise = exercise(id)
+    the_exercise = find(id)
     mine, reference = the_exercise.work_file, the_exercise.solution_file
     own = mine.read_text(encoding="utf-8", errors="replace") if mine.is_file() else ""
     theirs = reference.read_text(encoding="utf-8")

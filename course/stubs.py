@@ -14,7 +14,7 @@ import ast
 import re
 import sys
 
-from course.manifest import ROOT, exercise, exercises, shown
+from course.manifest import ROOT, exercises, find, shown
 
 MARK = "#| exercise "
 GIVEN = "# given"
@@ -25,7 +25,7 @@ _LIKE_A_MARKER = re.compile(r"# *(\| *exercise\b|exercise:? *\d).*", re.IGNORECA
 def stub(id: str) -> str:
     """The stub of exercise `id`: imports, what is given, signatures and docstrings, and bodies that
     raise NotImplementedError(id). Private helpers and a script's last lines are left out."""
-    the_exercise = exercise(id)
+    the_exercise = find(id)
     source = the_exercise.solution_file.read_text(encoding="utf-8")
     lines = source.splitlines()
     found, before, given = [f"{MARK}{id}"], None, False

@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 
-from course.manifest import ROOT, exercise
+from course.manifest import ROOT, find
 
 SOLVED = """#| exercise 0.1
 def count_tokens(tokenizer, text):
@@ -195,7 +195,7 @@ def test_a_running_check_says_which_test_it_is_at_and_takes_that_back(session):
         *("import course", SOLVED, textwrap.dedent(frontend)),
         *('verdict = course.check("0.1")', "print(seen)"),
     )
-    titles = [test.title for test in exercise("0.1").tests]
+    titles = [test.title for test in find("0.1").tests]
     assert ast.literal_eval(said[4]) == [
         *(f"checking 0.1: test {n} of 3, {title} ..." for n, title in enumerate(titles, 1)),
         "checking 0.1 ...",

@@ -27,7 +27,7 @@ from course.grading.probe import Probe
 from course.lessons import server as lesson_server
 from course.lessons import stage2
 from course.lessons.server import serve
-from course.manifest import exercise
+from course.manifest import find
 
 STORY = {"prompt": "Tell me a story", "max_new_tokens": 1024}
 LIMIT_S = 60
@@ -432,9 +432,9 @@ class ModelHandler(ModelHandler):
 def test_sigterm_with_streams_open_ends_the_server(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_WORK", str(tmp_path))
     for id in ("2.1", "2.2", "2.3", "2.4"):
-        file = exercise(id).work_file
+        file = find(id).work_file
         file.parent.mkdir(exist_ok=True)
-        code = exercise(id).solution_file.read_text("utf-8")
+        code = find(id).solution_file.read_text("utf-8")
         file.write_text(code + ENDLESS if id == "2.1" else code, "utf-8")
     # `serve` would stop the other tests' server
     listener = lesson_server._bind("127.0.0.1", 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from course.grading.environment import environment
 from course.grading.verdict import TestResult, Verdict
-from course.manifest import Exercise, exercise, shown
+from course.manifest import Exercise, find, shown
 
 NOT_RUN = "not run: the message above comes first"
 
@@ -25,7 +25,7 @@ def check(id: str, file: str | Path | None = None, on_result=None) -> Verdict:
     Raises:
         course.manifest.UnknownExercise: there is no such exercise.
     """
-    the_exercise = exercise(id)
+    the_exercise = find(id)
     file = Path(file).absolute() if file else the_exercise.work_file
     began = time.perf_counter()
     results, problem = {}, "the grader's process ended before it had reported"

@@ -12,7 +12,7 @@ import warnings
 import pytest
 
 from course.grading.room import Room
-from course.manifest import exercise
+from course.manifest import find
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def not_tested(record_property):
 def new_room(request):
     path = request.node.path
     found = re.match(r"test_(\d+)_(\d+)_", path.name)
-    the_exercise = exercise(f"{found[1]}.{found[2]}")
+    the_exercise = find(f"{found[1]}.{found[2]}")
     answer = os.environ.get("COURSE_ANSWER") or the_exercise.solution_file
     limit_s = os.environ.get("COURSE_LIMIT_S")
     if limit_s:

@@ -17,7 +17,7 @@ import pytest
 
 from course.grading.mistakes import Ended, Hung, Mistake, NotLoaded, NotWritten, short
 from course.grading.room import Room, kill_orphans
-from course.manifest import ROOT, exercise
+from course.manifest import ROOT, find
 
 TEST_LIMIT_S = 120.0
 """A test that takes longer hangs itself: each call into a room has a limit of its own."""
@@ -35,7 +35,7 @@ def run(id, file, send):
     os.environ["COURSE_ANSWER"] = str(file)
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     adopt_orphans()
-    the_exercise = exercise(id)
+    the_exercise = find(id)
     results = _Results(the_exercise, send)
     tests_file = ROOT / the_exercise.tests_file
     pytest.main(
