@@ -16,9 +16,12 @@ import time
 import httpx
 import psutil
 import pytest
+from fastapi import FastAPI, Request
+from fastapi.testclient import TestClient
 
 from course.answers import NotReady, load_all
 from course.lessons.server import ServeError, Server, serve
+from course.lessons.stage import ByPath
 from course.qwen import TINY
 
 LIMIT_S = 60
@@ -113,6 +116,33 @@ def answers(url):
         httpx.get(url, timeout=5)
         return True
     return False
+
+
+def an_app(name, log):
+    @contextlib.asynccontextmanager
+    async def lifespan(app):
+        log.append(f"{name} starts")
+        yield {name: "is there"}
+        log.append(f"{name} ends")
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.get("/{path}")
+    def get(request: Request):
+        return f"{name} {request.state._state[name]}"
+
+    return app
+
+
+def test_each_path_has_its_app_and_all_are_started_and_shut_down():
+    log = []
+    others, one, two = (an_app(name, log) for name in ("others", "one", "two"))
+    apps = ByPath({"/one": one, "/1": one}, ByPath({"/two": two}, others))
+    with TestClient(apps) as client:
+        assert log == ["others starts", "two starts", "one starts"]
+        said = [client.get(path).json() for path in ("/one", "/1", "/two", "/three")]
+    assert said == [f"{name} is there" for name in ("one", "one", "two", "others")]
+    assert log[3:] == ["one ends", "two ends", "others ends"]
 
 
 def test_the_reference_answers_ni_hao():

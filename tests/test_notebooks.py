@@ -24,7 +24,7 @@ NAMES = [path.stem for path in PATHS]
 CELL_LIMIT_S = 300
 MOST_LINES, LINE_WIDTH = 8, 110
 SHORT = 24
-PLOTS = r"^ *show\.(waits|arrivals|loads)\("
+PLOTS = r"^ *plots\.(waits|arrivals|loads)\("
 # what JupyterLab writes into a notebook that is only opened: so it is no change for git
 LANGUAGE_INFO = {
     "codemirror_mode": {"name": "ipython", "version": 3},

@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import httpx
 import pytest
@@ -59,8 +60,10 @@ class Here:
 
     def __init__(self, **config):
         torch.set_num_threads(1)
-        app = stage2.build(solution=True)
-        self.probe = Probe(app.inner.state.model, app.inner.state.tokenizer)
+        model, tokenizer = stage2.load_model(None)
+        self.probe = Probe(model, tokenizer)
+        with mock.patch.object(stage2, "load_model", lambda name: (model, tokenizer)):
+            app = stage2.build(solution=True)
         # without uvicorn's own log_config all that is logged reaches caplog
         self.server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, **config))
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -491,7 +494,7 @@ def test_the_page_streams_over_both_and_its_stop_stops_the_model(server, browser
 
     page.reload()
     page.click("#language")
-    assert page.inner_text("h1") == "第 2 阶段：流式输出"
+    assert page.inner_text("h1 small") == "第 2 阶段：流式输出"
     page.fill("#text", "你好")
     page.click("#send")
     page.wait_for_selector("#socket[data-state=done]", timeout=60_000)

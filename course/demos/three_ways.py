@@ -20,11 +20,12 @@ import torch
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
+from tokenizers.decoders import DecodeStream
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from course.answers import importable, load_all
-from course.lessons import copies
+from course.demos import copies
 from course.qwen.models import model_path
 
 PARTS = {"2.1": "ModelHandler", "2.2": "create_app"}
@@ -34,6 +35,24 @@ MODEL_THREAD = ThreadPoolExecutor(max_workers=1)
 class _Body(BaseModel):
     prompt: str
     max_new_tokens: int = 128
+
+
+@torch.inference_mode()
+def greedy_steps(model, tokenizer, prompt, max_new_tokens):
+    """Runs the model one step for each `next`, greedily; yields the text that the step completes.
+
+    It has no end before `max_new_tokens`: see `_never_ends`.
+    """
+    messages = [{"role": "user", "content": prompt}]
+    ids = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )["input_ids"]
+    text, cache = DecodeStream(skip_special_tokens=True), None
+    for _ in range(max_new_tokens):
+        output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache, ids = output.past_key_values, output.logits[:, -1].argmax(dim=-1, keepdim=True)
+        # None as long as a character lacks some of its bytes
+        yield text.step(tokenizer.backend_tokenizer, ids.item()) or ""
 
 
 async def _blocking(steps):
@@ -62,15 +81,15 @@ def build() -> FastAPI:
     importable()
     handler_class, create_app = load_all(PARTS, solution=True)
     handler = handler_class(model, tokenizer)
-    list(handler._steps("Hello!", 4, 0.0))  # the first ones are slow
+    list(greedy_steps(model, tokenizer, "Hello!", 4))  # the first ones are slow
     app = FastAPI()
     app.get("/who")(copies.who)
 
     def streamed(way):
         async def events(body):
             pieces = 0
-            # the reference's own steps, so that all ways differ only in where a step runs
-            async for piece in way(handler._steps(body.prompt, body.max_new_tokens, 0.0)):
+            # the same steps, so that the ways differ only in where a step runs
+            async for piece in way(greedy_steps(model, tokenizer, body.prompt, body.max_new_tokens)):
                 if piece:
                     yield f"data: {json.dumps({'token': piece})}\n\n"
                     pieces += 1
