@@ -58,13 +58,13 @@ def _results(the_exercise: Exercise, results, problem):
         reports = results.get(test.id, [])
         if reports:
             worst = next((each for each in reports if each["status"] != "passed"), reports[0])
-            status, message, detail = worst["status"], worst["message"], worst["detail"]
+            result = {name: value for name, value in worst.items() if name != "test"}
         else:
             earlier = any(each.status in ("failed", "timeout") for each in found)
-            status, message, detail = "not_run", NOT_RUN if earlier else problem, ""
-        score = test.points if status == "passed" else 0
+            result = {"status": "not_run", "mistake": NOT_RUN if earlier else problem}
+        score = test.points if result["status"] == "passed" else 0
         found.append(
-            TestResult(test.id, test.title, status, score, test.points, message, detail)
+            TestResult(id=test.id, title=test.title, score=score, max_score=test.points, **result)
         )
     return found
 

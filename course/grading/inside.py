@@ -173,7 +173,8 @@ class Inside:
         return plain(value)
 
     def outcome(self, call, *args, **kwargs):
-        """{"value": ...} or {"raised": names of the error's types, "message": ..., "where": ...}."""
+        """{"value": ...} or {"raised": names of the error's types, "message", "said", "where"}, the
+        last three as in `describe`."""
         try:
             return {"value": plain(call(*args, **kwargs))}
         except Exception as error:  # noqa: BLE001 - the answer may raise anything
@@ -181,7 +182,7 @@ class Inside:
                 raise
             kinds = [kind.__name__ for kind in type(error).__mro__]
             described = self.describe(error)
-            return {"raised": kinds, "message": described["message"], "where": described["where"]}
+            return {"raised": kinds, **{key: described[key] for key in ("message", "said", "where")}}
 
     # requests
 
@@ -341,7 +342,8 @@ class Inside:
         asyncio.new_event_loop = asyncio.events.new_event_loop = new_event_loop
 
     def describe(self, error):
-        """Type, message, line in the answer and traceback of an error, as text."""
+        """An error as data: its `type`, its text (`message`), both (`said`), the line in the answer
+        (`where`), its first arguments and its traceback."""
         try:
             message = str(error)
         except Exception:  # noqa: BLE001
@@ -356,9 +358,12 @@ class Inside:
             where = _line(in_answer[-1].lineno, in_answer[-1].name, in_answer[-1].line)
         if type(error) is NameError:
             message += " (the file holds what the exercise's cell does, and nothing of other cells)"
+        message = message[:2000]
+        kind = type(error).__name__
         return {
-            "type": type(error).__name__,
-            "message": message[:2000],
+            "type": kind,
+            "message": message,
+            "said": f"{kind}: {message}" if message else f"{kind}, an error without a text",
             "where": where,
             "arguments": [arg for arg in map(plain, error.args) if isinstance(arg, str)][:3],
             "traceback": "".join(traceback.format_exception(error))[-8000:],

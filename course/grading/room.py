@@ -142,7 +142,8 @@ class Room:
         if not served["started"]:
             error, where = self.last_error()
             raise Ended(
-                f"the server did not start: {error or 'its start-up failed'}",
+                "the server did not start",
+                got=error or "its start-up failed",
                 where=where,
                 detail=self.output(),
             )
@@ -350,10 +351,10 @@ class Room:
     def _not_loaded(self, raised):
         error = raised.error
         if error["type"] in ("SyntaxError", "IndentationError", "TabError"):
-            said = f"the file does not parse: {error['message']}"
+            mistake, got = "the file does not parse", error["message"]
         else:
-            said = f"the file fails at import: {error['type']}: {error['message']}".rstrip(": ")
-        return NotLoaded(said, where=error["where"], detail=error["traceback"])
+            mistake, got = "the file fails at import", error["said"]
+        return NotLoaded(mistake, got=got, where=error["where"], detail=error["traceback"])
 
     def _ends_within(self, limit_s):
         # not join(limit_s): that waits for ever, because the room has closed its end of the pipe by
@@ -369,10 +370,10 @@ class Room:
         self.spoiled = True
         self._ends_within(2.0)
         code = self._process.exitcode
-        how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
         return Ended(
-            f"the answer's process ended in the middle, {how}: something calls os._exit, kills"
-            " the process, or crashes it",
+            "the answer's process ended in the middle: something calls os._exit, kills the process,"
+            " or crashes it",
+            got=f"signal {-code}" if code is not None and code < 0 else f"exit code {code}",
             detail=self.output(),
         )
 
