@@ -10,11 +10,9 @@ import contextlib
 import ctypes
 import faulthandler
 import functools
-import gc
 import importlib
 import inspect
 import json
-import linecache
 import logging
 import os
 import queue
@@ -24,12 +22,12 @@ import sys
 import threading
 import time
 import traceback
-import types
-import weakref
 from pathlib import Path
 
 from course import answers
-from course.grading.probe import Probe
+from course.grading import where
+from course.grading.needs import signature_problem
+from course.grading.probe import Probe, without_layers
 
 OUTPUTS = ("printed", "logged")
 """The files of the standard output and of the standard error, where logs and tracebacks go."""
@@ -114,11 +112,10 @@ class Inside:
         self._scenes = queue.Queue()
         self._events = {}
         self._probe = None
-        self._loops = weakref.WeakSet()
         self._arrived = {}
         self._servers = []
         self._server_threads = set()
-        self._remember_loops()
+        where.remember_loops()
 
     # for scenes
 
@@ -136,7 +133,7 @@ class Inside:
         """`tiny`, but its decoder computes nothing, so that a step takes a tenth of the time. For
         tests in which the probe says what the model says."""
         model, tokenizer = self.tiny
-        model.model.forward = functools.partial(_without_layers, model.config)
+        model.model.forward = functools.partial(without_layers, model.config)
         return model, tokenizer
 
     @property
@@ -224,7 +221,7 @@ class Inside:
                     return {"not_a_class": name}
             elif not callable(found):
                 return {"missing": name}
-            elif problem := _signature_problem(found, parameters):
+            elif problem := signature_problem(found, parameters):
                 return {"signature": name, "problem": problem}
         return {}
 
@@ -313,7 +310,7 @@ class Inside:
         )
 
     def _op_turns(self, count):
-        for loop in list(self._loops):
+        for loop in list(where.loops):
             if not loop.is_running():
                 continue
             done = threading.Event()
@@ -330,143 +327,28 @@ class Inside:
 
     # where things are
 
-    def _remember_loops(self):
-        # so that the await chain of a task can be shown, whoever started its loop
-        make = asyncio.events.new_event_loop
-
-        def new_event_loop():
-            loop = make()
-            self._loops.add(loop)
-            return loop
-
-        asyncio.new_event_loop = asyncio.events.new_event_loop = new_event_loop
+    def _op_where(self):
+        return where.lines_now(str(self.answer_file))
 
     def describe(self, error):
         """An error as data: its `type`, its text (`message`), both (`said`), the line in the answer
         (`where`), its first arguments and its traceback."""
         try:
-            message = str(error)
+            own = isinstance(error, SyntaxError) and error.filename == str(self.answer_file)
+            message = error.msg if own else str(error)
         except Exception:  # noqa: BLE001
             message = "(its text could not be had)"
-        frames = traceback.extract_tb(error.__traceback__)
-        in_answer = [frame for frame in frames if self._is_answer(frame.filename)]
-        where = None
-        if isinstance(error, SyntaxError) and error.filename and self._is_answer(error.filename):
-            where = f"line {error.lineno}: {(error.text or '').strip()}"
-            message = error.msg
-        elif in_answer:
-            where = _line(in_answer[-1].lineno, in_answer[-1].name, in_answer[-1].line)
         if type(error) is NameError:
             message += " (the file holds what the exercise's cell does, and nothing of other cells)"
-        message = message[:2000]
-        kind = type(error).__name__
+        kind, message = type(error).__name__, message[:2000]
         return {
             "type": kind,
             "message": message,
             "said": f"{kind}: {message}" if message else f"{kind}, an error without a text",
-            "where": where,
+            "where": where.line_of_error(error, str(self.answer_file)),
             "arguments": [arg for arg in map(plain, error.args) if isinstance(arg, str)][:3],
             "traceback": "".join(traceback.format_exception(error))[-8000:],
         }
-
-    def _is_answer(self, filename):
-        return filename == str(self.answer_file)
-
-    def _op_where(self):
-        """The answer's lines that block an event loop, wait in one, or run now, in this order."""
-        loops = [loop for loop in list(self._loops) if not loop.is_closed()]
-        threads_of_loops = [getattr(loop, "_thread_id", None) for loop in loops]
-        blocking, waiting, running = [], [], []
-        for loop in loops:
-            for task in asyncio.all_tasks(loop):
-                waiting.append(self._await_chain(task.get_coro()))
-        # a task's chain ends where it waits for an async generator: those follow by themselves
-        for thing in gc.get_objects():
-            if type(thing) is types.AsyncGeneratorType and thing.ag_await is not None:
-                waiting.append(self._await_chain(thing))
-        own = threading.get_ident()
-        for ident, frame in sys._current_frames().items():
-            if ident == own:
-                continue
-            for at, line in traceback.walk_stack(frame):
-                code = at.f_code
-                if self._is_answer(code.co_filename):
-                    source = linecache.getline(code.co_filename, line).strip()
-                    found = blocking if ident in threads_of_loops else running
-                    found.append(_line(line, code.co_name, source))
-                    break
-        return list(dict.fromkeys(filter(None, blocking + waiting + running)))[:5]
-
-    def _await_chain(self, waiting):
-        links = []
-        mine = False
-        while waiting is not None:
-            frame = getattr(waiting, "cr_frame", None) or getattr(waiting, "ag_frame", None)
-            frame = frame or getattr(waiting, "gi_frame", None)
-            if frame is not None:
-                name = frame.f_code.co_name
-                if self._is_answer(frame.f_code.co_filename):
-                    source = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-                    links.append(_line(frame.f_lineno, name, source))
-                    mine = True
-                elif mine:
-                    links.append(name)
-            waiting = (
-                getattr(waiting, "cr_await", None)
-                or getattr(waiting, "ag_await", None)
-                or getattr(waiting, "gi_yieldfrom", None)
-            )
-        return " -> ".join(links[:6]) if mine else None
-
-
-def _without_layers(
-    config, input_ids=None, past_key_values=None, inputs_embeds=None, use_cache=None, **_
-):
-    """A decoder's forward that computes nothing; the cache grows as it should."""
-    import torch
-    from transformers import DynamicCache
-    from transformers.modeling_outputs import BaseModelOutputWithPast
-
-    count, length = (inputs_embeds if input_ids is None else input_ids).shape[:2]
-    if use_cache is None:
-        use_cache = config.use_cache
-    if use_cache and past_key_values is None:
-        past_key_values = DynamicCache(config=config)
-    if past_key_values is not None:
-        heads = config.num_key_value_heads
-        size = config.hidden_size // config.num_attention_heads
-        nothing = torch.zeros(count, heads, length, size)
-        for layer in range(config.num_hidden_layers):
-            past_key_values.update(nothing, nothing, layer)
-    return BaseModelOutputWithPast(
-        last_hidden_state=torch.zeros(count, length, config.hidden_size),
-        past_key_values=past_key_values if use_cache else None,
-    )
-
-
-def _line(number, name, source):
-    inside = "" if name == "<module>" else f", in {name}"
-    return f"line {number}{inside}: {(source or '').strip()}"
-
-
-def _signature_problem(function, parameters):
-    """None if `function` can be called as the contract says, else how it cannot."""
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        return None
-    positional = [None] * sum(kind == "positional" for _, kind, _ in parameters)
-    by_name = {name: None for name, kind, _ in parameters if kind == "keyword"}
-    needed = [None] * sum(kind == "positional" and not default for _, kind, default in parameters)
-    needed_by_name = {
-        name: None for name, kind, default in parameters if kind == "keyword" and not default
-    }
-    for args, kwargs in ((needed, needed_by_name), (positional, by_name)):
-        try:
-            signature.bind(*args, **kwargs)
-        except TypeError as error:
-            return f"{signature}: {error}"
-    return None
 
 
 def plain(value):

@@ -29,7 +29,9 @@ import psutil
 
 from course.grading import inside
 from course.grading.mistakes import Ended, Hung, Mistake, NotLoaded, NotWritten, Raised
-from course.grading.needs import needs_of
+from course.grading.needs import needs_of, signature_text
+from course.grading.probe import ProbeOutside
+from course.grading.where import last_error
 from course.manifest import shown
 
 START_LIMIT_S = 60.0
@@ -45,7 +47,7 @@ class Room:
         self.exercise = exercise
         self.answer_file = Path(answer_file)
         self.limit_s = exercise.limit_s
-        self.probe = _ProbeOutside(self)
+        self.probe = ProbeOutside(self)
         self.kept = {}
         """What the tests of a shared room keep from one to the next, by name."""
         self.spoiled = False
@@ -110,7 +112,7 @@ class Room:
             name = found["signature"]
             raise NotLoaded(
                 f"`{name}` has another signature than exercise {self.exercise.id} asks for",
-                expected=name + _signature_text(needs[name]),
+                expected=name + signature_text(needs[name]),
                 got=name + found["problem"],
             )
 
@@ -227,22 +229,7 @@ class Room:
 
     def last_error(self):
         """(last line, line in the answer) of the last traceback in the log; None where there is none."""
-        logged = self._end_of("logged")
-        start = logged.rfind("Traceback (most recent call last)")
-        if start < 0:
-            return None, None
-        # in a group of exceptions the lines begin with "  | "
-        lines = [re.sub(r"^ *\| ", "", line) for line in logged[start:].splitlines()]
-        where = None
-        error = None
-        for index, line in enumerate(lines):
-            found = re.match(r'\s+File "(.+)", line (\d+), in (.+)', line)
-            if found and found[1] == str(self.answer_file):
-                source = lines[index + 1].strip() if index + 1 < len(lines) else ""
-                where = f"line {found[2]}, in {found[3]}: {source}"
-            if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt)?(:|$)", line):
-                error = error or line.strip()
-        return error, where
+        return last_error(self._end_of("logged"), str(self.answer_file))
 
     def where(self):
         """The answer's lines that run or wait now, in one text; "" if none."""
@@ -389,27 +376,6 @@ class _Playing:
         return self._room._await(self._future, self._label)
 
 
-class _ProbeOutside:
-    """`course.grading.probe.Probe` from outside: the same methods."""
-
-    def __init__(self, room):
-        self._room = room
-
-    def __getattr__(self, method):
-        def call(*arguments):
-            return self._room._ask("probe", {"method": method, "arguments": list(arguments)})
-
-        return call
-
-    @property
-    def steps(self):
-        return self.report()["steps"]
-
-    @property
-    def held(self):
-        return self.report()["held"]
-
-
 def kill_orphans():
     """Ends processes that rooms left behind; where the runner adopts orphans, that is all of them."""
     for _ in range(20):
@@ -428,13 +394,3 @@ def kill_orphans():
 
 def _named(scene):
     return {"module": scene.__module__, "scene": scene.__name__}
-
-
-def _signature_text(parameters):
-    shown_parameters, star = [], False
-    for name, kind, has_default in parameters:
-        if kind == "keyword" and not star:
-            shown_parameters.append("*")
-            star = True
-        shown_parameters.append(name + ("=..." if has_default else ""))
-    return f"({', '.join(shown_parameters)})"
