@@ -74,7 +74,7 @@ def _events(the_exercise, file, limit_s):
     request = {
         "exercise": the_exercise.id,
         "file": str(file),
-        "environment": {k: v for k, v in os.environ.items() if k.startswith("COURSE_")},
+        "environment": {k: v for k, v in os.environ.items() if k.startswith("COURSE_") or k == "PATH"},
     }
     line = json.dumps(request).encode() + b"\n"
     if hasattr(os, "fork") and os.environ.get("COURSE_START") != "spawn":

@@ -6,17 +6,13 @@ Results leave as JSON made of exact built-in types, so that nothing of the answe
 """
 
 import asyncio
-import contextlib
-import ctypes
-import faulthandler
+import copy
 import functools
 import importlib
 import inspect
 import json
-import logging
 import os
 import queue
-import signal
 import socket
 import sys
 import threading
@@ -28,79 +24,23 @@ from course import answers
 from course.grading import where
 from course.grading.needs import signature_problem
 from course.grading.probe import Probe, without_layers
-
-OUTPUTS = ("printed", "logged")
-"""The files of the standard output and of the standard error, where logs and tracebacks go."""
-MOST_OUTPUT = 4_000_000
-"""Bytes of output that are kept while the answer runs; older ones are dropped."""
+from course.grading.settle import settle
 
 
 def main(connection, answer_file, tests_file, folder):
     """The room's whole life: answers requests from `connection` until it closes."""
-    _settle(connection, folder)
-    inside = Inside(Path(answer_file), Path(tests_file), connection)
+    streams = settle(connection, folder)
+    sys.argv = [answer_file]  # an answer may parse its arguments
+    inside = Inside(Path(answer_file), Path(tests_file), connection, streams)
     threading.Thread(target=inside.listen, daemon=True).start()
-    threading.Thread(target=_bound_output, args=(folder,), daemon=True).start()
     inside.work()
-
-
-def _settle(connection, folder):
-    if hasattr(os, "setsid"):
-        os.setsid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: the room dies with its runner
-    os.chdir(os.path.join(folder, "cwd"))
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    keep_all = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    printed, logged = (os.open(os.path.join(folder, name), keep_all, 0o600) for name in OUTPUTS)
-    hung = os.open(os.path.join(folder, "hung"), os.O_WRONLY | os.O_CREAT, 0o600)
-    os.dup2(nothing, 0)
-    os.dup2(printed, 1)
-    os.dup2(logged, 2)
-    if hasattr(os, "fork"):
-        # nothing that the runner has open (its report above all) may be within the answer's reach;
-        # not closed but replaced, since objects of the runner's still close those numbers one day
-        keep = {0, 1, 2, connection.fileno(), nothing, hung}
-        for fd in range(3, 1024):
-            if fd not in keep:
-                with contextlib.suppress(OSError):
-                    os.fstat(fd)
-                    os.dup2(nothing, fd, inheritable=False)
-    sys.stdin = open(0, closefd=False, encoding="utf-8")
-    for name, fd in (("stdout", 1), ("stderr", 2)):
-        stream = open(fd, "w", closefd=False, encoding="utf-8", errors="replace", buffering=1)
-        setattr(sys, name, stream)
-        setattr(sys, f"__{name}__", stream)
-    logging.lastResort = logging.StreamHandler(sys.stderr)
-    # pytest, from whose process this one was forked, keeps such errors and all logs to itself
-    logging.root.handlers.clear()
-    threading.excepthook = threading.__excepthook__
-    sys.unraisablehook = sys.__unraisablehook__
-    if hasattr(faulthandler, "register"):
-        faulthandler.register(signal.SIGUSR1, file=hung, all_threads=True)
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, signal.SIG_DFL)
-    if torch := sys.modules.get("torch"):
-        # after a fork torch renews its thread pool at the first use, and of two threads that use
-        # it first at once (transformers loads weights in threads) one may find none
-        torch.set_num_threads(1)
-
-
-def _bound_output(folder):
-    paths = [os.path.join(folder, name) for name in OUTPUTS]
-    while True:
-        time.sleep(0.2)
-        for path in paths:
-            with contextlib.suppress(OSError):
-                if os.path.getsize(path) > MOST_OUTPUT:
-                    os.truncate(path, 0)
 
 
 class Inside:
     """The room as a scene sees it. A scene is a function `scene(answer, inside, **arguments)` of the
     tests file or of the kit, plain or async; `answer` is the answer's module."""
 
-    def __init__(self, answer_file, tests_file, connection):
+    def __init__(self, answer_file, tests_file, connection, streams):
         self.answer_file, self.tests_file = answer_file, tests_file
         self.answer = None
         self.notes = {}
@@ -115,6 +55,7 @@ class Inside:
         self._arrived = {}
         self._servers = []
         self._server_threads = set()
+        self._streams = streams
         where.remember_loops()
 
     # for scenes
@@ -203,7 +144,6 @@ class Inside:
             reply = {"result": getattr(self, f"_op_{request['op']}")(**request["arguments"])}
         except BaseException as error:  # noqa: BLE001 - also SystemExit and KeyboardInterrupt
             reply = {"error": self.describe(error)}
-        sys.stdout.flush()
         message = json.dumps({"id": request["id"], **reply}).encode()
         with self._sending:
             self._connection.send_bytes(message)
@@ -251,7 +191,9 @@ class Inside:
             self._count_arrivals(app),
             loop="asyncio",
             lifespan="on",
+            log_config=self._uvicorn_logs(),
             log_level="info",
+            use_colors=False,
             access_log=False,
             # uvicorn would take a client on this machine for a proxy, and believe its X-Forwarded-For
             proxy_headers=False,
@@ -266,7 +208,7 @@ class Inside:
                 asyncio.run(server.serve(sockets=[bound]))
             except BaseException:  # noqa: BLE001 - also what ends uvicorn
                 if server.started:  # else uvicorn has logged why
-                    traceback.print_exc()
+                    traceback.print_exc(file=self._streams["stderr"])
             finally:
                 bound.close()
 
@@ -277,6 +219,14 @@ class Inside:
         if not server.started:
             return {"started": False}
         return {"started": True, "port": bound.getsockname()[1], "number": number}
+
+    def _uvicorn_logs(self):
+        from uvicorn.config import LOGGING_CONFIG
+
+        config = copy.deepcopy(LOGGING_CONFIG)
+        config["handlers"]["default"]["stream"] = self._streams["stderr"]
+        config["handlers"]["access"]["stream"] = self._streams["stdout"]
+        return config
 
     def _count_arrivals(self, app):
         async def counted(scope, receive, send):
