@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from course import records, stubs
+from course import desk, grading, records, stubs
 from course.grading import Verdict, check, verdict
 from course.manifest import ROOT, exercises
 
@@ -199,14 +199,13 @@ def hint_in_a_verdict(monkeypatch, tmp_path, rung):
     the_exercise = exercises()["0.1"]
     first = replace(the_exercise.tests[0], hint=rung)
     the_exercise = replace(the_exercise, tests=(first, *the_exercise.tests[1:]))
-    monkeypatch.setattr(records, "exercise", lambda id: the_exercise)
     file = the_exercise.work_file
     file.parent.mkdir(parents=True)
     file.write_text("def count_tokens(tokenizer, text):\n    return len(text)\n", encoding="utf-8")
     for _ in range(len(the_exercise.hints)):
-        yield records.checked("0.1").next_hint
-        records.next_hint("0.1")
-    yield records.checked("0.1").next_hint
+        yield desk.check(the_exercise).next_hint
+        desk.hint(the_exercise)
+    yield desk.check(the_exercise).next_hint
 
 
 def test_the_last_hint_is_for_those_who_ask(monkeypatch, tmp_path):
@@ -248,12 +247,12 @@ def test_after_the_last_exercise_what_was_skipped_is_still_open(monkeypatch, tmp
         "passed": "points. All done.",
     }.items():
         first["state"] = state
-        assert records.summary().endswith(said)
+        assert desk.summary().endswith(said)
     first["state"] = "not started"
     passed = verdict_of(None)
     monkeypatch.setenv("COURSE_WORK", str(tmp_path))
-    monkeypatch.setattr(records, "check", lambda *_: passed)
-    assert records.checked(last["exercise"].id).what_next == "still open: 0.1"
+    monkeypatch.setattr(grading, "check", lambda *_: passed)
+    assert desk.check(last["exercise"]).what_next == "still open: 0.1"
 
 
 def test_check_of_everything_with_nothing_written(course):
