@@ -43,9 +43,13 @@ class Boom(Exception):
         super().__init__(f"{text} ({code})")
 
 
+class Elsewhere(Exception):
+    """The scene cannot begin: what goes wrong before it is another test's concern."""
+
+
 def on_a_loop(main):
     """The coroutine function as a scene: on an event loop in a thread, so that one that stands still
-    is seen. Gives {"result": ...}, or {"blocked": True} after twice the time that `until` waits."""
+    is seen. Gives {"result": ...}, or {"blocked": True} if the loop does not turn any more."""
 
     @functools.wraps(main)
     def scene(answer, inside, *, soon_s, **arguments):
@@ -58,6 +62,8 @@ def on_a_loop(main):
             stage = Stage(answer, inside, soon_s)
             try:
                 outcome["result"] = await main(stage, **arguments)
+            except Elsewhere:
+                outcome["result"] = None
             except BaseException as error:  # noqa: BLE001 - goes to the test
                 outcome["error"] = error
             ended.set()
@@ -98,7 +104,7 @@ class Stage:
 
     async def a_while(self):
         """Gives what should not happen the time to happen."""
-        for _ in range(20):
+        for _ in range(8):
             await asyncio.sleep(0.001)
 
     async def within(self, awaitable, limit_s=None):
@@ -115,25 +121,57 @@ class Stage:
         told = self.inside.outcome(task.result)
         return told if "value" in told else {**told, "raised": told["raised"][0]}
 
+    def call(self, handler, request_body=None):
+        """What `await` takes of a call of process."""
+        called = self.answer.process(handler, request_body)
+        if inspect.isawaitable(called):
+            return called
+        return failing(TypeError(f"process gives {type(called).__name__}, and `await` cannot take that"))
+
     async def process(self, handler, request_body=None):
         """`within` of process."""
-        return await self.within(self.answer.process(handler, request_body))
+        return await self.within(self.call(handler, request_body))
 
     async def stream(self, handler):
         """What process gives for a handler whose run gives a stream.
 
         Raises:
-            Whatever process raises.
+            Elsewhere: it gives none.
         """
-        stream = await asyncio.ensure_future(self.answer.process(handler, "body"))
-        self.kept.append(stream)
+        task = asyncio.ensure_future(self.call(handler, "body"))
+        self.kept.append(task)
+        if not await self.until(task.done) or task.exception():
+            raise Elsewhere
+        if not (hasattr(task.result(), "__anext__") and hasattr(task.result(), "aclose")):
+            raise Elsewhere
+        return task.result()
+
+    async def begun(self, work, most, post_process=None):
+        """A stream of that work, from which that many pieces have been read.
+
+        Raises:
+            Elsewhere: they do not come out, or run has made more of them.
+        """
+        stream = await self.stream(handler_of(self, work, post_process))
+        note = await self.read(stream, most=most)
+        if note["pieces"] != work.pieces[:most] or work.steps > most:
+            raise Elsewhere
         return stream
 
+    async def ask_and_read(self, handler, most=None):
+        """Calls process and reads pieces of what it gives: {"pieces": [...], "end": None, "end", "hangs"
+        or the error}."""
+        return await self.read(self.call(handler, "body"), most)
+
     async def read(self, stream, most=None):
-        """Reads pieces: {"pieces": [...], "end": None, "end", "hangs" or the error}."""
+        """Reads pieces of a stream, or of what comes of an awaitable."""
         note = {"pieces": [], "end": None}
 
         async def read():
+            nonlocal stream
+            if inspect.isawaitable(stream):
+                stream = await stream
+                self.kept.append(stream)
             try:
                 while len(note["pieces"]) != most:
                     note["pieces"].append(self.inside.plain(await stream.__anext__()))
@@ -144,6 +182,10 @@ class Stage:
         if "value" not in told:
             note["end"] = "hangs" if "hangs" in told else told
         return note
+
+
+async def failing(error):
+    raise error
 
 
 class Held:
@@ -315,16 +357,18 @@ async def base_classes(stage):
     async def settled(value):
         return await value if inspect.isawaitable(value) else value
 
+    async def settled_run(handler, body):
+        return await settled(handler.run(body))
+
     config, body = stage.answer.ConfigHandler(), ["a body"]
     nothing = [await settled(config.initialize()), await settled(config.close())]
     handler = stage.answer.RequestHandler(config)
-    told = await stage.process(handler, body)
     return {
         "nothing": [stage.inside.plain(each) for each in nothing],
         "config": handler.config is config,
         "pre_process": await settled(handler.pre_process(body)) is body,
         "post_process": await settled(handler.post_process(body)) is body,
-        "run": told.get("raised", "a result"),
+        "run": await stage.within(settled_run(handler, body)),
     }
 
 
@@ -336,13 +380,13 @@ async def all_actions(stage, asynchronous):
     def action(name):
         def action(self, argument):
             calls.append([name, stage.inside.plain(argument)])
-            return f"{argument}, {name}"
+            return argument * 10 + names.index(name) + 1 if isinstance(argument, int) else None
 
         return as_async(action) if name in asynchronous else action
 
     names = ("pre_process", "run", "post_process")
     kind = type("Handler", (stage.answer.RequestHandler,), {name: action(name) for name in names})
-    return {**await stage.process(kind(None), "body"), "calls": calls}
+    return {**await stage.process(kind(None), 5), "calls": calls}
 
 
 RESULTS = {
@@ -376,7 +420,7 @@ async def one_result(stage, name, asynchronous):
 
     if asynchronous:
         Handler.run = as_async(Handler.run)
-    task = asyncio.ensure_future(stage.answer.process(Handler(None), None))
+    task = asyncio.ensure_future(stage.call(Handler(None)))
     if not await stage.until(task.done):
         return {"hangs": True}
     same = len(given) == 1 and given[0] is result
@@ -401,7 +445,7 @@ async def held_action(stage, name):
             return processed_input
 
     setattr(Handler, name, action)
-    task = asyncio.ensure_future(stage.answer.process(Handler(None), "body"))
+    task = asyncio.ensure_future(stage.call(Handler(None), 1))
     entered = await stage.until(lambda: held.entered or task.done())
     await stage.a_while()
     held.go.set()
@@ -463,7 +507,7 @@ async def context_variables(stage, asynchronous, stream):
 
     async def ask():
         VARIABLE.set("set")
-        given = await stage.answer.process(Handler(None), None)
+        given = await stage.call(Handler(None))
         if stream:
             async for _ in given:
                 pass
@@ -526,22 +570,21 @@ async def streams(stage):
     for way, kind in ways_to_stream(stage).items():
         note = {"way": way, "type": None, "lacks": [], "pieces": [], "end": None}
         found.append(note)
-        try:
-            stream = await stage.stream(kind(None))
-        except Exception as error:  # noqa: BLE001 - the answer may raise anything
-            told = stage.inside.outcome(_raise, error)
-            note["end"] = {**told, "raised": told["raised"][0]}
+        task = asyncio.ensure_future(stage.call(kind(None)))
+        stage.kept.append(task)
+        if not await stage.until(task.done):
+            note["end"] = "hangs"
+            return found
+        if task.exception():
+            note["end"] = stage.outcome(task)
             continue
+        stream = task.result()
         note["type"] = type(stream).__name__
         needed = ("__aiter__", "__anext__", "aclose")
         note["lacks"] = [name for name in needed if not hasattr(stream, name)]
         if not note["lacks"]:
             note |= await stage.read(stream)
     return found
-
-
-def _raise(error):
-    raise error
 
 
 ANY_PIECES = [0, None, "", [], "text", False, ["a"], None, {"a": 1}, 0.0]
@@ -557,19 +600,17 @@ async def any_pieces(stage, kind, asynchronous):
     work = Work(stage, kind)
     work.pieces = ANY_PIECES
     handler = handler_of(stage, work, as_async(post_process) if asynchronous else post_process)
-    return await stage.read(await stage.stream(handler))
+    return await stage.ask_and_read(handler)
 
 
 @on_a_loop
 async def pieces_before_a_held_step(stage, kind):
     """Holds run before its third step: what has come out until then, and whether all comes out."""
     work = Work(stage, kind, hold=3)
-    stream = await stage.stream(handler_of(stage, work))
-    early = await stage.read(stream, most=2)
-    steps = work.steps
+    early = await stage.ask_and_read(handler_of(stage, work), most=2)
     work.held.go.set()
     work.released.set()
-    return {"early": early, "steps": steps}
+    return early
 
 
 @on_a_loop
@@ -578,25 +619,24 @@ async def steps_that_nobody_asked_for(stage, kind):
     work, steps = Work(stage, kind), []
     stream = await stage.stream(handler_of(stage, work))
     for _ in range(3):
-        note = await stage.read(stream, most=1)
-        if note["end"]:
-            return {"steps": steps, **note}
-        await stage.a_while()
+        if (await stage.read(stream, most=1))["end"]:
+            raise Elsewhere
+        if len(steps) < 2:
+            await stage.a_while()
         steps.append(work.steps)
-    return {"steps": steps, "end": None}
+    return steps
 
 
 @on_a_loop
 async def held_step(stage):
     """Holds a def generator in its second step; whether the loop turned meanwhile."""
     work = Work(stage, "def generator", hold=2)
-    stream = await stage.stream(handler_of(stage, work))
-    await stage.read(stream, most=1)
-    task = asyncio.ensure_future(stage.read(stream, most=1))
-    entered = await stage.until(lambda: work.held.entered or task.done())
+    task = asyncio.ensure_future(stage.ask_and_read(handler_of(stage, work), most=2))
+    await stage.until(lambda: work.held.entered or task.done())
     await stage.a_while()
     work.held.go.set()
-    return {"entered": entered, "on the loop": work.on_the_loop, "told": await task}
+    await task
+    return {"on the loop": work.on_the_loop}
 
 
 @on_a_loop
@@ -604,15 +644,14 @@ async def read_in_other_scopes_and_tasks(stage, kind):
     """Reads the first piece in one scope of anyio, the others in another one in another task."""
     work = Work(stage, kind)
     with anyio.CancelScope():
-        stream = await stage.stream(handler_of(stage, work))
-        first = await stage.read(stream, most=1)
+        stream = await stage.begun(work, 1)
 
     async def rest():
         with anyio.CancelScope():
             return await stage.read(stream)
 
     second = await asyncio.ensure_future(rest())
-    return {"pieces": first["pieces"] + second["pieces"], "end": first["end"] or second["end"]}
+    return {**second, "pieces": [1, *second["pieces"]]}
 
 
 @on_a_loop
@@ -622,7 +661,7 @@ async def failing_action(stage, name, asynchronous):
 
     class Handler(stage.answer.RequestHandler):
         def run(self, processed_input):
-            return "result"
+            return 1
 
     setattr(Handler, name, as_async(fails) if asynchronous else fails)
     return await stage.process(Handler(None))
@@ -630,8 +669,7 @@ async def failing_action(stage, name, asynchronous):
 
 @on_a_loop
 async def failing_step(stage, kind):
-    stream = await stage.stream(handler_of(stage, Work(stage, kind, fail=3)))
-    return await stage.read(stream)
+    return await stage.ask_and_read(handler_of(stage, Work(stage, kind, fail=3)))
 
 
 @on_a_loop
@@ -645,8 +683,7 @@ async def failing_post_process(stage, kind, asynchronous):
         return inference_result
 
     work = Work(stage, kind)
-    handler = handler_of(stage, work, as_async(post_process) if asynchronous else post_process)
-    stream = await stage.stream(handler)
+    stream = await stage.begun(work, 1, as_async(post_process) if asynchronous else post_process)
     note = await stage.read(stream)
     await stage.until(lambda: set(CLOSED[kind]) <= set(work.closed), stage.soon_s / 3)
     afterwards = await stage.read(stream, most=1)
@@ -681,7 +718,7 @@ async def cancelled_action(stage, name, asynchronous, scope):
     names = ("pre_process", "run", "post_process")
     kind = type("Handler", (stage.answer.RequestHandler,), {each: noting(each) for each in names})
     setattr(kind, name, wait if asynchronous else hold)
-    leaver = Leaver(stage, stage.answer.process(kind(None), "body"), scope)
+    leaver = Leaver(stage, stage.call(kind(None), 1), scope)
     entered = await stage.until(lambda: held.entered or leaver.task.done())
     leaver.leave()
     gone = await stage.until(leaver.task.done)
@@ -744,8 +781,7 @@ async def settle(stage, work, kind):
 async def close_between_two_pieces(stage, kind, needed):
     """Reads two pieces and calls aclose: what is closed when that returns, what comes afterwards."""
     work = Work(stage, kind)
-    stream = await stage.stream(handler_of(stage, work))
-    note = await stage.read(stream, most=2)
+    stream = await stage.begun(work, 2)
     told = await stage.within(stream.aclose())
     at_once = list(work.closed)
     await stage.until(lambda: set(needed) <= set(work.closed), stage.soon_s / 3)
@@ -754,7 +790,6 @@ async def close_between_two_pieces(stage, kind, needed):
     afterwards = await stage.read(stream, most=1)
     await stage.within(stream.aclose())
     return {
-        "read": note,
         "told": told,
         "at once": at_once,
         "closed": closed,
@@ -770,8 +805,7 @@ async def close_between_two_pieces(stage, kind, needed):
 async def close_with_a_long_finally(stage, kind):
     """The finally takes its time: whether aclose had returned before it had run."""
     work = Work(stage, kind, held_finally=True)
-    stream = await stage.stream(handler_of(stage, work))
-    await stage.read(stream, most=2)
+    stream = await stage.begun(work, 2)
     seen = {}
 
     async def close():
@@ -792,8 +826,7 @@ async def leave_a_held_step(stage, kind, scope):
     """Cancels a reader who waits for the third step: whether it was gone while that was held, and
     what happened to what run gave."""
     work = Work(stage, kind, hold=3)
-    stream = await stage.stream(handler_of(stage, work))
-    await stage.read(stream, most=2)
+    stream = await stage.begun(work, 2)
     leaver = Leaver(stage, stream.__anext__(), scope)
     await stage.until(lambda: work.held.entered or leaver.task.done())
     leaver.leave()
@@ -822,8 +855,7 @@ async def leave_a_held_step(stage, kind, scope):
 async def leave_a_held_finally(stage, scope):
     """Cancels a reader of a def generator, whose finally is then held; whether it was gone."""
     work = Work(stage, "def generator", hold=3, held_finally=True)
-    stream = await stage.stream(handler_of(stage, work))
-    await stage.read(stream, most=2)
+    stream = await stage.begun(work, 2)
     leaver = Leaver(stage, stream.__anext__(), scope)
     await stage.until(lambda: work.held.entered or leaver.task.done())
     leaver.leave()
@@ -850,8 +882,7 @@ async def leave_in_post_process(stage, kind, asynchronous, scope):
             await asyncio.Event().wait()
         return inference_result
 
-    stream = await stage.stream(handler_of(stage, work, wait if asynchronous else hold))
-    await stage.read(stream, most=1)
+    stream = await stage.begun(work, 1, wait if asynchronous else hold)
     leaver = Leaver(stage, stream.__anext__(), scope)
     await stage.until(lambda: held.entered or leaver.task.done())
     leaver.leave()
@@ -867,8 +898,7 @@ async def leave_in_post_process(stage, kind, asynchronous, scope):
 async def close_in_a_cancelled_scope(stage, kind):
     """A reader is cancelled by anyio between two pieces and calls aclose in its finally."""
     work = Work(stage, kind)
-    stream = await stage.stream(handler_of(stage, work))
-    await stage.read(stream, most=2)
+    stream = await stage.begun(work, 2)
 
     async def between_two_pieces():
         try:
@@ -899,7 +929,7 @@ async def many_actions(stage):
             return inference_result - 2
 
     tasks = [
-        asyncio.ensure_future(stage.answer.process(Handler(None), number)) for number in range(MANY)
+        asyncio.ensure_future(stage.call(Handler(None), number)) for number in range(MANY)
     ]
     await all_done(stage, tasks)
     return [stage.outcome(task) if task.done() else {"hangs": True} for task in tasks]
@@ -957,7 +987,7 @@ async def many_streams(stage, in_step, kind):
 
 
 def play(room, scene, **arguments):
-    """What the scene gives.
+    """What the scene gives; None if it could not begin, which another test is about.
 
     Raises:
         Hung: the event loop stood still.
@@ -1050,12 +1080,14 @@ def test_the_base_classes_do_nothing_by_themselves(shared_room):
     require(found["config"], "RequestHandler(config) does not keep it as self.config")
     for name in ("pre_process", "post_process"):
         require(found[name], f"RequestHandler.{name} does not return what it is given")
+    told = found["run"]
     require(
-        found["run"] == "NotImplementedError",
+        told.get("raised") == "NotImplementedError",
         "RequestHandler.run has to raise NotImplementedError: each service writes its own",
-        sent="process(RequestHandler(config), body)",
+        sent="RequestHandler(config).run(body)",
         expected="NotImplementedError",
-        got=found["run"],
+        got=said(told),
+        where=told.get("where"),
     )
 
 
@@ -1067,16 +1099,15 @@ def test_the_actions_run_once_each_in_order(shared_room):
             sent = ", ".join(
                 f"{'async def' if name in asynchronous else 'def'} {name}" for name in names
             )
+            if "`await` cannot take that" in told.get("message", ""):
+                mistake = "process cannot be awaited: it has to be an `async def` without `yield`"
+                fail(mistake, sent="await process(handler, body)", got=told["message"])
             settled(shared_room, told, "process does not come to its end", sent=sent)
             values = [argument for _, argument in told["calls"]] + [told["value"]]
             for value in values:
                 if isinstance(value, dict) and value.get("type") == "coroutine":
                     fail("an `async def` action is not awaited: a coroutine is passed on", sent=sent)
-            calls = [
-                ["pre_process", "body"],
-                ["run", "body, pre_process"],
-                ["post_process", "body, pre_process, run"],
-            ]
+            calls = [["pre_process", 5], ["run", 51], ["post_process", 512]]
             got = "; ".join(f"{name}({argument!r})" for name, argument in told["calls"])
             order = [name for name, _ in told["calls"]]
             mistake = "an action is not called with what the one before it returned"
@@ -1089,10 +1120,10 @@ def test_the_actions_run_once_each_in_order(shared_room):
             expected = "; ".join(f"{name}({argument!r})" for name, argument in calls)
             require(told["calls"] == calls, mistake, sent=sent, expected=expected, got=got)
             require(
-                told["value"] == "body, pre_process, run, post_process",
+                told["value"] == 5123,
                 "process does not return what post_process returned",
                 sent=sent,
-                expected="'body, pre_process, run, post_process'",
+                expected="5123",
                 got=repr(told["value"]),
             )
 
@@ -1168,11 +1199,13 @@ def test_what_run_gives_decides_about_a_stream(shared_room):
     for note in play(shared_room, streams):
         sent, facts = note["way"], {"expected": "an async iterator of 1, 2, 3"}
         if note["type"] is None:
+            if note["end"] == "hangs":
+                raise shared_room.hung("process hangs where run gives a stream", sent=sent, **facts)
             mistake = "process fails where run gives a stream"
             fail(mistake, sent=sent, got=said(note["end"]), where=where(note["end"]), **facts)
         if note["lacks"]:
             mistake = "what process gives for a stream is no async iterator with aclose"
-            if "generator" == note["type"] or "__aiter__" in note["lacks"]:
+            if note["type"] in ("generator", "coroutine", "Thing", "BareIterator", "ThingWithClose"):
                 mistake = "a stream is not recognised: what run gives decides, however run is written"
             got = f"{note['type']}, which has no {' and no '.join(note['lacks'])}"
             fail(mistake, sent=sent, got=got, **facts)
@@ -1216,8 +1249,7 @@ def test_each_piece_goes_through_post_process(shared_room):
 
 def test_a_piece_comes_out_as_soon_as_it_is_there(shared_room):
     for kind in KINDS:
-        told = play(shared_room, pieces_before_a_held_step, kind=kind)
-        early = told["early"]
+        early = play(shared_room, pieces_before_a_held_step, kind=kind)
         if early["pieces"] == [1, 2]:
             continue
         facts = {"sent": f"{as_written(kind)}, held before its third piece; the reader asks for two"}
@@ -1229,10 +1261,11 @@ def test_a_piece_comes_out_as_soon_as_it_is_there(shared_room):
 
 def test_run_is_asked_for_a_piece_only_when_the_reader_asks(shared_room):
     for kind in KINDS:
-        told = play(shared_room, steps_that_nobody_asked_for, kind=kind)
-        steps = told["steps"]
+        steps = play(shared_room, steps_that_nobody_asked_for, kind=kind)
+        if steps is None:
+            continue
         require(
-            steps == [1, 2, 3][: len(steps)],
+            steps == [1, 2, 3],
             "run is asked for pieces that the reader has not asked for",
             sent=f"{as_written(kind)}; the reader takes three pieces, with a pause after each",
             expected="1, 2, 3 pieces made by then",
@@ -1254,6 +1287,8 @@ def test_a_def_generator_never_keeps_the_loop_waiting(shared_room):
 def test_a_stream_is_read_in_scopes_and_tasks(shared_room):
     for kind in KINDS:
         note = play(shared_room, read_in_other_scopes_and_tasks, kind=kind)
+        if note is None:
+            continue
         holds = note["pieces"] == [1, 2, 3, 4, 5, 6] and note["end"] == "end"
         facts = {"got": shown(note), "where": where(note["end"])}
         sent = f"{as_written(kind)}; process and the first piece in one anyio scope, the rest in another task"
@@ -1324,9 +1359,12 @@ def require_gone(room, told, sent):
             sent=sent,
             expected="it is let go at once",
         )
+    mistake = "cancellation is swallowed: CancelledError has to go through"
+    if "already executing" in str(told["end"]):
+        mistake = "the generator is closed in the middle of a step: that is a ValueError"
     require(
         told["end"] == "CancelledError",
-        "cancellation is swallowed: CancelledError has to go through",
+        mistake,
         sent=sent,
         expected="CancelledError",
         got=told["end"],
@@ -1356,6 +1394,8 @@ def test_aclose_closes_what_run_gave(shared_room):
 def require_close(room, kind, needed):
     """Requires that aclose between two pieces closes it before it returns."""
     told = play(room, close_between_two_pieces, kind=kind, needed=needed)
+    if told is None:
+        return
     sent = f"run gives {as_written(kind)}; aclose() after two pieces"
     settled(room, told["told"], "aclose() hangs" if "hangs" in told["told"] else "aclose() raises", sent=sent)
     require_closed(room, told["closed"], needed, "the reader calls aclose()", sent)
@@ -1384,6 +1424,8 @@ def test_an_object_with_aiter_is_closed_however_it_can_be(shared_room):
 def test_aclose_waits_for_the_finally(shared_room):
     for kind in ("def generator", "async generator"):
         told = play(shared_room, close_with_a_long_finally, kind=kind)
+        if told is None:
+            continue
         sent = f"{as_written(kind)} whose finally takes its time; aclose() after two pieces"
         mistake = "aclose() hangs" if "hangs" in told["told"] else "aclose() raises"
         settled(shared_room, told["told"], mistake, sent=sent)
@@ -1399,6 +1441,8 @@ def test_aclose_waits_for_the_finally(shared_room):
 def test_after_aclose_the_stream_is_at_its_end(shared_room):
     for kind in KINDS:
         told = play(shared_room, close_between_two_pieces, kind=kind, needed=CLOSED[kind])
+        if told is None:
+            continue
         sent = f"run gives {as_written(kind)}; aclose() after two pieces, then another one"
         again = told["again"]
         mistake = "a second aclose() hangs" if "hangs" in again else "a second aclose() raises"
@@ -1429,13 +1473,13 @@ def require_at_the_end(room, told, sent):
 def test_a_cancelled_reader_leaves_a_def_generator_at_once(shared_room):
     for scope in (False, True):
         told = play(shared_room, leave_a_held_step, kind="def generator", scope=scope)
-        if told["on the loop"]:
+        if told is None or told["on the loop"]:
             continue  # that is another test's concern
         sent = f"a def generator held in its third step; the reader waits, and {by(scope)}"
         if not told["gone"]:
             mistake = "one who is cancelled is not let go: it waits for the step in progress"
             raise shared_room.hung(mistake, sent=sent, expected="it is let go at once")
-        require_gone(shared_room, {**told, "end": told["end"]}, sent)
+        require_gone(shared_room, told, sent)
         told = play(shared_room, leave_a_held_finally, scope=scope)
         sent = f"a def generator whose finally takes its time; the reader waits, and {by(scope)}"
         if not told["gone"]:
@@ -1446,6 +1490,8 @@ def test_a_cancelled_reader_leaves_a_def_generator_at_once(shared_room):
 def test_a_cancelled_reader_closes_a_def_generator(shared_room):
     for scope in (False, True):
         told = play(shared_room, leave_a_held_step, kind="def generator", scope=scope)
+        if told is None or told["on the loop"]:
+            continue
         sent = f"a def generator in its third step; the reader waits, and {by(scope)}"
         require_left(shared_room, told, "def generator", sent, steps=3)
 
@@ -1477,6 +1523,8 @@ def test_a_cancelled_reader_closes_an_async_stream(shared_room):
     for kind in KINDS[1:]:
         for scope in (False, True):
             told = play(shared_room, leave_a_held_step, kind=kind, scope=scope)
+            if told is None:
+                continue
             sent = f"run gives {as_written(kind)}; the reader waits for the third piece, and {by(scope)}"
             if not told["gone"]:
                 mistake = "one who is cancelled while it waits for a piece is not let go"
@@ -1491,7 +1539,7 @@ def test_a_reader_cancelled_in_post_process_closes_too(shared_room):
             told = play(shared_room, leave_in_post_process, **arguments)
             way = "async def" if asynchronous else "def"
             sent = f"run gives {as_written(kind)}; {way} post_process is at work, and {by(scope)}"
-            if told["gone"] and told["end"] == "CancelledError":  # else another test's concern
+            if told and told["gone"] and told["end"] == "CancelledError":  # else another test's concern
                 when = "the reader is cancelled while post_process works"
                 require_left(shared_room, told, kind, sent, steps=2, when=when)
 
@@ -1499,6 +1547,8 @@ def test_a_reader_cancelled_in_post_process_closes_too(shared_room):
 def test_aclose_in_a_cancelled_scope_closes_too(shared_room):
     for kind in KINDS:
         told = play(shared_room, close_in_a_cancelled_scope, kind=kind)
+        if told is None:
+            continue
         sent = f"run gives {as_written(kind)}; aclose() in the finally of a reader that anyio cancels"
         if not told["gone"]:
             raise shared_room.hung("aclose() hangs in a cancelled scope of anyio", sent=sent)
@@ -1510,6 +1560,8 @@ def test_a_failing_post_process_closes_too(shared_room):
     for kind in KINDS:
         for asynchronous in (False, True):
             told = play(shared_room, failing_post_process, kind=kind, asynchronous=asynchronous)
+            if told is None:
+                continue
             way = "async def" if asynchronous else "def"
             sent = f"run gives {as_written(kind)}; {way} post_process raises Boom at the second piece"
             require_boom(shared_room, told["end"], "post_process fails (2)", sent)
@@ -1546,6 +1598,8 @@ def test_64_streams_at_once_all_finish(shared_room):
         told = play(shared_room, many_streams, kind=kind, in_step=in_step)
         order = "read in turn, a piece each" if in_step else "all begun, then the last one read first"
         sent = f"{MANY} streams of {as_written(kind)}, {order}; the default pool has {POOL} threads"
+        if told is None:
+            continue
         if told["hangs"]:
             raise shared_room.hung(
                 f"{MANY} streams at once hang: streams that wait for their readers fill a thread pool,"
