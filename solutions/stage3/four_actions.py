@@ -97,8 +97,8 @@ async def process(handler, request_body):
     again. Then, and also when `post_process` fails, `run` makes no further step, and what it gave is
     closed by `aclose`, or by `close` if it has no `aclose`; of an object with `__aiter__` the
     iterator is closed, too. So a `finally` in a generator runs: in a `def` generator as soon as the
-    step in progress has ended. `aclose()` returns when that is done; one who is cancelled does not
-    wait for a `def` generator. Afterwards the stream is at its end, and another `aclose()` does
+    step in progress has ended. `aclose()` returns when that is done; a cancelled reader does not wait
+    for a `def` generator. Afterwards the stream is at its end, and another `aclose()` does
     nothing.
 
     Left to you: whether a stream is closed at its natural end, too; whether an error waits for the
