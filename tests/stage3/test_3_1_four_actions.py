@@ -93,13 +93,15 @@ class Stage:
         self.kept = []
 
     async def until(self, holds, limit_s=None):
-        """Waits until it holds; False when it does not for that long."""
-        end = time.monotonic() + (limit_s or self.soon_s)
+        """Waits until it holds; False when it does not for that long, on a busy machine for longer."""
+        limit_s = limit_s or self.soon_s
+        end, rounds = time.monotonic() + limit_s, 400 * limit_s
         while not holds():
-            if time.monotonic() > end:
+            if time.monotonic() > end and rounds < 0:
                 return False
             await asyncio.sleep(0.001)
             Stage.moves += 1
+            rounds -= 1
         return True
 
     async def a_while(self):
@@ -866,7 +868,7 @@ async def leave_a_held_finally(stage, scope):
     await stage.until(lambda: work.held.entered or leaver.task.done())
     leaver.leave()
     work.held.go.set()
-    gone = await stage.until(leaver.task.done, stage.soon_s / 3)
+    gone = await stage.until(leaver.task.done)
     work.finally_held.go.set()
     await stage.until(lambda: work.closed, stage.soon_s / 3)
     return {"gone": gone, "end": leaver.end, "closed": work.closed}
@@ -934,9 +936,7 @@ async def many_actions(stage):
         def post_process(self, inference_result):
             return inference_result - 2
 
-    tasks = [
-        asyncio.ensure_future(stage.call(Handler(None), number)) for number in range(MANY)
-    ]
+    tasks = [asyncio.ensure_future(stage.call(Handler(None), number)) for number in range(MANY)]
     await all_done(stage, tasks)
     return [stage.outcome(task) if task.done() else {"hangs": True} for task in tasks]
 
@@ -954,9 +954,9 @@ async def all_done(stage, tasks):
 
 
 @on_a_loop
-async def many_streams(stage, in_step, kind):
+async def many_streams(stage, in_step):
     """64 streams, all begun: read piece by piece in turn, or each to its end, the last one first."""
-    works = [Work(stage, kind, pieces=4) for _ in range(MANY)]
+    works = [Work(stage, "def generator", pieces=2) for _ in range(MANY)]
     streams = [await stage.stream(handler_of(stage, work)) for work in works]
     read = [[] for _ in streams]
     failed = []
@@ -973,9 +973,8 @@ async def many_streams(stage, in_step, kind):
         while "end" not in read[number] and not failed:
             await one(number)
 
-    rounds = [[one] * MANY] if not in_step else [[one] * MANY] * 5
-    for each in rounds:
-        tasks = [asyncio.ensure_future(read_one(number)) for number, read_one in enumerate(each)]
+    for _ in range(3 if in_step else 1):
+        tasks = [asyncio.ensure_future(one(number)) for number in range(MANY)]
         await all_done(stage, tasks)
         if not all(task.done() for task in tasks):
             return {"finished": sum("end" in pieces for pieces in read), "hangs": True}
@@ -985,7 +984,7 @@ async def many_streams(stage, in_step, kind):
             await all_done(stage, [task])
             if not task.done():
                 return {"finished": sum("end" in pieces for pieces in read), "hangs": True}
-    wrong = [pieces for pieces in read if pieces != [1, 2, 3, 4, "end"]]
+    wrong = [pieces for pieces in read if pieces != [1, 2, "end"]]
     return {"finished": MANY - len(wrong), "hangs": False, "failed": failed[:1], "wrong": wrong[:1]}
 
 
@@ -1108,9 +1107,7 @@ def test_the_actions_run_once_each_in_order(shared_room):
     for count in range(4):
         for asynchronous in itertools.combinations(names, count):
             told = play(shared_room, all_actions, asynchronous=asynchronous)
-            sent = ", ".join(
-                f"{'async def' if name in asynchronous else 'def'} {name}" for name in names
-            )
+            sent = ", ".join(f"{'async def' if name in asynchronous else 'def'} {name}" for name in names)
             if "`await` cannot take that" in told.get("message", ""):
                 mistake = "process cannot be awaited: it has to be an `async def` without `yield`"
                 fail(mistake, sent="await process(handler, body)", got=told["message"])
@@ -1529,7 +1526,9 @@ def require_left(room, told, kind, sent, steps, when=None):
     )
     require_at_the_end(room, told, f"{sent}; then __anext__()")
     if "again" in told:
-        mistake = "aclose() after cancellation hangs" if "hangs" in told["again"] else "aclose() after cancellation raises"
+        mistake = (
+            "aclose() after cancellation hangs" if "hangs" in told["again"] else "aclose() after cancellation raises"
+        )
         settled(room, told["again"], mistake, sent=sent)
 
 
@@ -1608,16 +1607,16 @@ def test_64_at_once_all_finish(shared_room):
 
 
 def test_64_streams_at_once_all_finish(shared_room):
-    for kind, in_step in itertools.product(("def generator", "async generator"), (True, False)):
-        told = play(shared_room, many_streams, kind=kind, in_step=in_step)
+    for in_step in (True, False):
+        told = play(shared_room, many_streams, in_step=in_step)
         order = "read in turn, a piece each" if in_step else "all begun, then the last one read first"
-        sent = f"{MANY} streams of {as_written(kind)}, {order}; the default pool has {POOL} threads"
+        sent = f"{MANY} streams of def generators, {order}; the default pool has {POOL} threads"
         if told is None:
             continue
         if told["hangs"]:
             raise shared_room.hung(
-                f"{MANY} streams at once hang: streams that wait for their readers fill a thread pool,"
-                " and the next piece of another stands in its queue",
+                f"{MANY} streams at once hang: between two pieces a stream holds what another one needs, a thread"
+                " of a shared pool or a lock",
                 sent=sent,
                 expected=f"all {MANY} finish",
                 got=f"{told['finished']} have finished, and nothing moves",
@@ -1626,6 +1625,6 @@ def test_64_streams_at_once_all_finish(shared_room):
             told["finished"] == MANY,
             f"of {MANY} streams at once, one has other pieces than run gave",
             sent=sent,
-            expected=[1, 2, 3, 4, "end"],
+            expected=[1, 2, "end"],
             got=(told["failed"] or told["wrong"])[0] if told["failed"] or told["wrong"] else "nothing",
         )
