@@ -1,4 +1,4 @@
-# caught by: test_a_text_that_looks_like_a_stand_in_is_kept | says: a stand-in was taken from what users type
+# a right answer: control tokens in the messages travel through the template as private use characters
 import copy
 import re
 
@@ -7,7 +7,8 @@ def encode_chat(tokenizer, messages):
     by_text = {token.content: id for id, token in tokenizer.added_tokens_decoder.items()}
     controls = list(by_text)
     any_control = "|".join(map(re.escape, controls))
-    free = [f"__{number}__" for number in range(len(controls))]
+    taken = set("".join(message["content"] for message in messages))
+    free = [chr(code) for code in range(0xE000, 0xF000) if chr(code) not in taken]
     typed = []
     for message in messages:
         text = message["content"]
