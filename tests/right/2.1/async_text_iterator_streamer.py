@@ -1,4 +1,4 @@
-# caught by: test_the_pieces_are_the_answer | says: the prompt comes out too
+# a right answer: transformers' own async streamer; an error ends it
 import asyncio
 import threading
 
@@ -11,7 +11,9 @@ class ModelHandler:
         self.tokenizer = tokenizer
 
     async def generate(self, prompt, *, stream=False, max_new_tokens=128, temperature=0.0):
-        streamer = AsyncTextIteratorStreamer(self.tokenizer)
+        streamer = AsyncTextIteratorStreamer(
+            self.tokenizer, skip_prompt=True, skip_special_tokens=True
+        )
         stop = threading.Event()
         error = None
 
