@@ -1,9 +1,10 @@
 """The manifest, the solutions, the tests and the walls are one course; each message says what to do."""
 
 import ast
-import re
+from collections import Counter
 
 import pytest
+import walls
 
 from course import stubs
 from course.manifest import ROOT, UnknownExercise, exercises, find
@@ -32,19 +33,30 @@ def test_an_exercise_is_whole(each):
 @pytest.mark.parametrize("id", exercises())
 def test_the_walls_are_high_enough(id):
     wrong, right = FEWEST.get(id, (6, 3))
-    found = len(list((ROOT / "tests" / "wrong" / id).glob("*.py")))
+    found = Counter(file.parent.name for file in walls.WRONG)[id]
     assert found >= wrong, f"{id} has {found} wrong answers; write at least {wrong}"
-    found = len(list((ROOT / "tests" / "right" / id).glob("*.py")))
+    found = Counter(file.parent.name for file in walls.RIGHT)[id]
     assert found >= right, f"{id} has {found} right answers; write at least {right}"
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "tests" / "wrong").glob("*/*.py")), ids=lambda f: f.stem)
-def test_a_wrong_answer_names_a_test_of_its_exercise(file):
-    first = file.read_text(encoding="utf-8").split("\n", 1)[0]
-    found = re.fullmatch(r"# caught by: (\w+(?:, \w+)*) \| says: (.+)", first)
-    assert found, f"{file}: begin it with: # caught by: test_... | says: a phrase of its message"
-    known = {test.id for test in find(file.parent.name).tests}
-    assert set(found[1].split(", ")) <= known
+@pytest.mark.parametrize("file", walls.WRONG, ids=lambda f: f.stem)
+def test_a_wrong_answer_is_whole(file):
+    tests, _ = walls.caught_by(file)
+    assert set(tests) <= {test.id for test in find(file.parent.name).tests}
+    ast.parse(walls.answer(file))
+
+
+@pytest.mark.parametrize(
+    ("old", "says"),
+    [("in no answer", "edit 1 does not fit: its old text occurs 0 times"), ("", "occurs [1-9]"), (">>>>", "# base:")],
+)
+def test_an_edit_that_does_not_fit_is_named(tmp_path, old, says):
+    id = next(iter(exercises()))
+    (tmp_path / id).mkdir()
+    file = tmp_path / id / "wrong.edit"
+    file.write_text(f"# caught by: test_x | says: y\n# base: solution\n<<<<\n{old}\n====\n>>>>\n")
+    with pytest.raises(ValueError, match=f"wrong.edit: .*{says}"):
+        walls.answer(file)
 
 
 def test_no_file_is_without_an_exercise():
