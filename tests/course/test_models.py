@@ -18,7 +18,7 @@ from course.qwen import TINY
 from course.qwen.models import ModelUnavailable, model_path
 from solutions.stage1.load_model import load_chat_model
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NAME = "Some/Model-Chat"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
