@@ -14,7 +14,7 @@ import pytest
 
 from course.grading import check, forkserver
 from course.grading.environment import temporary_folder
-from course.manifest import ROOT, exercise
+from course.manifest import ROOT, find
 
 SOLUTION = find("0.1").solution_file
 LIMIT_S = 120
