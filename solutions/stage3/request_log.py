@@ -10,12 +10,14 @@ from pathlib import Path
 
 import psutil
 
+# given
 FORMAT = (
     "[%(asctime)s] [pid:%(process)d] [level:%(levelname)s] [logid:%(logid)s]"
     " [CPU: %(cpu)s] [Memory: %(memory)s] [GPU: %(gpu)s] %(message)s"
 )
 
 
+# given
 def system_load():
     """How busy the whole computer is: (cpu, memory, gpu), three percentages.
 

@@ -70,12 +70,16 @@ class Load:
     def __init__(self, heart, *results):
         self.heart, self.results = heart, results
         self.calls = []
-        """When each call began: the heart's beat and the time since the first `start`."""
-        self.began = time.monotonic()
+        """When each call in the background began: the heart's beat, and the seconds until then."""
+        self.by_caller = 0
+        self._began, self._caller = time.monotonic(), threading.get_ident()
 
     def __call__(self):
         result = self.results[min(len(self.calls), len(self.results) - 1)]
-        self.calls.append((self.heart.beats, time.monotonic() - self.began))
+        if threading.get_ident() == self._caller:
+            self.by_caller += 1
+        else:
+            self.calls.append((self.heart.beats, time.monotonic() - self._began))
         if isinstance(result, Exception):
             raise result
         return result
@@ -86,7 +90,15 @@ def mark(inside):
     return f"mark{next(inside.kept.setdefault('marks', itertools.count()))}:"
 
 
-def say(inside, folder, text="", level=logging.INFO, logger="shop", **options):
+def find(inside, folder, word, start=0):
+    """The line with that word; None if there is none. Where lines keep failing to come, it waits less."""
+    missed = inside.kept.setdefault("missed", 0)
+    line = logs.line_with(folder, word, LOG, start, wait_s=1.0 if missed < 2 else 0.05)
+    inside.kept["missed"] = missed + (line is None)
+    return line
+
+
+def say(inside, folder, text="", level=logging.WARNING, logger="shop"):
     """Logs a message, and looks for its lines in the folder.
 
     Returns {"mark", "at_once": whether a line was there when the call returned, "log": how many lines
@@ -94,10 +106,12 @@ def say(inside, folder, text="", level=logging.INFO, logger="shop", **options):
     """
     word = mark(inside)
     starts = {name: logs.size(folder, name) for name in (LOG, WF)}
-    logging.getLogger(logger).log(level, f"{word} {text}".rstrip(" "), **options)
+    logging.getLogger(logger).log(level, f"{word} {text}".rstrip(" "))
+    if logs.size(folder) < starts[LOG]:  # it was rotated
+        starts = {LOG: 0, WF: 0}
     at_once = len(logs.lines_with(folder, word, LOG, starts[LOG]))
     if not at_once:
-        logs.line_with(folder, word, LOG, starts[LOG], wait_s=1.0)
+        find(inside, folder, word, starts[LOG])
     new = logs.raw(folder, LOG, starts[LOG]).decode("utf-8", "backslashreplace")
     return {
         "mark": word,
@@ -112,8 +126,8 @@ def figures_now(inside, folder):
     """The three figures of a line that is logged now; None if there is none."""
     word = mark(inside)
     start = logs.size(folder)
-    logging.getLogger("shop").info(word)
-    line = logs.line_with(folder, word, LOG, start, wait_s=1.0)
+    logging.getLogger("shop").warning(word)
+    line = find(inside, folder, word, start)
     return line.figures if line else None
 
 
@@ -131,7 +145,7 @@ def come(inside, heart, folder, figures, beats):
 def logging_into(answer, inside):
     """The folder into which the shared room logs, from the first call on."""
     if "folder" not in inside.kept:
-        folder = os.path.abspath("made/by/setup_logging")
+        folder = os.path.abspath("logs")
         answer.setup_logging(folder, load=lambda: FIGURES)
         inside.kept["folder"] = folder
     return inside.kept["folder"]
@@ -169,7 +183,7 @@ def one_line(answer, inside):
     before = datetime.now()
     word = mark(inside)
     logging.getLogger("shop").warning("%s %d loaves", word, 2)
-    line = logs.line_with(folder, word)
+    line = find(inside, folder, word)
     at = None
     if line and (found := re.match(r"\[(.{23})\]", line.text)):
         with contextlib.suppress(ValueError):
@@ -214,9 +228,18 @@ def tracebacks(answer, inside):
                 logging.getLogger("shop").exception(f"{word} no bread")
             else:
                 logging.getLogger("shop").warning(f"{word} no bread", exc_info=error)
-        logs.line_with(folder, word, LOG, start, wait_s=1.0)
+        find(inside, folder, word, start)
         new = logs.raw(folder, LOG, start).decode("utf-8", "backslashreplace")
         found.append({"after": new.partition(word + " ")[2], "new": new, "lines": new.count("\n")})
+    return found
+
+
+def parents(answer, inside):
+    """A folder whose parents are not there, and one line."""
+    folder = os.path.abspath("made/by/setup_logging")
+    found = inside.outcome(answer.setup_logging, folder, load=lambda: FIGURES)
+    if "raised" not in found:
+        found["log"] = say(inside, folder)["log"]
     return found
 
 
@@ -271,7 +294,7 @@ def second_calls(answer, inside):
     os.symlink("logs", "link")
     folder = os.path.abspath("logs")
     heart = Heart()
-    first, second = Load(heart, (1, 1, 1)), Load(heart, (2, 2, 2))
+    first, second = Load(heart, (1, 1, 1)), Load(heart, (2.5, 2.5, 2))
     answer.setup_logging("logs", load=first)
     soon = heart.wait(lambda: first.calls, SOON)
     answer.setup_logging("logs", load=second)
@@ -288,27 +311,27 @@ def second_calls(answer, inside):
 def moves(answer, inside):
     """The log moves, and back."""
     heart = Heart()
-    old, new = Load(heart, (1, 1, 1)), Load(heart, (2, 2, 2))
+    old, new = Load(heart, (1, 1, 1)), Load(heart, (2.5, 2.5, 2))
     answer.setup_logging("first", load=old)
     heart.wait(lambda: old.calls, SOON)
-    folders = {name: os.path.abspath(name) for name in ("first", "second/of/two")}
+    folders = {name: os.path.abspath(name) for name in ("first", "second")}
     seen = {"lines": []}
 
     def say_here(name):
         word = mark(inside)
         logging.getLogger("shop").warning(word)
-        logs.line_with(folders[name], word, wait_s=1.0)
+        find(inside, folders[name], word)
         for each, folder in folders.items():
             for file in (LOG, WF):
                 count = len(logs.lines_with(folder, word, file))
                 seen["lines"].append([f"{each}/{file}", count, int(each == name)])
 
     say_here("first")
-    answer.setup_logging("second/of/two", load=new)
+    answer.setup_logging("second", load=new)
     moved = heart.beats
-    say_here("second/of/two")
+    say_here("second")
     seen["new_called"] = heart.wait(lambda: new.calls, AGAIN)
-    seen["new_shown"] = come(inside, heart, folders["second/of/two"], (2, 2, 2), 20)
+    seen["new_shown"] = come(inside, heart, folders["second"], (2.5, 2.5, 2), 20)
     heart.wait(lambda: len(new.calls) > 1, AGAIN)
     # a call that had begun when the log moved is not held against it
     seen["old_called"] = sum(beat > moved + 6 for beat, _ in old.calls)
@@ -331,10 +354,10 @@ def over_time(answer, inside):
         heart.wait(lambda: load.calls, AGAIN)
     seen["shown"] = come(inside, heart, folder, load.results[0], 10)
     seen["line"] = figures_now(inside, folder)
-    calls = len(load.calls)
+    calls = len(load.calls) + load.by_caller
     for _ in range(40):
         figures_now(inside, folder)
-    seen["per_line"] = len(load.calls) - calls
+    seen["per_line"] = len(load.calls) + load.by_caller - calls
     seen["again"] = heart.wait(lambda: len(load.calls) > 1, AGAIN)
     seen["calls"] = [at for _, at in load.calls]
     # what it does about the error, it has then done
@@ -347,7 +370,7 @@ def over_time(answer, inside):
 def raises_first(answer, inside):
     """`load` raises, then gives figures."""
     heart = Heart()
-    load = Load(heart, OSError("no sensor"), (5, 6, 7))
+    load = Load(heart, OSError("no sensor"), (5.5, 6.5, 7))
     folder = os.path.abspath("logs")
     answer.setup_logging(folder, load=load)
     seen = {"soon": heart.wait(lambda: load.calls, AGAIN)}
@@ -355,7 +378,7 @@ def raises_first(answer, inside):
     seen["line"] = figures_now(inside, folder)
     seen["again"] = heart.wait(lambda: len(load.calls) > 1, AGAIN)
     seen["calls"] = [at for _, at in load.calls]
-    seen["shown"] = come(inside, heart, folder, (5, 6, 7), 20)
+    seen["shown"] = come(inside, heart, folder, (5.5, 6.5, 7), 20)
     return seen
 
 
@@ -381,7 +404,7 @@ def held(answer, inside):
     heart.wait(lambda: notes["called"], AGAIN)
     notes["at"] = "the logging call"
     said = say(inside, folder)
-    line = logs.line_with(folder, said["mark"])
+    line = find(inside, folder, said["mark"])
     notes["figures"] = line.figures if line else None
     notes["said"] = said["at_once"]
     go_on.wait()
@@ -391,9 +414,9 @@ def held(answer, inside):
 # in the room: requests
 
 
-def logid_of(folder, word):
+def logid_of(inside, folder, word):
     """The logid of the line with that word; NO_LINE if there is none."""
-    line = logs.line_with(folder, word)
+    line = find(inside, folder, word)
     return line.logid if line else NO_LINE
 
 
@@ -421,7 +444,7 @@ async def places(answer, inside):
 
     def note(place):
         words[place] = mark(inside)
-        logging.getLogger("shop").info(words[place])
+        logging.getLogger("shop").warning(words[place])
 
     @app.get("/0")
     async def in_async_def():
@@ -479,7 +502,7 @@ async def places(answer, inside):
             left.set()
             await asyncio.gather(*late)
         for place in words.keys() - before:
-            found[place] = [id_of(exchange, sent), logid_of(folder, words[place])]
+            found[place] = [id_of(exchange, sent), logid_of(inside, folder, words[place])]
     return found
 
 
@@ -492,12 +515,12 @@ async def at_once(answer, inside):
 
     async def app(scope, receive, send):
         first, second = words[int(scope["path"][1:])]
-        logging.getLogger("shop").info(first)
+        logging.getLogger("shop").warning(first)
         begun.append(1)
         if len(begun) == count:
             all_begun.set()
         await all_begun.wait()
-        logging.getLogger("shop").info(second)
+        logging.getLogger("shop").warning(second)
         await plain_app(scope, receive, send)
 
     around = answer.RequestLog(app)
@@ -508,7 +531,7 @@ async def at_once(answer, inside):
     for exchange in exchanges:
         await exchange.ended()
     ids = {}
-    logs.line_with(folder, words[-1][1])
+    find(inside, folder, words[-1][1])
     for line in logs.lines(folder):
         if found := re.search(r"mark\d+:", line.text):
             ids[found[0]] = line.logid
@@ -569,7 +592,7 @@ async def websockets(answer, inside):
         await send({"type": "websocket.accept"})
         while (await receive())["type"] == "websocket.receive":
             words.setdefault(name, []).append(mark(inside))
-            logging.getLogger("shop").info(words[name][-1])
+            logging.getLogger("shop").warning(words[name][-1])
             await send({"type": "websocket.send", "text": "heard"})
 
     around = answer.RequestLog(app)
@@ -586,7 +609,7 @@ async def websockets(answer, inside):
     for connection in connections:
         connection.give(text, {"type": "websocket.disconnect", "code": 1000})
         await connection.ended()
-    return {name: [logid_of(folder, word) for word in found] for name, found in words.items()}
+    return {name: [logid_of(inside, folder, word) for word in words.get(name, [])] for name in ("a", "b", "own")}
 
 
 async def left_behind(answer, inside):
@@ -596,8 +619,8 @@ async def left_behind(answer, inside):
 
     def note(when):
         word = mark(inside)
-        logging.getLogger("shop").info(word)
-        found[when] = logid_of(folder, word)
+        logging.getLogger("shop").warning(word)
+        found[when] = logid_of(inside, folder, word)
 
     async def fails(scope, receive, send):
         raise RuntimeError("as it should")
@@ -631,6 +654,8 @@ async def pieces(answer, inside):
         if number == 0 and message:
             message = await exchange.sent()
         here.append(bool(message) and message.get("body") == b"%d" % number)
+        if not here[-1]:
+            break
         exchange.give({"type": "http.request", "body": b"", "more_body": True})
     exchange.cancel()
     return here
@@ -979,7 +1004,7 @@ def test_all_other_text_stays_as_it_is(shared_room):
 
 
 def test_utf_8_whatever_the_locale(writers):
-    found = logs.lines_with(writers.folder, "writer0 ", LOG)
+    found = logs.lines_with(writers.folder, "greeting0", LOG)
     end = found[-1].text if found else NO_LINE
     error, where = writers.room.last_error()
     require(
@@ -993,6 +1018,20 @@ def test_utf_8_whatever_the_locale(writers):
 
 
 # the tests: files and calls
+
+
+def test_the_folder_is_made_with_its_parents(room):
+    found = room.play(parents)
+    sent = "setup_logging('made/by/setup_logging'), none of which is there, and a line"
+    if "raised" in found:
+        fail(
+            "setup_logging does not make the folder's parents",
+            sent=sent,
+            expected="the folder is made, its parents too",
+            got=f"{found['raised'][0]}: {found['message']}",
+            where=found["where"],
+        )
+    require(found["log"] >= 1, "in a folder that setup_logging has made there is no line", sent=sent)
 
 
 def test_what_is_in_the_files_stays(background):
@@ -1034,7 +1073,7 @@ def test_other_handlers_stay(background):
 def test_lines_go_on_after_uvicorn_has_configured_its_logging(background):
     seen = result(background, story)
     if not seen["first"]["log"]:
-        fail("with another handler on the root logger, nothing is written into the file")
+        return  # which is the concern of the test before
     for file, name in (("log", LOG), ("wf", WF)):
         require(
             seen["uvicorn"][file] >= 1,
@@ -1057,19 +1096,22 @@ def test_a_relative_folder_is_that_of_the_call(background):
 
 
 def test_another_folder_moves_the_log(background):
-    room, _ = background["moves"]
-    steps = ["setup_logging('first')", "then setup_logging('second/of/two')", "then setup_logging('first') again"]
+    steps = ["setup_logging('first')", "then setup_logging('second')", "then setup_logging('first') again"]
     found = result(background, moves)["lines"]
-    for step, four in zip(steps, itertools.batched(found, 4) if hasattr(itertools, "batched") else _fours(found)):
+    for number, step in enumerate(steps):
+        four = found[4 * number : 4 * number + 4]
+        require(
+            any(count for _, count, expected in four if expected) or not any(count for _, count, _ in four),
+            "a second call with another folder does not move the log: it stays where it was",
+            sent=f"{step}, and a warning",
+            expected="a line in the new folder",
+            got=", ".join(file for file, count, _ in four if count),
+        )
         for file, count, expected in four:
             facts = {"sent": f"{step}, and a warning", "expected": f"{expected} line in {file}", "got": count}
             require(count <= expected or not expected, f"after a move lines double in {file}", **facts)
             require(count >= expected, f"after a move nothing is written into {file}", **facts)
             require(count == expected, f"after a move lines still go to {file}", **facts)
-
-
-def _fours(found):
-    return [found[index : index + 4] for index in range(0, len(found), 4)]
 
 
 def test_a_second_call_doubles_no_line(background):
@@ -1111,7 +1153,7 @@ def test_the_same_directory_keeps_its_load(background):
         got="second was called",
     )
     require(
-        seen["goes_on"],
+        seen["goes_on"] or not is_called_again(background),
         "after a second call with the same directory, load is not called any more",
         sent="setup_logging('logs', load=first), then setup_logging('logs', load=second)",
         expected="first is called again within two seconds",
@@ -1164,8 +1206,8 @@ def test_load_is_called_again_and_again(background):
     facts = {"sent": "setup_logging(folder, load=load)", "expected": "soon, then every one to two seconds"}
     calls = seen["calls"]
     got = f"calls after {', '.join(f'{at:.1f}' for at in calls)} s" if calls else "no call"
-    require(bool(calls), "load is never called", **facts, got=got)
     require(seen["per_line"] <= 1, "load is called for each line", **facts, got=f"{seen['per_line']} calls for 40 lines")
+    require(bool(calls), "load is never called in the background", **facts, got=got)
     require(seen["soon"], "load is not called soon after setup_logging", **facts, got=got)
     require(seen["again"], "load is not called again within two seconds", **facts, got=got)
     require(calls[1] >= 0.9, "load is called more often than once a second", **facts, got=got)
@@ -1180,6 +1222,12 @@ def test_figures_stand_as_str_shows_them(background):
         expected="[CPU: 7] [Memory: 33.333333333333336] [GPU: 12.5]",
         got=as_fields(seen["line"]),
     )
+
+
+def is_called_again(background):
+    """Whether load is called again where nothing is in its way."""
+    seen = result(background, over_time)
+    return seen["soon"] and seen["again"]
 
 
 def as_fields(figures):
@@ -1224,26 +1272,25 @@ def test_logging_never_waits_for_load(room):
 
 
 def test_a_load_that_raises_does_no_harm(background):
-    seen = result(background, raises_first)
-    sent = "a load that raises OSError, and then returns (5, 6, 7)"
+    seen, later = result(background, raises_first), result(background, over_time)
+    sent = "a load that raises OSError, and then returns (5.5, 6.5, 7)"
     calls = seen["calls"]
     require(seen["line"] is not None, "when load raises, logging ends", sent=sent, expected="a line", got=NO_LINE)
     require(
-        not seen["soon"] or seen["again"],
+        not seen["soon"] or seen["again"] or not is_called_again(background),
         "when load has raised, it is not called again",
         sent=sent,
         expected="again within two seconds",
         got="no second call",
     )
     require(
-        len(calls) < 2 or calls[1] >= 0.9,
+        len(calls) < 2 or calls[1] >= 0.9 or later["again"] and later["calls"][1] < 0.9,
         "when load has raised, it is called again at once",
         sent=sent,
         expected="again after one to two seconds",
         got=f"calls after {', '.join(f'{at:.1f}' for at in calls[:4])} s",
     )
-    require(seen["shown"] or not seen["again"], "after load has raised, no new figures come", sent=sent, expected="5, 6, 7")
-    later = result(background, over_time)
+    require(seen["shown"] or not seen["again"], "after load has raised, no new figures come", sent=sent, expected=as_fields((5.5, 6.5, 7)))
     require(
         not (later["raised"] and later["shown"]) or later["after_error"] == later["line"],
         "when load raises, the last figures do not stay",
@@ -1255,7 +1302,7 @@ def test_a_load_that_raises_does_no_harm(background):
 
 def test_after_a_move_the_new_load_alone_is_called(background):
     seen = result(background, moves)
-    sent = "setup_logging('first', load=old), then setup_logging('second/of/two', load=new)"
+    sent = "setup_logging('first', load=old), then setup_logging('second', load=new)"
     require(seen["new_called"], "after a move the new load is not called", sent=sent, expected="within two seconds")
     require(
         seen["old_called"] == 0,
@@ -1344,7 +1391,7 @@ def test_a_requests_own_id_is_kept(shared_room):
     given = ["a", "17072938263441553", "Az_0-9", "x" * 64, "-", "_"]
     for own, found in zip(given, shared_room.play(ids_of, given=given), strict=True):
         if not found:
-            found = [dict(shared_room.play(own_in_a_line, own=own)).get("line")]
+            found = [shared_room.play(own_in_a_line, own=own)["line"]]
         require(
             found == [own],
             "a request's own X-Log-Id is not kept",
@@ -1360,18 +1407,18 @@ async def own_in_a_line(answer, inside, own):
     word = mark(inside)
 
     async def app(scope, receive, send):
-        logging.getLogger("shop").info(word)
+        logging.getLogger("shop").warning(word)
         await plain_app(scope, receive, send)
 
     await get(answer.RequestLog(app), headers=[(b"x-log-id", own.encode("latin-1"))])
-    return {"line": logid_of(folder, word)}
+    return {"line": logid_of(inside, folder, word)}
 
 
 def test_what_is_no_logid_is_not_believed(shared_room):
     given = ["", "x" * 65, "two words", "a.b", "a/b", 'a"b', "[x] [level:ERROR]", "caf\xe9", "\u00b2", "\xff\xfe", "a\n", "a,b", "{x}"]
     for own in given:
         try:
-            ids = shared_room.play(ids_of, given=[own])[0]
+            *twice, new, other = shared_room.play(ids_of, given=[own, own, None, None])
         except Exception as error:
             fail(
                 "a request whose X-Log-Id is none fails, instead of getting a new one",
@@ -1380,13 +1427,23 @@ def test_what_is_no_logid_is_not_believed(shared_room):
                 got=str(error).partition("\n")[0],
                 where=getattr(error, "error", {}).get("where"),
             )
+        ids = twice[0] + twice[1]
         if not ids:
-            ids = [dict(shared_room.play(own_in_a_line, own=own)).get("line")]
+            ids = [shared_room.play(own_in_a_line, own=own)["line"] for _ in range(2)]
+        # whether a new one is right, and new each time, is another test's concern
+        new_is_valid = all(VALID.fullmatch(each) for each in new + other)
         require(
-            all(each != own and VALID.fullmatch(str(each)) is not None for each in ids),
+            all(each != own and (VALID.fullmatch(str(each)) is not None or not new_is_valid) for each in ids),
             "any X-Log-Id is believed: what a stranger sends stands in the log",
             sent=f"X-Log-Id: {ascii(own)[1:-1]}" + (f" ({len(own)} characters)" if len(own) > 60 else ""),
             expected="a new logid: 1 to 64 of A-Z a-z 0-9 _ -",
+            got=", ".join(map(str, ids)),
+        )
+        require(
+            len(set(ids)) == len(ids) or new == other,
+            "what is left of an X-Log-Id that is none becomes a logid, instead of a new one",
+            sent=f"X-Log-Id: {ascii(own)[1:-1]}, twice",
+            expected="a new logid for each",
             got=", ".join(map(str, ids)),
         )
 
@@ -1419,6 +1476,7 @@ def test_a_websocket_has_one_logid(shared_room):
     found = shared_room.play(websockets)
     for name, ids in found.items():
         facts = {"sent": "two frames on a WebSocket connection, a line logged for each", "got": json.dumps(ids)}
+        require(len(ids) == 2, "a WebSocket connection does not get through the middleware", **facts)
         require(NO_LINE not in ids, "a line of a WebSocket connection is not in the log", **facts)
         require("default" not in ids, "a WebSocket connection has no logid", **facts, expected="one for all its lines")
         require(len(set(ids)) == 1, "the lines of a WebSocket connection have different logids", **facts)
@@ -1453,7 +1511,7 @@ def test_pieces_are_not_delayed(shared_room):
         "the middleware keeps pieces back: they come out later than the app sends them",
         sent="an app that sends a piece, and waits",
         expected="the piece is there while the app waits",
-        got=f"{here.count(True)} of {len(here)} pieces",
+        got=f"piece {len(here)} of 3 is not there",
     )
 
 
