@@ -44,7 +44,7 @@ def setup_logging(folder, *, load=system_load):
     `web_service.log` when the logging call returns. Each of level WARNING or above is also one in
     `web_service.log.wf`. A line looks as FORMAT says:
 
-        [2024-02-07 16:17:06,436] [pid:80550] [level:INFO] [logid:1707293826] [CPU: 31.8] [Memory: 93.2] [GPU: 0] message
+        [2024-02-07 16:17:06,436] [pid:80550] [level:INFO] [logid:17072938] [CPU: 31.8] [Memory: 93.2] [GPU: 0] message
 
     Files: UTF-8 whatever the locale, appended to. Several processes may write into one folder, each
     having called `setup_logging` itself: no line of up to 4,000 bytes is lost or torn.

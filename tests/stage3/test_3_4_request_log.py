@@ -535,8 +535,7 @@ async def at_once(answer, inside):
 
     around = answer.RequestLog(app)
     exchanges = [
-        Exchange(around, http(f"/{n}", headers=[(b"x-log-id", f"request-{n}".encode())])).start()
-        for n in range(count)
+        Exchange(around, http(f"/{n}", headers=[(b"x-log-id", f"request-{n}".encode())])).start() for n in range(count)
     ]
     for exchange in exchanges:
         await exchange.ended()
@@ -958,7 +957,7 @@ def test_a_traceback_is_in_its_messages_line(shared_room):
         after, new = found["after"], found["new"]
         facts = {
             "sent": 'logger.exception("no bread")',
-            "expected": r"no bread\nTraceback (most recent call last):\n  File ...\nValueError: a loaf\nis\u2028missing \ud83c",
+            "expected": r"no bread\nTraceback (most recent call last):\n  File ... a loaf\nis\u2028missing \ud83c",
             "got": shown(new),
         }
         require("no bread" in after, "an error that is logged is not in the log", **facts)
@@ -998,7 +997,7 @@ def test_half_a_surrogate_is_written_as_repr_does(shared_room):
 def test_all_other_text_stays_as_it_is(shared_room):
     messages = [
         r"C:\new\table \n \\ \u2028",
-        "it's \"quoted\" {braces} [brackets] <tags> 100 %s",
+        'it\'s "quoted" {braces} [brackets] <tags> 100 %s',
         "你好, かな, 한국어, é, 👩🏽‍💻",
         "a long one " + "字" * 1200,
     ]
@@ -1217,7 +1216,9 @@ def test_load_is_called_again_and_again(background):
     facts = {"sent": "setup_logging(folder, load=load)", "expected": "soon, then every one to two seconds"}
     calls = seen["calls"]
     got = f"calls after {', '.join(f'{at:.1f}' for at in calls)} s" if calls else "no call"
-    require(seen["per_line"] <= 1, "load is called for each line", **facts, got=f"{seen['per_line']} calls for 40 lines")
+    require(
+        seen["per_line"] <= 1, "load is called for each line", **facts, got=f"{seen['per_line']} calls for 40 lines"
+    )
     require(bool(calls), "load is never called in the background", **facts, got=got)
     require(seen["soon"], "load is not called soon after setup_logging", **facts, got=got)
     require(seen["again"], "load is not called again within two seconds", **facts, got=got)
@@ -1301,7 +1302,12 @@ def test_a_load_that_raises_does_no_harm(background):
         expected="again after one to two seconds",
         got=f"calls after {', '.join(f'{at:.1f}' for at in calls[:4])} s",
     )
-    require(seen["shown"] or not seen["again"], "after load has raised, no new figures come", sent=sent, expected=as_fields((5.5, 6.5, 7)))
+    require(
+        seen["shown"] or not seen["again"],
+        "after load has raised, no new figures come",
+        sent=sent,
+        expected=as_fields((5.5, 6.5, 7)),
+    )
     require(
         not (later["raised"] and later["shown"]) or later["after_error"] == later["line"],
         "when load raises, the last figures do not stay",
@@ -1426,7 +1432,21 @@ async def own_in_a_line(answer, inside, own):
 
 
 def test_what_is_no_logid_is_not_believed(shared_room):
-    given = ["", "x" * 65, "two words", "a.b", "a/b", 'a"b', "[x] [level:ERROR]", "caf\xe9", "\u00b2", "\xff\xfe", "a\n", "a,b", "{x}"]
+    given = [
+        "",
+        "x" * 65,
+        "two words",
+        "a.b",
+        "a/b",
+        'a"b',
+        "[x] [level:ERROR]",
+        "caf\xe9",
+        "\u00b2",
+        "\xff\xfe",
+        "a\n",
+        "a,b",
+        "{x}",
+    ]
     for own in given:
         try:
             *twice, new, other = shared_room.play(ids_of, given=[own, own, None, None])
@@ -1485,7 +1505,7 @@ def test_new_logids_are_different_for_each(shared_room, room):
 
 def test_a_websocket_has_one_logid(shared_room):
     found = shared_room.play(websockets)
-    for name, ids in found.items():
+    for ids in found.values():
         facts = {"sent": "two frames on a WebSocket connection, a line logged for each", "got": json.dumps(ids)}
         require(len(ids) == 2, "a WebSocket connection does not get through the middleware", **facts)
         require(NO_LINE not in ids, "a line of a WebSocket connection is not in the log", **facts)
