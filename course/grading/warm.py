@@ -26,7 +26,9 @@ WARM = [
     "uvicorn.protocols.websockets.auto",
     # what tests import
     "course.grading.runner",
+    "course.grading.kit.asgi",
     "course.grading.kit.lockstep",
+    "course.grading.kit.logs",
     "course.grading.kit.processes",
     "course.grading.kit.scripted_handler",
     "course.grading.kit.sse",
