@@ -27,11 +27,10 @@ def encode_event(piece) -> bytes:
     Raises:
         ValueError, TypeError: the piece cannot be encoded.
     """
-    event = piece if isinstance(piece, ServerSentEvent) else ServerSentEvent()
-    data = event.raw_data
-    if event is not piece or event.data is not None:
-        data = json.dumps(jsonable_encoder(piece if event is not piece else event.data), ensure_ascii=False)
-    return format_sse_event(data_str=data, event=event.event, id=event.id, retry=event.retry, comment=event.comment)
+    says = isinstance(piece, ServerSentEvent)
+    event, data = (piece, piece.data) if says else (ServerSentEvent(), piece)
+    text = event.raw_data if says and data is None else json.dumps(jsonable_encoder(data), ensure_ascii=False)
+    return format_sse_event(data_str=text, event=event.event, id=event.id, retry=event.retry, comment=event.comment)
 
 
 async def respond(handler, request_body, request: Request, response_context=None) -> Response:
