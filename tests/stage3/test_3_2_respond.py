@@ -10,6 +10,7 @@ import asyncio
 import functools
 import itertools
 import logging
+import re
 import time
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from course.grading.kit.sse import Stream
 from course.grading.mistakes import fail, require
 
 SECRET = "token 4711 of the customer"
-LEAKS = ("Boom", "KeyError", SECRET, "4711", "Traceback", "four_actions", "respond.py", ".py", 'File "', "line ")
+LEAKS = re.compile(r"Boom|KeyError|4711|Traceback|four_actions|\.py|File \"|line \d")
 """What may not stand in the answer to a failed request."""
 EARLY_STATUS = "the status of a stream is out before its first piece is there: a failure of it is a 200"
 STREAMS = ("def generator", "async generator", "object")
@@ -335,9 +336,8 @@ def service(room):
 
 def require_plain(text, mistake, sent):
     """Requires that a failed request's words give nothing away."""
-    found = [leak for leak in LEAKS if leak in text]
     require(
-        not found,
+        not LEAKS.search(text),
         mistake,
         sent=sent,
         expected="a plain sentence, nothing of the exception",
@@ -809,12 +809,12 @@ def test_nothing_is_logged_because_a_client_left(shared_room):
             stops = functools.partial(stopped, script)
             service(shared_room).until(stream.id, stops, 0.1 * shared_room.limit_s)
         shared_room.turns()
-        logs = service(shared_room).logs()[before:]
+        logs = [log for log in service(shared_room).logs()[before:] if log["traceback"]]
         require(
             not logs,
             "a logger says a traceback because a client left",
             sent=f"{script['kind']}; the client leaves {when}",
-            expected="no record",
+            expected="no traceback",
             got=f"{logs[0]['logger']}: {logs[0]['text']}" if logs else "",
         )
 
