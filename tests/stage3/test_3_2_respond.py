@@ -63,6 +63,19 @@ def app(answer, inside):
     return app
 
 
+async def is_written(answer, inside):
+    """Calls respond once: in a server the stub's error would be a 500 like any other."""
+    from fastapi import Request
+
+    handler = made(inside)["handlers"]["def"](None)
+    handler.script, handler.note = {"kind": "result", "result": "None"}, {"steps": 0, "began": []}
+    request = Request({"type": "http", "method": "POST", "headers": []}, receive=asyncio.Event().wait)
+    task = asyncio.ensure_future(answer.respond(handler, {}, request))
+    await asyncio.wait([task], timeout=1)
+    if task.done() and isinstance(task.exception(), NotImplementedError):
+        raise task.exception()
+
+
 def note_logs(inside):
     """From now on `inside.notes["logs"]` has each record of level ERROR, or with a traceback, that any
     logger makes."""
@@ -267,6 +280,7 @@ class Service:
 
     def __init__(self, room):
         self.room = room
+        room.play(is_written)
         self.url = room.serve(app)
         self.http = Http(room, self.url)
 
