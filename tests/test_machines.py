@@ -14,9 +14,9 @@ import pytest
 
 from course.grading import check, forkserver
 from course.grading.environment import temporary_folder
-from course.manifest import ROOT, exercise
+from course.manifest import ROOT, find
 
-SOLUTION = exercise("0.1").solution_file
+SOLUTION = find("0.1").solution_file
 LIMIT_S = 120
 
 

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from course.grading import check
-from course.manifest import exercise
+from course.manifest import find
 
 GOOD = """
 def count_tokens(tokenizer, text):
@@ -264,7 +264,7 @@ def test_an_error_without_a_text(verdict_on):
     ],
 )
 def test_the_answers_streams_and_arguments_are_its_own(verdict_on, id, source, before):
-    source = source or exercise(id).solution_file.read_text(encoding="utf-8")
+    source = source or find(id).solution_file.read_text(encoding="utf-8")
     verdict = verdict_on(f"import argparse, io, os, sys\n{before}\n{source}", id)
     assert verdict.passed, verdict
 
