@@ -101,7 +101,7 @@ class Exchange:
     def headers(self):
         """The response's headers, as (name in lower case, value) of text; [] before them."""
         pairs = [m.get("headers", ()) for m in self.messages if m["type"] == "http.response.start"]
-        return [(name.lower().decode(), value.decode("latin-1")) for name, value in (pairs or [()])[0]]
+        return [(_text(name).lower(), _text(value)) for name, value in (pairs or [()])[0]]
 
     @property
     def body(self):
@@ -111,6 +111,10 @@ class Exchange:
     async def _send(self, message):
         self.messages.append(message)
         self._changed.set()
+
+
+def _text(part):
+    return part.decode("latin-1") if isinstance(part, bytes) else str(part)
 
 
 async def get(app, path="/", **scope):

@@ -33,7 +33,10 @@ def main(answer_file, folder, steps_file, number, of):
     answer = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = answer
     spec.loader.exec_module(answer)
-    answer.setup_logging(folder, load=lambda: (31.8, 93.2, 0))
+    if number:
+        answer.setup_logging(folder, load=lambda: (31.8, 93.2, 0))
+    else:
+        answer.setup_logging(folder)
     with open(steps_file, "r+b") as file:
         steps = mmap.mmap(file.fileno(), of)
     sys.setprofile(pause_after_writes)
