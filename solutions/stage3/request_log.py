@@ -57,7 +57,7 @@ def setup_logging(folder, *, load=system_load):
 
     CPU, Memory, GPU: what `load` returned last, as `str` shows it; before its first result 0.0, 0.0
     and 0. A thread in the background calls it soon after `setup_logging` and then again every one to
-    two seconds. Whoever logs never waits for it. If it raises, the last figures stay, and it is
+    two seconds. A logging call never waits for it. If it raises, the last figures stay, and it is
     called again all the same. None of this keeps the process from ending.
 
     A second call with another folder moves the log there: nothing more is written into the old one.
