@@ -9,6 +9,7 @@ _, answer_file, notes_file, port = sys.argv
 answers.importable(solution=True)
 answer = answers.module(Path(answer_file), "answer")
 
+from fastapi import FastAPI  # noqa: E402
 from four_actions import ConfigHandler, RequestHandler  # noqa: E402 - importable only now
 
 
@@ -34,4 +35,4 @@ answer.HandlerFactory.register_handler("/ask", Config, Handler)
 
 if __name__ == "__main__":
     app = answer.start_app(port=int(port))
-    note(f"returned {type(app).__name__}")
+    note(f"returned {'FastAPI' if isinstance(app, FastAPI) else type(app).__name__}")
