@@ -45,20 +45,8 @@ class Finding:
 
 def diagnose() -> list[Finding]:
     """Look at everything, the quick things first. It takes some seconds: the model is loaded."""
-    return [
-        _outliving(look)
-        for look in (
-            _environment,
-            _kernel,
-            _versions,
-            _loopback,
-            _disk,
-            _threads,
-            _browser,
-            _fork_server,
-            _model,
-        )
-    ]
+    looks = (_environment, _kernel, _versions, _loopback, _disk, _threads, _browser, _fork_server, _model)
+    return [_outliving(look) for look in looks]
 
 
 def show(findings, console=None) -> bool:
@@ -130,7 +118,8 @@ def _outliving(look) -> Finding:
         return look()
     except Exception as error:
         name = look.__name__.strip("_").replace("_", " ")
-        return Finding(False, f"{name}: {type(error).__name__}: {_first_line(error)}", _set_up())
+        what = f"{name}: {type(error).__name__}: {_first_line(error)}; the cause is not known. Perhaps it helps:"
+        return Finding(False, what, _set_up())
 
 
 def _environment() -> Finding:
@@ -256,7 +245,8 @@ def _model() -> Finding:
         path = model_path()
         answer = _answer(path, "你好")
     except ModelUnavailable as error:
-        return Finding(False, _first_line(error), mend)
+        wrong = str(error).split("\nWhat you can do:")[0]
+        return Finding(False, " ".join(wrong.split()), mend)
     except Exception as error:
         what = f"{name} does not load: {type(error).__name__}: {_first_line(error)}"
         return Finding(False, what, mend)

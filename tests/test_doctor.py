@@ -44,6 +44,7 @@ def test_everything_is_looked_at_even_if_one_look_fails(monkeypatch):
     findings = doctor.diagnose()
     assert len(findings) == 9
     (failed,) = [each for each in findings if "no such thing" in each.what]
+    assert "the cause is not known" in failed.what
     assert not failed.ok and failed.mend and "and more" not in failed.what
 
 
@@ -146,11 +147,14 @@ def test_a_long_list_stays_one_line(monkeypatch):
 # the computer
 
 
-def test_a_proxy_that_swallows_requests_to_this_computer(monkeypatch):
-    for name in ("NO_PROXY", "no_proxy", "http_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    # the discard port: nothing listens there
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+# the discard port: nothing listens there
+@pytest.mark.parametrize(
+    ("name", "proxy"), [("HTTP_PROXY", "http://127.0.0.1:9"), ("ALL_PROXY", "socks5://127.0.0.1:9")]
+)
+def test_a_proxy_that_swallows_requests_to_this_computer(monkeypatch, name, proxy):
+    for other in ("NO_PROXY", "no_proxy", "http_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, proxy)
     finding = broken(doctor._loopback)
     assert "proxy" in finding.what and "NO_PROXY" in finding.mend
     name, value = finding.mend.split(" ")[1].split("=")
@@ -198,6 +202,17 @@ def test_no_browser_is_only_a_note(monkeypatch):
 
 
 # the model
+
+
+def test_a_model_that_would_serve_noise(monkeypatch, tmp_path):
+    from course.qwen import TINY
+
+    folder = tmp_path / "untied"
+    shutil.copytree(TINY, folder)
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"tie_word_embeddings": true', '"tie_word_embeddings": false'))
+    monkeypatch.setenv("COURSE_MODEL", str(folder))
+    assert "weights are missing, and would be random numbers" in broken(doctor._model).what
 
 
 def test_a_model_answers():

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -10,9 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from course.qwen import TINY
 from course.qwen.models import ModelUnavailable, model_path
+from solutions.stage1.load_model import load_chat_model
 
 ROOT = Path(__file__).parents[1]
 NAME = "Some/Model-Chat"
@@ -27,14 +31,17 @@ def no_settings(monkeypatch):
 
 def write_model(folder, *, model_type="qwen2", shards=None):
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    config = {"model_type": model_type, "num_hidden_layers": 0, "tie_word_embeddings": True}
+    (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text("{}")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    weights = {name: torch.zeros(50) for name in ("model.embed_tokens.weight", "model.norm.weight")}
     if shards is None:
-        (folder / "model.safetensors").write_bytes(b"weights" * 1000)
+        save_file(weights, folder / "model.safetensors")
         return folder
     files = [f"model-{i + 1:05}-of-{shards:05}.safetensors" for i in range(shards)]
     for file in files:
-        (folder / file).write_bytes(b"weights")
+        save_file(weights, folder / file)
     index = {"weight_map": {f"tensor{i}": file for i, file in enumerate(files)}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
@@ -179,6 +186,82 @@ def test_an_incomplete_folder_says_what_is_missing(tmp_path, file, phrase):
     assert isinstance(caught.value, FileNotFoundError)
     assert str(folder) in str(caught.value) and f"- {phrase}" in str(caught.value)
     assert str(caught.value).count("missing") == 1
+
+
+def set_in(file, **values):
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def lfs_pointer(folder):
+    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123\n"
+    (folder / "model.safetensors").write_text(text)
+
+
+def cut_off(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def tied_no_more(folder):
+    set_in(folder / "config.json", tie_word_embeddings=False)
+
+
+def one_layer_more(folder):
+    set_in(folder / "config.json", num_hidden_layers=1)
+
+
+@pytest.mark.parametrize(
+    ("damage", "phrase"),
+    [
+        (lfs_pointer, "model.safetensors is a Git LFS pointer, not the weights: git lfs pull"),
+        (cut_off, "model.safetensors cannot be read: it has"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"PK" * 50), "not a whole safetensors"),
+        (tied_no_more, "would be random numbers: lm_head.weight"),
+        (one_layer_more, "would be random numbers: model.layers.0.self_attn.q_proj.weight"),
+        (lambda folder: (folder / "chat_template.jinja").unlink(), "there is no chat template"),
+        (
+            lambda folder: set_in(folder / "config.json", quantization_config={"quant_method": "gptq"}),
+            "its weights are quantized (gptq)",
+        ),
+        (
+            lambda folder: set_in(folder / "config.json", torch_dtype="torch.bfloat16"),
+            'write "bfloat16"',
+        ),
+    ],
+)
+def test_a_checkpoint_that_would_not_serve_is_one_sentence(tmp_path, damage, phrase):
+    folder = write_model(tmp_path / "model")
+    damage(folder)
+    with pytest.raises(ModelUnavailable) as caught:
+        model_path(folder)
+    wrong = [line for line in str(caught.value).splitlines() if phrase in line]
+    assert len(wrong) == 1 and wrong[0].startswith("- "), str(caught.value)
+
+
+def test_the_reference_of_1_1_loads_no_random_weights(tmp_path):
+    folder = tmp_path / "tiny"
+    shutil.copytree(TINY, folder)
+    set_in(folder / "config.json", tie_word_embeddings=False)
+    with pytest.raises(ValueError, match="lacks weights: lm_head.weight"):
+        load_chat_model(str(folder))
+
+
+def test_the_reference_of_1_1_asks_the_hub_once(tmp_path, hub):
+    code = (
+        "from solutions.stage1.load_model import load_chat_model\n"
+        "try:\n    load_chat_model('Nobody/Nothing')\n"
+        "except FileNotFoundError as error:\n    print(error)\n"
+    )
+
+    def said(endpoint):
+        env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": endpoint}
+        env.pop("HF_HUB_OFFLINE", None)
+        return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+
+    assert "the hub has no model of that name" in said(hub.url).stdout
+    assert [path for path in hub.asked if "Nobody" in path] == ["/api/models/Nobody/Nothing"]
+    nobody = said("http://127.0.0.1:9")
+    assert "the hub cannot be reached" in nobody.stdout and "Retrying" not in nobody.stderr
 
 
 def test_a_broken_index_is_said(tmp_path):

@@ -21,10 +21,12 @@ from pathlib import Path
 import psutil
 
 from course.grading.environment import environment, temporary_folder
+from course.grading.warm import warm
 from course.manifest import ROOT
 
 IDLE_S = 15 * 60
 START_LIMIT_S = 90.0
+
 
 class NoForkServer(Exception):
     """The fork server did not start; the message says why."""
@@ -140,7 +142,7 @@ def main(folder):
     try:
         Path(folder, "pid").write_text(str(os.getpid()))
         _end_older(Path(folder))
-        _import_all()
+        warm()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         path = os.path.join(folder, "socket")
         with contextlib.suppress(FileNotFoundError):
@@ -180,64 +182,6 @@ def _become_runner(connection, listener):
     finally:
         # nothing is closed in order: another thread is still reading from the connection
         os._exit(0)
-
-
-def _import_all():
-    import asyncio.runners  # noqa: F401
-
-    import encodings.idna  # noqa: F401
-
-    import fastapi.testclient  # noqa: F401
-    import httpx
-    import limits.aio.storage  # noqa: F401
-    import limits.aio.strategies  # noqa: F401
-    import redis.asyncio  # noqa: F401
-    import slowapi.middleware  # noqa: F401
-    import transformers
-    import uvicorn.lifespan.on  # noqa: F401
-    import uvicorn.protocols.http.auto  # noqa: F401
-    import uvicorn.protocols.websockets.auto  # noqa: F401
-
-    from course.grading import handler, http, reference, runner, scripted, sse  # noqa: F401
-    from course.grading import websocket  # noqa: F401
-
-    httpx.Client(verify=False).close()  # the first one imports the certificates
-    _serve_one_event()
-
-    # a progress bar starts a thread, and a process with threads should not fork
-    transformers.utils.logging.disable_progress_bar()
-    model, tokenizer = reference.tiny()
-    ids = tokenizer("你好", return_tensors="pt")
-    model.generate(**ids, max_new_tokens=2, do_sample=True)
-
-
-def _serve_one_event():
-    """One request to an app with a body and a stream: much of FastAPI is imported at the first."""
-    import asyncio
-
-    from fastapi import FastAPI
-    from fastapi.sse import EventSourceResponse
-    from pydantic import BaseModel, Field
-
-    class Body(BaseModel):
-        text: str = Field(min_length=1)
-
-    app = FastAPI()
-
-    @app.post("/", response_class=EventSourceResponse)
-    async def event(body: Body):
-        yield body
-
-    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b""}
-    scope |= {"asgi": {"spec_version": "2.4"}, "headers": [(b"content-type", b"application/json")]}
-
-    async def receive():
-        return {"type": "http.request", "body": b'{"text": "hi"}'}
-
-    async def send(message):
-        pass
-
-    asyncio.run(app(scope, receive, send))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import ctypes
 import faulthandler
 import functools
 import gc
+import importlib
 import importlib.util
 import inspect
 import json
@@ -99,14 +100,16 @@ def _bound_output(folder):
 
 
 class Inside:
-    """The room as a scene sees it. A scene is a function `scene(answer, room, **arguments)` of a
-    tests file, plain or async; `answer` is the answer's module."""
+    """The room as a scene sees it. A scene is a function `scene(answer, inside, **arguments)` of the
+    tests file or of the kit, plain or async; `answer` is the answer's module."""
 
     def __init__(self, answer_file, tests_file, connection):
         self.answer_file, self.tests_file = answer_file, tests_file
         self.answer = None
         self.notes = {}
         """What a scene wants the test to see while the scene still runs: JSON only."""
+        self.kept = {}
+        """What scenes keep for later ones, by name: objects of any kind."""
         self._connection = connection
         self._sending = threading.Lock()
         self._scenes = queue.Queue()
@@ -123,9 +126,9 @@ class Inside:
     @functools.cached_property
     def tiny(self):
         """(model, tokenizer) of the tiny Qwen in float32, with the probe on it."""
-        from course.grading import reference
+        from course.qwen import models
 
-        model, tokenizer = reference.tiny()
+        model, tokenizer = models.tiny()
         self._probe = Probe(model, tokenizer)
         return model, tokenizer
 
@@ -225,18 +228,22 @@ class Inside:
                 return {"signature": name, "problem": problem}
         return {}
 
-    def _op_play(self, scene, arguments):
-        scene = getattr(load_module(self.tests_file), scene)
-        result = scene(self.answer, self, **arguments)
+    def _scene(self, module, scene):
+        in_course = module.partition(".")[0] == "course"
+        found = importlib.import_module(module) if in_course else load_module(self.tests_file)
+        return getattr(found, scene)
+
+    def _op_play(self, module, scene, arguments):
+        result = self._scene(module, scene)(self.answer, self, **arguments)
         if inspect.iscoroutine(result):
             result = asyncio.run(result)
         json.dumps(result, allow_nan=False)
         return result
 
-    def _op_serve(self, scene, arguments):
+    def _op_serve(self, module, scene, arguments):
         import uvicorn
 
-        app = getattr(load_module(self.tests_file), scene)(self.answer, self, **arguments)
+        app = self._scene(module, scene)(self.answer, self, **arguments)
         if inspect.iscoroutine(app) or not callable(app):
             return {"no_app": "a coroutine" if inspect.iscoroutine(app) else type(app).__name__}
         # no reuse of the address: connections to a server that died must fail, not wait

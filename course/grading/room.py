@@ -46,6 +46,8 @@ class Room:
         self.answer_file = Path(answer_file)
         self.limit_s = exercise.limit_s
         self.probe = _ProbeOutside(self)
+        self.kept = {}
+        """What the tests of a shared room keep from one to the next, by name."""
         self.spoiled = False
         """Whether something in it has hung, or its process has ended."""
         self._folder = tempfile.mkdtemp(prefix="serving-qwen-room-")
@@ -114,14 +116,13 @@ class Room:
             )
 
     def play(self, scene, **arguments):
-        """Runs a scene of the tests file in the room and returns its result (JSON)."""
-        return self._ask("play", {"scene": scene.__name__, "arguments": arguments}, scene.__name__)
+        """Runs a scene, a function of the tests file or of the kit, in the room; its result (JSON)."""
+        return self.start(scene, **arguments).result()
 
     def start(self, scene, **arguments):
         """As `play`, but returns at once. `.result()` of what it returns waits, with the limit."""
-        label = scene.__name__
-        future = self._send("play", {"scene": label, "arguments": arguments})
-        return _Playing(self, future, label)
+        future = self._send("play", {**_named(scene), "arguments": arguments})
+        return _Playing(self, future, scene.__name__)
 
     def serve(self, scene, **arguments):
         """Runs the ASGI app that the scene returns on a loopback socket; returns its base URL.
@@ -133,7 +134,7 @@ class Room:
 
     def serve_numbered(self, scene, **arguments):
         """As `serve`, with the number that `stop_server` takes."""
-        served = self._ask("serve", {"scene": scene.__name__, "arguments": arguments}, "start-up")
+        served = self._ask("serve", {**_named(scene), "arguments": arguments}, "start-up")
         if "no_app" in served:
             raise Mistake(
                 f"there is no app to serve: create_app has to return the FastAPI app, not"
@@ -153,11 +154,11 @@ class Room:
         self._ask("stop_server", {"number": number})
 
     def set(self, name):
-        """Sets the scene's `room.event(name)`."""
+        """Sets the scene's `inside.event(name)`."""
         self._ask("set", {"name": name})
 
     def notes(self):
-        """What the scene has noted so far in `room.notes`."""
+        """What the scene has noted so far in `inside.notes`."""
         return self._ask("notes", {})
 
     def arrived(self, path):
@@ -423,6 +424,10 @@ def kill_orphans():
                 stray.kill()
             with contextlib.suppress(psutil.Error):
                 stray.wait(1)
+
+
+def _named(scene):
+    return {"module": scene.__module__, "scene": scene.__name__}
 
 
 def _signature_text(parameters):

@@ -32,7 +32,7 @@ from transformers.convert_slow_tokenizer import TikTokenConverter
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from course.qwen import TINY
-from course.qwen.models import weight_files
+from course.qwen.checkpoint import weight_files
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"] + [
     f"<|extra_{i}|>" for i in range(205)

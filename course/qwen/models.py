@@ -4,11 +4,12 @@
     COURSE_HUB     where hub names are looked up: huggingface (without it) or modelscope
 """
 
-import json
+import functools
 import os
 from pathlib import Path
 
 from course.qwen import TINY
+from course.qwen.checkpoint import model_type, problems
 
 HUBS = {"huggingface": "Hugging Face", "modelscope": "ModelScope"}
 
@@ -41,26 +42,14 @@ def model_path(name: str | os.PathLike | None = None) -> str:
     return _fetch(name)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a checkpoint's weights, whether they are there or not; [] if unknown.
+@functools.cache
+def tiny():
+    """(model, tokenizer) of the tiny Qwen: float32, on the CPU, in eval mode; the same at each call."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    Raises ValueError for an index that cannot be read.
-    """
-    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
-        single = folder / f"{stem}{suffix}"
-        if single.is_file():
-            return [single]
-        index = folder / f"{stem}{suffix}.index.json"
-        if index.is_file():
-            try:
-                names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-                # an index must not lead out of its folder
-                if not names or any(Path(name).name != name for name in names):
-                    raise ValueError("no file names in weight_map")
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"{index.name} cannot be read ({error!r})") from error
-            return [folder / name for name in sorted(names)]
-    return []
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(TINY)
 
 
 def _is_path(name: str) -> bool:
@@ -74,39 +63,16 @@ def _is_path(name: str) -> bool:
 
 
 def _complete(name: str, folder: Path) -> str:
-    missing = _missing(folder)
-    if missing:
+    wrong = problems(folder)
+    if wrong:
         raise ModelUnavailable(
             f"{name} is not a complete model folder ({folder}). What is wrong:\n"
-            + "".join(f"- {line}\n" for line in missing)
+            + "".join(f"- {line}\n" for line in wrong)
             + _advice("Download or copy it again.")
         )
-    if _model_type(folder) == "qwen":
+    if model_type(folder) == "qwen":
         raise ModelUnavailable(_legacy(name, str(folder)))
     return str(folder)
-
-
-def _missing(folder: Path) -> list[str]:
-    missing = [] if (folder / "config.json").is_file() else ["config.json is missing"]
-    if _model_type(folder) == "qwen":
-        return missing
-    tokenizers = ("tokenizer.json", "vocab.json", "tokenizer.model")
-    if not any((folder / file).is_file() for file in tokenizers):
-        missing.append("the tokenizer is missing (tokenizer.json)")
-    try:
-        files = weight_files(folder)
-    except ValueError as error:
-        return [*missing, str(error)]
-    if not files:
-        missing.append("the weights are missing (model.safetensors)")
-    return missing + [f"{file.name} is missing" for file in files if not file.is_file()]
-
-
-def _model_type(folder: Path) -> str | None:
-    try:
-        return json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        return None
 
 
 def _fetch(name: str) -> str:
@@ -130,15 +96,15 @@ def _fetch(name: str) -> str:
         folder = Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=True))
     except Exception:
         folder = None
-    if folder is None or _missing(folder):
+    if folder is None or problems(folder):
         try:
             # the small file first: it may say that the large ones are of no use
             folder = Path(snapshot_download(name, allow_patterns=["config.json"]))
-            if _model_type(folder) != "qwen":
+            if model_type(folder) != "qwen":
                 folder = Path(snapshot_download(name, allow_patterns=_FILES))
         except Exception as error:
             raise _refused(name, hub, error) from error
-    if _model_type(folder) == "qwen":
+    if model_type(folder) == "qwen":
         raise ModelUnavailable(_legacy(name, None))
     return _complete(name, folder.absolute())
 

@@ -3,6 +3,8 @@
 import os
 
 import torch
+from huggingface_hub import model_info
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -47,21 +49,35 @@ def load_chat_model(name_or_path):
     except OSError:
         if is_folder:
             raise
+        _require_at_the_hub(name)
         try:
             model, tokenizer = _load(name, dtype, local_files_only=False)
         except OSError as error:
-            raise FileNotFoundError(
-                f"{name_or_path} is neither a folder nor a model that the hub or its cache gives"
-            ) from error
+            raise FileNotFoundError(f"The hub did not give {name_or_path}: {error}") from error
     return model.to(device).eval(), tokenizer
 
 
 def _load(name, dtype, local_files_only):
-    model = AutoModelForCausalLM.from_pretrained(
-        name, dtype=dtype, local_files_only=local_files_only
+    model, report = AutoModelForCausalLM.from_pretrained(
+        name, dtype=dtype, local_files_only=local_files_only, output_loading_info=True
     )
+    # transformers makes them up and says so in a log line: the model would answer noise
+    if report["missing_keys"]:
+        raise ValueError(f"{name} lacks weights: {', '.join(sorted(report['missing_keys']))}")
     tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local_files_only)
     return model, tokenizer
+
+
+def _require_at_the_hub(name):
+    """One question: transformers itself would ask ten times, and not say what was wrong."""
+    try:
+        model_info(name)
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise FileNotFoundError(f"{name} is not a folder, and the hub has no model of that name") from error
+    except Exception as error:
+        raise FileNotFoundError(
+            f"{name} is not a folder and not in the hub's cache, and the hub cannot be reached: {error}"
+        ) from error
 
 
 def _is_path(name_or_path):

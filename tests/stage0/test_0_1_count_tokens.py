@@ -3,10 +3,10 @@
 from course.grading.mistakes import fail, require
 
 
-def count(answer, room, texts):
-    model, tokenizer = room.tiny
+def count(answer, inside, texts):
+    model, tokenizer = inside.tiny
     return {
-        "counts": [room.outcome(answer.count_tokens, tokenizer, text) for text in texts],
+        "counts": [inside.outcome(answer.count_tokens, tokenizer, text) for text in texts],
         "expected": [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts],
     }
 

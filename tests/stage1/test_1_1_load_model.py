@@ -71,12 +71,12 @@ def make_other():
     return os.path.abspath(OTHER)
 
 
-def loaded(answer, room, name):
+def loaded(answer, inside, name):
     """(model, tokenizer, what a test may see of them). A swapped pair has a test of its own."""
     import torch
 
     kept = []
-    seen = room.outcome(lambda: kept.append(answer.load_chat_model(name)))
+    seen = inside.outcome(lambda: kept.append(answer.load_chat_model(name)))
     parts = list(kept[0]) if kept and isinstance(kept[0], list | tuple) else kept
     seen["returned"] = [type(part).__name__ for part in parts]
     seen["models"] = [isinstance(part, torch.nn.Module) for part in parts]
@@ -85,10 +85,10 @@ def loaded(answer, room, name):
     return model, tokenizer, seen
 
 
-def read_logits(answer, room):
+def read_logits(answer, inside):
     import torch
 
-    model, _, seen = loaded(answer, room, make_other())
+    model, _, seen = loaded(answer, inside, make_other())
 
     def shape():
         with torch.no_grad():
@@ -96,16 +96,16 @@ def read_logits(answer, room):
             return list(getattr(model(input_ids=ids), "logits", torch.empty(0)).shape)
 
     if model is not None:
-        seen["shape"] = room.outcome(shape)
+        seen["shape"] = inside.outcome(shape)
         seen["generates"] = callable(getattr(model, "generate", None))
     return seen
 
 
-def read_weights(answer, room, names):
+def read_weights(answer, inside, names):
     other = make_other()
     found = []
     for name in names:
-        model, _, seen = loaded(answer, room, other if name == OTHER else name)
+        model, _, seen = loaded(answer, inside, other if name == OTHER else name)
         folder = TINY if name == CACHED_NAME else name
         seen["difference"] = None if model is None else difference(model, folder)
         found.append(seen)
@@ -138,7 +138,7 @@ def difference(model, folder):
     return ""
 
 
-def read_tokenizer(answer, room):
+def read_tokenizer(answer, inside):
     from transformers import AutoTokenizer
 
     def read(it):
@@ -150,25 +150,25 @@ def read_tokenizer(answer, room):
 
     found = []
     for folder in (str(TINY), make_other()):
-        _, tokenizer, seen = loaded(answer, room, folder)
-        seen["read"] = room.outcome(read, tokenizer)
+        _, tokenizer, seen = loaded(answer, inside, folder)
+        seen["read"] = inside.outcome(read, tokenizer)
         seen["expected"] = read(AutoTokenizer.from_pretrained(folder))
         found.append(seen)
     return found
 
 
-def read_mode(answer, room):
-    model, _, seen = loaded(answer, room, make_other())
+def read_mode(answer, inside):
+    model, _, seen = loaded(answer, inside, make_other())
     if model is not None:
         names = [str(name) for name, part in model.named_modules() if part.training]
         seen["training"] = [name or "the model itself" for name in names[:3]]
     return seen
 
 
-def read_parameters(answer, room):
+def read_parameters(answer, inside):
     import torch
 
-    model, _, seen = loaded(answer, room, str(TINY))
+    model, _, seen = loaded(answer, inside, str(TINY))
     seen["allowed"] = [["float32", "cpu"]]
     if torch.cuda.is_available():
         seen["allowed"].append(["float16", "cuda"])
@@ -177,20 +177,20 @@ def read_parameters(answer, room):
     if model is not None:
         kinds = {(str(each.dtype)[6:], each.device.type) for each in model.parameters()}
         seen["parameters"] = sorted(map(list, kinds))
-        seen["device"] = room.outcome(lambda: str(model.device).split(":")[0])
+        seen["device"] = inside.outcome(lambda: str(model.device).split(":")[0])
     return seen
 
 
-def try_folders(answer, room, names):
+def try_folders(answer, inside, names):
     make_other()
-    return [loaded(answer, room, name)[2] for name in names]
+    return [loaded(answer, inside, name)[2] for name in names]
 
 
-def try_nothing(answer, room, names):
+def try_nothing(answer, inside, names):
     for name in FILES:
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text("not a model", encoding="utf-8")
-    return [loaded(answer, room, name)[2] for name in names]
+    return [loaded(answer, inside, name)[2] for name in names]
 
 
 # tests

@@ -4,6 +4,7 @@ The model is a random one of a few thousand numbers, so that 256 tokens take a m
 chooses what it says. Tokenizer and chat template are the tiny Qwen's.
 """
 
+from course.grading.kit.tokenizers import template_ids
 from course.grading.mistakes import fail, require
 
 OTHER_TEMPLATE = (
@@ -23,7 +24,7 @@ LONG = (
 # scenes
 
 
-def talk(answer, room, calls, say="Fine.", ids=None, logits=None):
+def talk(answer, inside, calls, say="Fine.", ids=None, logits=None):
     """Makes the calls one after the other. What a call has beside chat's own arguments:
 
     "template": set on the tokenizer before it; "settings": set on the model's generation_config;
@@ -34,7 +35,7 @@ def talk(answer, room, calls, say="Fine.", ids=None, logits=None):
 
     from course.grading.probe import Probe
 
-    tiny, tokenizer = room.tiny
+    tiny, tokenizer = inside.tiny
     torch.manual_seed(5)
     config = Qwen2Config(
         vocab_size=tiny.config.vocab_size,
@@ -83,16 +84,16 @@ def talk(answer, room, calls, say="Fine.", ids=None, logits=None):
         expected = prompt_ids(tokenizer, call["text"], **arguments)
         before = len(probe.report()["conversations"])
         kept = []
-        result = room.outcome(
+        result = inside.outcome(
             lambda: kept.append(answer.chat(model, tokenizer, call["text"], **arguments))
         )
         returned = kept[0] if kept else None
         history = returned[1] if isinstance(returned, tuple | list) and returned[1:] else None
         histories.append(history)
-        result["returned"] = room.plain(listed(returned))
+        result["returned"] = inside.plain(listed(returned))
         result["is_list"] = isinstance(history, list)
         result["history_type"] = type(history).__name__
-        result["callers_history"] = room.plain(arguments.get("history"))
+        result["callers_history"] = inside.plain(arguments.get("history"))
         conversations = probe.report()["conversations"][before:]
         result["steps"] = sum(each["steps"] for each in conversations)
         result["expected"], result["read"] = expected, read_ids(conversations, expected)
@@ -100,7 +101,7 @@ def talk(answer, room, calls, say="Fine.", ids=None, logits=None):
             result[f"{name}_text"] = result[name] and tokenizer.decode(result[name])
         results.append(result)
     for result, history in zip(results, histories, strict=True):
-        result["history_at_the_end"] = room.plain(listed(history))
+        result["history_at_the_end"] = inside.plain(listed(history))
     return results
 
 
@@ -117,8 +118,7 @@ def prompt_ids(tokenizer, text, history=None, system="You are a helpful assistan
             for role, content in zip(("user", "assistant"), pair, strict=False)
         ]
     messages.append({"role": "user", "content": text})
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    return list(ids)
+    return template_ids(tokenizer, messages)
 
 
 def read_ids(conversations, expected):

@@ -7,7 +7,8 @@ import threading
 import time
 from collections import Counter
 
-from course.grading.http import Http
+from course.grading.kit.cases import NO_OBJECTS
+from course.grading.kit.http import Http
 from course.grading.mistakes import fail, require
 
 MANY = 64
@@ -32,17 +33,17 @@ WORDS_OF_ERRORS = ["CUDA", "8124 MiB", "7731", "were lost", "kv_cache", "weights
 # in the room
 
 
-def app(answer, room, hold=False, slow_load=False, amplify_races=False):
+def app(answer, inside, hold=False, slow_load=False, amplify_races=False):
     """The answer's app. `chat` says "re: " and the text, or raises, once `hold` is let go."""
-    notes = room.notes
+    notes = inside.notes
     notes.update(loads=0, loads_by_create_app=0, texts=[], histories=[], blocking=False)
-    tiny = room.tiny
+    tiny = inside.tiny
 
     def load():
         notes["loads"] += 1
-        if slow_load and until(room.serving, 0.06):
+        if slow_load and until(inside.serving, 0.06):
             # the app loads while it already takes requests: it gets one
-            until(lambda: room.arrived("/chat"), 1.0)
+            until(lambda: inside.arrived("/chat"), 1.0)
             time.sleep(0.05)
         return tiny
 
@@ -58,44 +59,44 @@ def app(answer, room, hold=False, slow_load=False, amplify_races=False):
     ):
         if model is not tiny[0] or tokenizer is not tiny[1]:
             raise TypeError("chat was not given the model and the tokenizer that load() returned")
-        notes["blocking"] = notes["blocking"] or room.on_a_servers_loop()
-        notes["histories"].append(room.plain(history))
-        notes["texts"].append(room.plain(text))
+        notes["blocking"] = notes["blocking"] or inside.on_a_servers_loop()
+        notes["histories"].append(inside.plain(history))
+        notes["texts"].append(inside.plain(text))
         if hold:
-            room.event("go").wait()
+            inside.event("go").wait()
         if text in ERRORS:
             raise ERRORS[text]
         reply = f"re: {text}"
         return reply, [*(history or []), (text, reply)]
 
     if amplify_races:
-        _amplify_races(room)
+        _amplify_races(inside)
     made = answer.create_app(load, chat)
     notes["loads_by_create_app"] = notes["loads"]
     return made
 
 
-def app_with_the_model(answer, room):
+def app_with_the_model(answer, inside):
     """The answer's app with the tiny Qwen and the reference `chat`."""
-    chat = room.solution("stage1/chat.py").chat
-    room.notes["replies"] = []
+    chat = inside.solution("stage1/chat.py").chat
+    inside.notes["replies"] = []
 
     def noted(*args, **kwargs):
         reply, history = chat(*args, **kwargs)
-        room.notes["replies"].append(reply)
+        inside.notes["replies"].append(reply)
         return reply, history
 
-    return answer.create_app(lambda: room.tiny, noted)
+    return answer.create_app(lambda: inside.tiny, noted)
 
 
-def _amplify_races(room):
+def _amplify_races(inside):
     """Lets other threads run between any two lines of the answer that a worker thread runs."""
     runs = Counter()
 
     def trace(frame, event, arg):
-        if room.on_a_servers_loop():
+        if inside.on_a_servers_loop():
             sys.settrace(None)
-        elif frame.f_code.co_filename == str(room.answer_file):
+        elif frame.f_code.co_filename == str(inside.answer_file):
             runs[frame.f_lineno] += 1
             if event == "line" and runs[frame.f_lineno] <= 5:
                 time.sleep(0.005)
@@ -308,10 +309,7 @@ def test_other_bodies_are_422(room):
         '{"text": {"text": "hi"}}': "a text that is an object",
         "text=hi": "a body that is not JSON",
         '{"text": "hi"': "a body that is not JSON",
-        "": "an empty body",
-        '["hi"]': "a JSON list",
-        '"hi"': "a JSON string",
-        "null": "null",
+        **NO_OBJECTS,
     }
     for body, what in bodies.items():
         reply = http.post(

@@ -4,8 +4,7 @@ import json
 import threading
 import time
 
-from course.grading.mistakes import fail, require
-from course.grading.scripted import (
+from course.grading.kit.scripted_server import (
     RESET,
     SILENCE,
     NobodyListens,
@@ -14,6 +13,7 @@ from course.grading.scripted import (
     ok_json,
     response,
 )
+from course.grading.mistakes import fail, require
 
 TEXT = '你好\n "quoted" 👍🏽 <b>&amp;</b> '
 RESULT = "re: 你好\n"
@@ -22,23 +22,23 @@ RESULT = "re: 你好\n"
 # in the room
 
 
-def ask(answer, room, base_url, text="hi", timeout_s=None):
+def ask(answer, inside, base_url, text="hi", timeout_s=None):
     """What comes of one call. A timeout of None leaves the answer's default."""
     _no_certificates()
     given = {} if timeout_s is None else {"timeout_s": timeout_s}
     try:
-        return room.outcome(answer.ask, base_url, text, **given)
+        return inside.outcome(answer.ask, base_url, text, **given)
     except answer.ChatError as error:  # `outcome` takes every Exception
         kind = "a ChatError that is no Exception"
         return {"raised": [kind], "message": str(error), "where": None}
 
 
-def ask_each(answer, room, base_urls, timeout_s):
+def ask_each(answer, inside, base_urls, timeout_s):
     """Calls all of them at the same time; their outcomes in that order."""
     outcomes = {}
 
     def call(url):
-        outcomes[url] = ask(answer, room, url, timeout_s=timeout_s)
+        outcomes[url] = ask(answer, inside, url, timeout_s=timeout_s)
 
     threads = [threading.Thread(target=call, args=(url,), daemon=True) for url in base_urls]
     for thread in threads:
@@ -49,11 +49,11 @@ def ask_each(answer, room, base_urls, timeout_s):
     return [outcomes.get(url, ended) for url in base_urls]
 
 
-async def ask_in_a_coroutine(answer, room, base_url):
-    return ask(answer, room, base_url)
+async def ask_in_a_coroutine(answer, inside, base_url):
+    return ask(answer, inside, base_url)
 
 
-def ask_with_watched_timeouts(answer, room, base_url, timeout_s):
+def ask_with_watched_timeouts(answer, inside, base_url, timeout_s):
     """What comes of one call, and the timeouts for reading that httpx was given, in seconds."""
     import httpx
 
@@ -62,7 +62,7 @@ def ask_with_watched_timeouts(answer, room, base_url, timeout_s):
     def watched(send):
         def sent(transport, request):
             timeout = request.extensions.get("timeout", {})
-            seen.append(room.plain(timeout.get("read")))
+            seen.append(inside.plain(timeout.get("read")))
             return send(transport, request)
 
         return sent
@@ -72,16 +72,16 @@ def ask_with_watched_timeouts(answer, room, base_url, timeout_s):
         (httpx.AsyncHTTPTransport, "handle_async_request"),
     ):
         setattr(transport, name, watched(getattr(transport, name)))
-    return {"outcome": ask(answer, room, base_url, timeout_s=timeout_s), "timeouts": seen}
+    return {"outcome": ask(answer, inside, base_url, timeout_s=timeout_s), "timeouts": seen}
 
 
-def the_chat_endpoint(answer, room):
+def the_chat_endpoint(answer, inside):
     """The reference answer to 1.3, which the answer is to talk to."""
 
     def chat(model, tokenizer, text):
         return f"re: {text}", []
 
-    return room.solution("stage1/chat_endpoint.py").create_app(lambda: (None, None), chat)
+    return inside.solution("stage1/chat_endpoint.py").create_app(lambda: (None, None), chat)
 
 
 def _no_certificates():

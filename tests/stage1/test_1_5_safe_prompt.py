@@ -8,43 +8,11 @@ import json
 import os
 import re
 
+from course.grading.kit.tokenizers import TEMPLATES
 from course.grading.mistakes import fail, require
 
 START, END, TEXT_END = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 
-TEMPLATES = {
-    "of its own": {"template": None, "tokens": [], "trims": False},
-    "with a token for each role": {
-        "template": (
-            "{% for message in messages %}<|{{ message['role'] }}|>\n"
-            "{{ message['content'] }}<|end|>\n{% endfor %}"
-            "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-        ),
-        "tokens": ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"],
-        "trims": False,
-    },
-    "with headers, which trims": {
-        "template": (
-            "{{ '<|begin_of_text|>' }}{% for message in messages %}"
-            "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
-            "{{ message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
-            "{% if add_generation_prompt %}"
-            "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-        ),
-        "tokens": ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
-        "trims": True,
-    },
-    "with [INST]": {
-        "template": (
-            "<s>{% for message in messages %}{% if message['role'] == 'assistant' %}"
-            "{{ ' ' + message['content'] }}</s>{% elif message['role'] == 'system' %}"
-            "{{ '[SYS] ' + message['content'] + ' [/SYS]' }}{% else %}"
-            "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% endif %}{% endfor %}"
-        ),
-        "tokens": ["<s>", "</s>", "[INST]", "[/INST]", "[SYS]", "[/SYS]"],
-        "trims": False,
-    },
-}
 OWN, *OTHERS = TEMPLATES
 DEFAULT_SYSTEM = "You are a helpful assistant."
 
@@ -79,9 +47,9 @@ MIXES = [
 # scenes
 
 
-def encode(answer, room, calls):
+def encode(answer, inside, calls):
     """Makes the calls one after the other; `calls` are [the template's name, messages]."""
-    _, tokenizer = room.tiny
+    _, tokenizer = inside.tiny
     for name in dict.fromkeys(name for name, _ in calls):
         tokenizer.add_tokens(TEMPLATES[name]["tokens"], special_tokens=True)
     own = tokenizer.chat_template
@@ -115,12 +83,12 @@ def encode(answer, room, calls):
         messages = given.setdefault(json.dumps(messages), messages)
         kept = []
         rendered.clear()
-        result = room.outcome(lambda: kept.append(answer.encode_chat(tokenizer, messages)))
+        result = inside.outcome(lambda: kept.append(answer.encode_chat(tokenizer, messages)))
         result["rendered"] = list(rendered)
         if kept:
             result["type"] = type(kept[0]).__name__
-            result["returned"] = room.plain(kept[0])
-            result["ids"] = room.outcome(ids_in, kept[0]).get("value")
+            result["returned"] = inside.plain(kept[0])
+            result["ids"] = inside.outcome(ids_in, kept[0]).get("value")
         if result.get("ids"):
             result["pieces"] = pieces_of_ids(tokenizer, controls, result["ids"])
             result["text"] = "".join(text for _, text in result["pieces"])

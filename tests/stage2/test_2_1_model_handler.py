@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from course.grading.kit.tokenizers import NAMED_ROLES, template_ids
 from course.grading.mistakes import fail, require
 
 MANY = 64
@@ -22,11 +23,6 @@ LONG = " ".join([COUNTING] * 12)
 MIXED = "answers at once mix: something of one answer is kept where all share it (in self?)"
 WAITS = "leaving waits for the model: it came to no end while the model was held"
 GONE = "the reader is gone at once, and the model stops a step later"
-OTHER_TEMPLATE = (
-    "{% if messages[0]['role'] != 'system' %}[system] You are a helpful assistant.\n{% endif %}"
-    "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n"
-    "{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
-)
 
 
 # in the room
@@ -35,8 +31,8 @@ OTHER_TEMPLATE = (
 class Readers:
     """The answer's handler and those who read from it, on an event loop in a thread of its own."""
 
-    def __init__(self, answer, room, pool):
-        self.room = room
+    def __init__(self, answer, inside, pool):
+        self.inside = inside
         self.notes = []
         self.error = None
         self.tasks, self.leave = {}, {}
@@ -49,11 +45,11 @@ class Readers:
             self.loop = asyncio.get_running_loop()
             if pool:
                 self.loop.set_default_executor(ThreadPoolExecutor(pool))
-            model, tokenizer = self.room.tiny_without_layers
+            model, tokenizer = self.inside.tiny_without_layers
             settings = model.generation_config  # they sample, as those of most chat models do
             settings.do_sample, settings.temperature, settings.top_p = True, 0.7, 0.8
             settings.top_k = 20
-            with self.room.probe.unwatched():  # it may warm the model up
+            with self.inside.probe.unwatched():  # it may warm the model up
                 self.handler = answer.ModelHandler(model, tokenizer)
             ready.set()
             await asyncio.Event().wait()
@@ -91,7 +87,7 @@ class Readers:
         try:
             await self._read_all(note, leave)
         except Exception as error:  # noqa: BLE001 - the answer may raise anything
-            note["end"] = self.room.outcome(_raise, error)
+            note["end"] = self.inside.outcome(_raise, error)
 
     async def _read_all(self, note, leave):
         ask, thing = note["ask"], None
@@ -109,7 +105,7 @@ class Readers:
                 except StopAsyncIteration:
                     note["end"] = "end"
                     return
-                note["pieces"].append(self.room.plain(piece))
+                note["pieces"].append(self.inside.plain(piece))
             await leave.wait()
             if hasattr(thing, "aclose"):
                 note["closing"] = True
@@ -129,11 +125,11 @@ class Readers:
 
     def steps(self, number):
         """How many steps the model has made for that reader's prompt."""
-        conversations = self.room.probe.report()["conversations"]
+        conversations = self.inside.probe.report()["conversations"]
         return sum(each["steps"] for each in conversations if self._is_of(number, each))
 
     def new_ids(self, number):
-        conversations = self.room.probe.report()["conversations"]
+        conversations = self.inside.probe.report()["conversations"]
         return [id for each in conversations if self._is_of(number, each) for id in each["new_ids"]]
 
     def _is_of(self, number, conversation):
@@ -153,23 +149,23 @@ def _raise(error):
     raise error
 
 
-def open_readers(answer, room, pool=None):
-    room.readers = Readers(answer, room, pool)
-    if room.readers.error:
-        raise room.readers.error
+def open_readers(answer, inside, pool=None):
+    readers = inside.kept["readers"] = Readers(answer, inside, pool)
+    if readers.error:
+        raise readers.error
 
 
-def begin(answer, room, asks):
-    return [room.readers.begin(ask) for ask in asks]
+def begin(answer, inside, asks):
+    return [inside.kept["readers"].begin(ask) for ask in asks]
 
 
-def send_away(answer, room, number, how):
-    room.readers.send_away(number, how)
+def send_away(answer, inside, number, how):
+    inside.kept["readers"].send_away(number, how)
 
 
-def until(answer, room, what, number, value, limit_s):
+def until(answer, inside, what, number, value, limit_s):
     """Waits until that holds; whether it came to hold before nothing moved for `limit_s`."""
-    readers, probe = room.readers, room.probe
+    readers, probe = inside.kept["readers"], inside.probe
     note = None if number is None else readers.notes[number]
 
     def held():
@@ -208,9 +204,9 @@ def _joined(pieces):
     return "".join(piece for piece in pieces if isinstance(piece, str))
 
 
-def loop_turns(answer, room, limit_s):
+def loop_turns(answer, inside, limit_s):
     """Whether the readers' event loop turns some rounds within the limit."""
-    loop, turned = room.readers.loop, threading.Event()
+    loop, turned = inside.kept["readers"].loop, threading.Event()
 
     def turn(rounds):
         if rounds:
@@ -222,23 +218,23 @@ def loop_turns(answer, room, limit_s):
     return turned.wait(limit_s)
 
 
-def look(answer, room, number):
+def look(answer, inside, number):
     """What that reader has got, and what the model did for it."""
-    readers = room.readers
+    readers = inside.kept["readers"]
     note = readers.notes[number]
     return {**note, "steps": readers.steps(number), "new_ids": readers.new_ids(number)}
 
 
-def look_at_all(answer, room):
-    return room.readers.notes
+def look_at_all(answer, inside):
+    return inside.kept["readers"].notes
 
 
-def what_generate_returns(answer, room):
+def what_generate_returns(answer, inside):
     """Type and methods of what generate returns, and the default of max_new_tokens."""
-    room.probe.say("Yes.")
+    inside.probe.say("Yes.")
     found = []
     for stream in (True, False):
-        thing = room.readers.handler.generate("Hello", stream=stream)
+        thing = inside.kept["readers"].handler.generate("Hello", stream=stream)
         has = [name for name in ("__anext__", "aclose") if hasattr(thing, name)]
         found.append({"type": type(thing).__name__, "has": has})
         if inspect.iscoroutine(thing):
@@ -246,28 +242,24 @@ def what_generate_returns(answer, room):
     return found
 
 
-def template_ids(answer, room, prompt, template=None):
+def prompt_ids(answer, inside, prompt, template=None):
     """The ids of the chat template, and of another one from now on if it is given."""
-    _, tokenizer = room.tiny_without_layers
+    _, tokenizer = inside.tiny_without_layers
     tokenizer.chat_template = template or tokenizer.chat_template
     system = {"role": "system", "content": "You are a helpful assistant."}
-    return tokenizer.apply_chat_template(
-        [system, {"role": "user", "content": prompt}],
-        add_generation_prompt=True,
-        return_dict=False,
-    )
+    return template_ids(tokenizer, [system, {"role": "user", "content": prompt}])
 
 
-def texts_so_far(answer, room, text):
+def texts_so_far(answer, inside, text):
     """What the first 0, 1, 2, ... tokens of the text say."""
-    _, tokenizer = room.tiny_without_layers
+    _, tokenizer = inside.tiny_without_layers
     ids = tokenizer(text)["input_ids"]
     return [tokenizer.decode(ids[:count]) for count in range(len(ids) + 1)]
 
 
-def plain_words(answer, room):
+def plain_words(answer, inside):
     """The ids of twenty tokens that are plain words."""
-    _, tokenizer = room.tiny_without_layers
+    _, tokenizer = inside.tiny_without_layers
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     return [id for word, id in vocabulary if re.fullmatch("Ġ[a-z]{3,}", word)][:20]
 
@@ -376,9 +368,9 @@ class Talk:
 
 def shared(room):
     """The Talk of a room that tests share."""
-    if not hasattr(room, "talk"):
-        room.talk = Talk(room)
-    return room.talk
+    if "talk" not in room.kept:
+        room.kept["talk"] = Talk(room)
+    return room.kept["talk"]
 
 
 def require_end(reader, text="", mistake="the answer is not complete", **facts):
@@ -452,8 +444,8 @@ def test_the_model_is_given_the_chat_template(room):
         ask("And with another template?", stream=True),
     ]
     for number, call in enumerate(asks):
-        template = OTHER_TEMPLATE if number == 3 else None
-        expected = room.play(template_ids, prompt=call["prompt"], template=template)
+        template = NAMED_ROLES if number == 3 else None
+        expected = room.play(prompt_ids, prompt=call["prompt"], template=template)
         reader = talk.finish(talk.begin(call)[0])
         conversations = room.probe.report()["conversations"]
         if len(conversations) <= number:

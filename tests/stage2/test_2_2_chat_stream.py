@@ -2,42 +2,18 @@
 
 import asyncio
 import re
-import sys
-import time
 import unicodedata
 
-from course.grading.handler import Model, ScriptedHandler, let  # noqa: F401 - `let` is a scene
-from course.grading.http import facts
+from course.grading.kit.cases import NO_OBJECTS, TEXTS, WRONG_PROMPTS, note_sleeps
+from course.grading.kit.http import facts
+from course.grading.kit.scripted_handler import Model, ScriptedHandler
+from course.grading.kit.sse import Stream
 from course.grading.mistakes import fail, require
-from course.grading.sse import Stream
 
 ENDS = ("done", "error")
 
 WAIT_S = 3.0
 """For what a free machine does in milliseconds; COURSE_LIMIT_S raises the limit of whole tests."""
-
-AS_THEY_ARE = [
-    "你好，世界！",
-    "かなカナ",
-    "한국어",
-    "👍🏽",
-    "cafe\u0301",
-    "\n\n",
-    "\r\n",
-    "\r",
-    "  leading blanks",
-    "trailing blanks  ",
-    "[DONE]",
-    "data: {}",
-    "data:",
-    ": a comment?",
-    "event: done\ndata: {}\n\n",
-    '"quotes" and \\backslashes\\n',
-    "\t\u2028\u0085\x0b",
-    "\ufeff",
-    "null",
-    " ",
-]
 
 ERRORS = ["RuntimeError", "ValueError", "KeyError", "OutOfTokens"]
 """What the model raises; the last one is a class of its own."""
@@ -49,33 +25,25 @@ LONG = 60
 # in the room
 
 
-def app(answer, room, **script):
+def app(answer, inside, **script):
     """The answer's app around a scripted handler."""
-    return answer.create_app(ScriptedHandler(room, **script))
+    return answer.create_app(ScriptedHandler(inside, **script))
 
 
-def app_with_sleeps_noted(answer, room, **script):
+def app_with_sleeps_noted(answer, inside, **script):
     """As `app`. Notes sleeps that delay a stream: any in the server's event loop, and those of a
     task that asks for pieces."""
-    room.notes["sleeps"] = []
-    sleep, call_later = time.sleep, asyncio.BaseEventLoop.call_later
-
-    def noted_sleep(seconds):
-        caller = sys._getframe(1)
-        if room.on_a_servers_loop() and caller.f_code.co_filename == str(room.answer_file):
-            room.notes["sleeps"].append(f"line {caller.f_lineno}: time.sleep({seconds:g})")
-        sleep(seconds)
+    sleeps, call_later = note_sleeps(inside), asyncio.BaseEventLoop.call_later
 
     def noted_call_later(loop, delay, callback, *args, **kwargs):
         # this callback is asyncio.sleep's own, under whatever name that was imported
         if getattr(callback, "__name__", "") == "_set_result_unless_cancelled":
-            if asyncio.current_task(loop) in room.handler.readers:
-                room.notes["sleeps"].append(f"asyncio.sleep({delay:g}) between two pieces")
+            if asyncio.current_task(loop) in inside.kept["script"].readers:
+                sleeps.append(f"asyncio.sleep({delay:g}) between two pieces")
         return call_later(loop, delay, callback, *args, **kwargs)
 
-    time.sleep = noted_sleep
     asyncio.BaseEventLoop.call_later = noted_call_later
-    return app(answer, room, **script)
+    return app(answer, inside, **script)
 
 
 # what the tests share
@@ -191,12 +159,12 @@ def test_each_piece_is_an_event(shared_room):
 
 
 def test_any_text_survives(shared_room):
-    stream = Stream(shared_room, shared_room.serve(app, answers={"hi": AS_THEY_ARE}), asked("hi"))
+    stream = Stream(shared_room, shared_room.serve(app, answers={"hi": TEXTS}), asked("hi"))
     whole(shared_room, stream)
     require_blank_lines(stream)
     found = tokens(stream)
-    for number, piece in enumerate(AS_THEY_ARE):
-        sent = f"the handler's piece {number + 1} of {len(AS_THEY_ARE)}: {piece!r}"
+    for number, piece in enumerate(TEXTS):
+        sent = f"the handler's piece {number + 1} of {len(TEXTS)}: {piece!r}"
         if number >= len(found):
             fail(
                 f"the piece {piece!r} is lost: the answer ends before it",
@@ -207,11 +175,11 @@ def test_any_text_survives(shared_room):
         text = event.json.get("token") if isinstance(event.json, dict) else event.data
         if text == piece:
             continue
-        later = AS_THEY_ARE[number + 1 :]
+        later = TEXTS[number + 1 :]
         mistake = f"the piece {piece!r} does not arrive as it was"
         if event.json is None:
             mistake += ": its data is no JSON. json.dumps is one way to write it"
-        elif len(found) < len(AS_THEY_ARE) and text in later:
+        elif len(found) < len(TEXTS) and text in later:
             mistake = f"the piece {piece!r} is lost: in its place comes a later one"
         elif later and text == piece + later[0]:
             mistake = f"the pieces {piece!r} and {later[0]!r} come as one event"
@@ -570,29 +538,14 @@ def test_who_leaves_disturbs_no_other(room):
 
 
 WRONG_BODIES = {
-    "{}": "a body without `prompt`",
-    '{"text": "hi"}': "a body without `prompt`",
-    '{"prompt": ""}': "an empty prompt",
-    '{"prompt": null}': "a prompt that is null",
-    '{"prompt": 5}': "a prompt that is a number",
+    **WRONG_PROMPTS,
     '{"prompt": true}': "a prompt that is true",
-    '{"prompt": ["hi"]}': "a prompt that is a list",
     '{"prompt": {"text": "hi"}}': "a prompt that is an object",
-    '{"prompt": "hi", "max_new_tokens": 0}': "max_new_tokens of 0",
-    '{"prompt": "hi", "max_new_tokens": -1}': "max_new_tokens of -1",
-    '{"prompt": "hi", "max_new_tokens": 1.5}': "max_new_tokens of 1.5",
-    '{"prompt": "hi", "max_new_tokens": "x"}': 'max_new_tokens of "x"',
     '{"prompt": "hi", "max_new_tokens": [5]}': "max_new_tokens that is a list",
     '{"prompt": "hi", "temperature": -1}': "a temperature of -1",
-    '{"prompt": "hi", "temperature": -0.1}': "a temperature of -0.1",
-    '{"prompt": "hi", "temperature": "hot"}': 'a temperature of "hot"',
-    '{"prompt": "hi", "temperature": [1]}': "a temperature that is a list",
     "prompt=hi": "a body that is not JSON",
     '{"prompt": "hi"': "a body that is not JSON",
-    "": "an empty body",
-    '["hi"]': "a JSON list",
-    '"hi"': "a JSON string",
-    "null": "null",
+    **NO_OBJECTS,
 }
 
 

@@ -14,10 +14,10 @@ import time
 
 import pytest
 
-from course.grading.handler import Model, ScriptedHandler, let  # noqa: F401 - `let` is a scene
-from course.grading.http import facts
+from course.grading.kit.http import facts
+from course.grading.kit.scripted_handler import Model, ScriptedHandler
+from course.grading.kit.sse import Stream, has_address
 from course.grading.mistakes import fail, require
-from course.grading.sse import Stream, has_address
 
 WAIT_S = 3.0
 """For what a free machine does in milliseconds."""
@@ -48,11 +48,11 @@ def an_address():
 # in the room
 
 
-def app(answer, room, limit=None, storage_uri=None, **script):
+def app(answer, inside, limit=None, storage_uri=None, **script):
     """The answer's app around a scripted handler; without a limit, with its own defaults."""
     options = {"limit": limit, "storage_uri": storage_uri}
     options = {name: value for name, value in options.items() if value is not None}
-    return answer.create_app(ScriptedHandler(room, ANSWERS, **script), **options)
+    return answer.create_app(ScriptedHandler(inside, ANSWERS, **script), **options)
 
 
 # what the tests share

@@ -4,12 +4,12 @@ import asyncio
 import gc
 import json
 import re
-import sys
 import time
 
-from course.grading.handler import Model, ScriptedHandler, let  # noqa: F401 - `let` is a scene
+from course.grading.kit.cases import TEXTS, WRONG_PROMPTS, note_sleeps
+from course.grading.kit.scripted_handler import Model, ScriptedHandler
+from course.grading.kit.websocket import Client, Closed
 from course.grading.mistakes import Hung, fail, require
-from course.grading.websocket import Client, Closed
 
 WAIT_S = 3.0
 """For what a free machine does in milliseconds."""
@@ -19,23 +19,6 @@ LONG = 60
 
 STOP = {"type": "stop"}
 
-AS_THEY_ARE = [
-    "你好，世界！",
-    "かなカナ",
-    "한국어",
-    "👍🏽",
-    "\n\n",
-    "\r\n",
-    "  leading blanks",
-    "trailing blanks  ",
-    "[DONE]",
-    'data: {"type": "done"}',
-    '"quotes" and \\backslashes\\n',
-    "\t\u2028\u0085\x0b",
-    "null",
-    " ",
-]
-
 WRONG_FRAMES = {
     "hi": "a frame that is not JSON",
     '{"prompt": "hi"': "a frame that is not JSON",
@@ -44,21 +27,9 @@ WRONG_FRAMES = {
     '"prompt"': "a JSON string",
     "5": "a JSON number",
     "null": "null",
-    "{}": "an object without `prompt`",
-    '{"text": "hi"}': "an object without `prompt`",
     '{"type": "dance"}': "an unknown type",
     '{"type": ["stop"]}': "a type that is a list",
-    '{"prompt": ""}': "an empty prompt",
-    '{"prompt": null}': "a prompt that is null",
-    '{"prompt": 5}': "a prompt that is a number",
-    '{"prompt": ["hi"]}': "a prompt that is a list",
-    '{"prompt": "hi", "max_new_tokens": 0}': "max_new_tokens of 0",
-    '{"prompt": "hi", "max_new_tokens": -1}': "max_new_tokens of -1",
-    '{"prompt": "hi", "max_new_tokens": 1.5}': "max_new_tokens of 1.5",
-    '{"prompt": "hi", "max_new_tokens": "x"}': 'max_new_tokens of "x"',
-    '{"prompt": "hi", "temperature": -0.1}': "a temperature of -0.1",
-    '{"prompt": "hi", "temperature": "hot"}': 'a temperature of "hot"',
-    '{"prompt": "hi", "temperature": [1]}': "a temperature that is a list",
+    **WRONG_PROMPTS,
 }
 
 
@@ -75,9 +46,9 @@ class Remembered(ScriptedHandler):
         return self.remembered[-1]
 
 
-def app(answer, room, **script):
+def app(answer, inside, **script):
     """The answer's app around a scripted handler."""
-    return create_app(answer, Remembered(room, **script))
+    return create_app(answer, Remembered(inside, **script))
 
 
 def create_app(answer, handler):
@@ -86,36 +57,27 @@ def create_app(answer, handler):
     return answer.create_app(handler)
 
 
-def app_that_may_sleep(answer, room, **script):
+def app_that_may_sleep(answer, inside, **script):
     """As `app`; notes what blocks the server's event loop with time.sleep."""
-    room.notes.update(sleeps=[])
-    sleep = time.sleep
-
-    def noted_sleep(seconds):
-        caller = sys._getframe(1)
-        if room.on_a_servers_loop() and caller.f_code.co_filename == str(room.answer_file):
-            room.notes["sleeps"].append(f"line {caller.f_lineno}: time.sleep({seconds:g})")
-        sleep(seconds)
-
-    time.sleep = noted_sleep
-    return create_app(answer, Remembered(room, **script))
+    note_sleeps(inside)
+    return create_app(answer, Remembered(inside, **script))
 
 
-def app_with_the_model(answer, room):
+def app_with_the_model(answer, inside):
     """The answer's app around the reference handler and the tiny Qwen."""
-    handler = room.solution("stage2/model_handler.py").ModelHandler(*room.tiny_without_layers)
+    handler = inside.solution("stage2/model_handler.py").ModelHandler(*inside.tiny_without_layers)
     return create_app(answer, handler)
 
 
-def collect(answer, room):
+def collect(answer, inside):
     """What was never awaited or retrieved is logged when it is collected."""
     gc.collect()
 
 
-def died(answer, room):
+def died(answer, inside):
     """The errors that ended tasks of the answer's, if nobody has asked the task for its result."""
     errors = [
-        room.describe(each.exception())
+        inside.describe(each.exception())
         for each in gc.get_objects()
         if isinstance(each, asyncio.Task) and getattr(each, "_log_traceback", False)
     ]
@@ -133,7 +95,7 @@ def connect(room, url):
     client = Client(room, url, "/ws")
     client.log_before = room.output()
     # a client that is forgotten has left, and leaving is for the tests of it
-    room.clients = [*getattr(room, "clients", []), client]
+    room.kept.setdefault("clients", []).append(client)
     return client
 
 
@@ -335,9 +297,9 @@ def test_connections_do_not_wait_for_each_other(shared_room):
 
 def test_any_text_survives(shared_room):
     room = shared_room
-    client = connect(room, room.serve(app, answers={"hi": AS_THEY_ARE}))
+    client = connect(room, room.serve(app, answers={"hi": TEXTS}))
     client.send({"prompt": "hi"})
-    for number, piece in enumerate(AS_THEY_ARE, 1):
+    for number, piece in enumerate(TEXTS, 1):
         frame = next_frame(client, f"the piece {piece!r} did not come", expected=repr(piece))
         require(
             frame.get("text") == piece,

@@ -11,11 +11,8 @@ import contextlib
 import itertools
 import json
 import os
-import random
 import re
-import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -26,6 +23,7 @@ import psutil
 import pytest
 
 from course.grading.fixtures import new_room
+from course.grading.kit.processes import Idle, Program, free_port, runs, start_python
 from course.grading.mistakes import Ended, NotLoaded, require
 from course.manifest import ROOT
 
@@ -42,15 +40,15 @@ IDLE_S = 2.0
 # in the room
 
 
-def forbid_serving(answer, room):
+def forbid_serving(answer, inside):
     """Makes an import that starts a server fail; otherwise it would never end."""
-    room.notes["served_at_import"] = False
+    inside.notes["served_at_import"] = False
     bind = socket.socket.bind
 
     def forbidden(self, address):
         if self.family not in (socket.AF_INET, socket.AF_INET6):
             return bind(self, address)
-        room.notes["served_at_import"] = True
+        inside.notes["served_at_import"] = True
         raise RuntimeError("a server starts while the file is imported")
 
     socket.socket.bind = forbidden
@@ -59,25 +57,22 @@ def forbid_serving(answer, room):
     sys.modules[lesson.__name__] = lesson
 
 
-def begin(answer, room, arguments, environment):
+def begin(answer, inside, arguments, environment):
     """Starts a Python process; returns its id."""
     names = getattr(getattr(answer.main, "__code__", None), "co_names", ())
     if names == ("NotImplementedError",):
         answer.main(0, 0)  # the stub: here it is found out at once
-    process = subprocess.Popen(
-        [sys.executable, *arguments], env=os.environ | environment, stdin=subprocess.DEVNULL
-    )
-    return process.pid
+    return start_python(answer, inside, arguments, environment)
 
 
 # outside
 
 
-class Program:
+class Servers(Program):
     """One run of the answer, seen from outside."""
 
     def __init__(self, room, workers, arguments, port, port_8000):
-        self.room, self.workers = room, workers
+        self.workers = workers
         self.given_port = self.port = port
         self.reports = []
         """One for each request that a process has begun to answer, in their order."""
@@ -97,8 +92,7 @@ class Program:
                 [str(HERE), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
             ),
         }
-        self.pid = room.play(begin, arguments=arguments, environment=environment)
-        self.parent = psutil.Process(self.pid)
+        super().__init__(room, arguments, environment, begin)
 
     def pids(self):
         """The processes that have begun to answer, in their order."""
@@ -120,7 +114,7 @@ class Program:
     def fill(self):
         """Asks until `workers` processes hold a request, or no further one is going to."""
         until = time.monotonic() + START_LIMIT_S
-        idle = _Idle(self.parent)
+        idle = Idle(self)
         pause = 0.1
         next_look = time.monotonic() + LOOK_S
         while len(self.pids()) < self.workers and time.monotonic() < until:
@@ -134,7 +128,7 @@ class Program:
             # a socket for each process shares connections out blindly: the next one may go
             # to a process that is free
             pause = min(1.0, pause * 2) if asked else pause
-            if not _runs(self.parent):
+            if not self.runs():
                 break
             if time.monotonic() > next_look:
                 next_look = time.monotonic() + LOOK_S
@@ -142,7 +136,7 @@ class Program:
                     break
                 if not asked:
                     self._find_port()
-        self.listens = self._listening()
+        self.listens = self.listening()
 
     def release(self):
         """Lets all requests be answered, and waits until they are."""
@@ -163,27 +157,13 @@ class Program:
         for pid in self.pids():
             with contextlib.suppress(psutil.Error):
                 processes.append(psutil.Process(pid))
-        with contextlib.suppress(psutil.Error):
-            self.parent.send_signal(signal.SIGINT)
-        until = time.monotonic() + self.room.limit_s
-        while any(map(_runs, processes)) and time.monotonic() < until:
-            time.sleep(0.01)
-        return [process.pid for process in processes if _runs(process)]
+        return [process.pid for process in super().interrupt(processes)]
 
     def _find_port(self):
         # where it listens on another port than it should, the other properties can still be seen
-        ports = [port for _, port in self._listening()]
+        ports = [port for _, port in self.listening()]
         if ports and self.port not in ports:
             self.port = ports[0]
-
-    def _listening(self):
-        found = set()
-        for process in _family(self.parent):
-            with contextlib.suppress(psutil.Error):
-                for each in process.net_connections("tcp"):
-                    if each.status == psutil.CONN_LISTEN:
-                        found.add((each.laddr.ip, each.laddr.port))
-        return found
 
     def _take_reports(self):
         while True:
@@ -198,52 +178,6 @@ class Program:
                     self._changed.notify_all()
             if control is not None:
                 control.close()
-
-
-class _Idle:
-    """Whether a process and its children have done nothing for a while."""
-
-    def __init__(self, parent):
-        self._parent = parent
-        self._spent = 0.0
-        self._since = time.monotonic()
-
-    def since(self, seconds):
-        """Whether that has been so for `seconds`, as far as earlier calls have seen."""
-        now = time.monotonic()
-        spent, waits = 0.0, True
-        for process in _family(self._parent):
-            with contextlib.suppress(psutil.Error), process.oneshot():
-                times = process.cpu_times()
-                spent += times.user + times.system
-                waits = waits and process.status() not in (
-                    psutil.STATUS_RUNNING,
-                    psutil.STATUS_DISK_SLEEP,
-                )
-        # what supervises the others wakes up from time to time
-        if not waits or abs(spent - self._spent) > 0.05:
-            self._spent, self._since = spent, now
-        return now - self._since > seconds
-
-
-def _family(parent):
-    with contextlib.suppress(psutil.Error):
-        return [parent, *parent.children(recursive=True)]
-    return []
-
-
-def _runs(process):
-    with contextlib.suppress(psutil.Error):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
-
-
-def _free_port():
-    # below the ports that connections take for their own ends: none of them can get in between
-    while True:
-        port = random.randrange(10_000, 30_000)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
 
 
 @pytest.fixture(scope="module")
@@ -262,12 +196,12 @@ def seen(request):
                     detail=mistake.detail,
                 ) from None
             raise
-        port, port_8000, scripts_port = _free_port(), _free_port(), _free_port()
+        port, port_8000, scripts_port = free_port(), free_port(), free_port()
         answer = room.answer_file
         given = [str(port), str(CALLED_WITH), "reporting_app:another"]
         call = [str(HERE / "run_main.py"), str(answer.parent), answer.stem, *given]
-        called = Program(room, CALLED_WITH, call, port, port_8000)
-        script = Program(room, 4, [str(answer)], scripts_port, scripts_port)
+        called = Servers(room, CALLED_WITH, call, port, port_8000)
+        script = Servers(room, 4, [str(answer)], scripts_port, scripts_port)
         called.fill()
         _require_serving(room, called)
         script.fill()
@@ -290,7 +224,7 @@ def seen(request):
 def _ask_more(*programs):
     # no process should be free to take these; one that is still starting gets the time it needs
     until = time.monotonic() + 5.0
-    idles = [_Idle(program.parent) for program in programs]
+    idles = [Idle(program) for program in programs]
     for number in itertools.count():
         if number < 8:
             for program in programs:
@@ -324,7 +258,7 @@ def _require_serving(room, called):
             **facts | {"expected": "def main(...)", "got": "async def main(...): nothing has run"},
             detail=output,
         )
-    if not _runs(called.parent):
+    if not called.runs():
         lines = [line for line in output.splitlines() if line.strip()]
         raise Ended(
             "main ended instead of serving",
@@ -335,7 +269,7 @@ def _require_serving(room, called):
     reach_it = ("127.0.0.1", "0.0.0.0", "::")
     if any(at in reach_it and port == called.given_port for at, port in called.listens):
         mistake = f"main listens on {address}, but nobody answers there"
-        if not any(map(_runs, _family(called.parent)[1:])):
+        if not any(map(runs, called.family()[1:])):
             mistake = f"main listens on {address}, but no worker is alive to answer there"
         raise room.hung(mistake, **facts, got=error)
     mistake = f"nothing listens on {address}"
@@ -346,7 +280,7 @@ def _require_serving(room, called):
 
 
 def _require_main_running(room, called):
-    if _runs(called.parent):
+    if called.runs():
         return
     error, where = room.last_error()
     raise Ended(

@@ -4,7 +4,6 @@ The clock stands still unless the test moves it, so that every time is exact. Pe
 for only where all usual definitions of one agree.
 """
 
-import asyncio
 import dataclasses
 import inspect
 import itertools
@@ -15,9 +14,10 @@ import ssl
 import types
 from numbers import Real
 
-from course.grading.lockstep import CLOSE, START, Lockstep, read_clock
+from course.grading.kit.clock import START, read_clock
+from course.grading.kit.lockstep import CLOSE, Lockstep
+from course.grading.kit.scripted_server import RESET, NobodyListens, head, response
 from course.grading.mistakes import Mistake, Raised, fail, require
-from course.grading.scripted import RESET, NobodyListens, head, response
 
 PROMPT = "Say 你好 and \"hi\".\n"
 MOST = 37
@@ -32,7 +32,7 @@ MANY = 128
 # in the room
 
 
-async def measuring(answer, room, url, clients, clock_file=None, times=1):
+async def measuring(answer, inside, url, clients, clock_file=None, times=1):
     # the tests share a room: what an answer keeps in its module is to be found by one of them only
     answer.__spec__.loader.exec_module(answer)
     # http only: each client that is made would load all certificates, for 20 ms
@@ -46,7 +46,7 @@ async def measuring(answer, room, url, clients, clock_file=None, times=1):
             return {"not_awaitable": type(awaited).__name__}
         result = await awaited
     named = result if isinstance(result, dict) else {n: getattr(result, n, None) for n in FIELDS}
-    values = {name: _number(room, named.get(name)) for name in FIELDS}
+    values = {name: _number(inside, named.get(name)) for name in FIELDS}
     is_dataclass = dataclasses.is_dataclass(result) and not isinstance(result, type)
     return {
         "type": type(result).__name__,
@@ -55,15 +55,15 @@ async def measuring(answer, room, url, clients, clock_file=None, times=1):
     }
 
 
-async def measuring_by_its_own_clock(answer, room, url, clients, clock_file):
-    return await measuring(answer, room, url, clients)
+async def measuring_by_its_own_clock(answer, inside, url, clients, clock_file):
+    return await measuring(answer, inside, url, clients)
 
 
-def _number(room, value):
+def _number(inside, value):
     if isinstance(value, Real) and not isinstance(value, int):
         # numpy's are numbers too; JSON has no NaN
         return float(value) if math.isfinite(value) else str(float(value))
-    return room.plain(value)
+    return inside.plain(value)
 
 
 # outside
@@ -113,7 +113,7 @@ def measured(room, *scripts, scene=measuring, **arguments):
         while too_many < 20 and lockstep.perform(scripts[-1], patience_s=0.0):
             too_many += 1
         result = _result(lockstep)
-    seconds = lockstep.now - START
+    seconds = lockstep.clock.now - START
     return types.SimpleNamespace(
         **result,
         clients=clients,

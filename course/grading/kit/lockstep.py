@@ -13,12 +13,10 @@ Windows), rest is 30 ms without a change of the process's time.
 """
 
 import contextlib
-import mmap
 import os
 import select
 import socket
 import struct
-import tempfile
 import time
 from pathlib import Path
 
@@ -30,18 +28,10 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-from course.grading.scripted import RESET, read_request
+from course.grading.kit.clock import Clock
+from course.grading.kit.scripted_server import RESET, read_request
 
 CLOSE = "close"
-START = 1000.0
-"""What the clock says at first."""
-
-
-def read_clock(file):
-    """In the room: a function without arguments that returns the time that the test has set."""
-    with open(file, "rb") as opened:
-        memory = mmap.mmap(opened.fileno(), 8, access=mmap.ACCESS_READ)
-    return lambda: struct.unpack("d", memory[:8])[0]
 
 
 class Arrived:
@@ -75,16 +65,12 @@ class Lockstep:
 
     def __init__(self, room, scene, **arguments):
         self.room = room
-        self.now = START
-        handle, self._file = tempfile.mkstemp(prefix="serving-qwen-clock-")
-        os.write(handle, struct.pack("d", START))
-        self._memory = mmap.mmap(handle, 8)
-        os.close(handle)
+        self.clock = Clock()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self._arrived = []
         self._resting = _Resting(room.pid)
         url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/chat_stream"
-        self._playing = room.start(scene, url=url, clock_file=self._file, **arguments)
+        self._playing = room.start(scene, url=url, clock_file=self.clock.file, **arguments)
 
     def __enter__(self):
         return self
@@ -98,9 +84,7 @@ class Lockstep:
         while not self._playing.done() and time.monotonic() < until:
             time.sleep(0.002)
         self.room.spoiled = self.room.spoiled or not self._playing.done()
-        self._memory.close()
-        with contextlib.suppress(OSError):  # Windows, while the room has it open
-            os.unlink(self._file)
+        self.clock.close()
 
     def arrivals(self, count, patience_s=0.5):
         """The next requests, at most `count`; fewer if no further one has come although the room
@@ -128,8 +112,7 @@ class Lockstep:
 
         CLOSE instead of the bytes closes the connection, RESET breaks it as a crash does.
         """
-        self.now += seconds
-        self._memory[:8] = struct.pack("d", self.now)
+        self.clock.move(seconds)
         for arrived, data in (sends or {}).items():
             arrived.send(data)
         self.rest()
@@ -142,12 +125,12 @@ class Lockstep:
         """
         left = list(scripts)
         while left and (batch := self.arrivals(len(left), patience_s)):
-            came, now = self.now, left[: len(batch)]
+            came, now = self.clock.now, left[: len(batch)]
             del left[: len(batch)]
             for at in sorted({at for script in now for at in script}):
                 sends = zip(batch, now, strict=True)
                 self.step(
-                    came + at - self.now,
+                    came + at - self.clock.now,
                     {arrived: script[at] for arrived, script in sends if at in script},
                 )
         return len(scripts) - len(left)

@@ -20,8 +20,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from course.grading.http import MOST_BODY, Reply
-from course.grading.mistakes import fail
+from course.grading.kit.http import MOST_BODY, Reply
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,18 @@
+"""What a test holds in its hand. The machine that runs it is `course.grading`.
+
+tool               lives in                what it is                                          used by
+http               runner                  requests, waited for in the background              1.3
+sse                runner                  server-sent events, read as they arrive             2.2, 2.3
+websocket          runner                  a WebSocket client                                  2.4
+script             room, runner (`Steps`)  held, allowed, failing steps of a scripted part     scripted_handler
+scripted_handler   room, runner (`Model`)  2.1's handler by script                             2.2, 2.3, 2.4
+scripted_server    runner                  a server by script, for clients                     1.4, 2.6
+clock              runner, room            a clock that the test moves                         lockstep
+lockstep           runner                  a scripted server in step with the answer's clock   2.6
+processes          room, runner            a program, its children, free ports                 2.5
+tokenizers         room                    other templates; a tokenizer that merges newlines   1.2, 1.5, 2.1
+cases              both                    texts that must survive, wrong bodies, sleeps       1.3, 2.2, 2.4
+
+What one exercise uses stays beside its test; what two use is here. A tool imports
+`course.grading.mistakes` and other tools, nothing else of the grader.
+"""

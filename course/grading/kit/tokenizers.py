@@ -1,0 +1,73 @@
+"""Tokenizers and chat templates other than the tiny Qwen's own, for use in the room."""
+
+import copy
+import json
+
+from tokenizers import Tokenizer
+
+NAMED_ROLES = (
+    "{% if messages[0]['role'] != 'system' %}[system] You are a helpful assistant.\n{% endif %}"
+    "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n"
+    "{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+"""A template without control tokens that begins with a system line."""
+
+TEMPLATES = {
+    "of its own": {"template": None, "tokens": [], "trims": False},
+    "with a token for each role": {
+        "template": (
+            "{% for message in messages %}<|{{ message['role'] }}|>\n"
+            "{{ message['content'] }}<|end|>\n{% endfor %}"
+            "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+        ),
+        "tokens": ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"],
+        "trims": False,
+    },
+    "with headers, which trims": {
+        "template": (
+            "{{ '<|begin_of_text|>' }}{% for message in messages %}"
+            "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
+            "{{ message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+            "{% if add_generation_prompt %}"
+            "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+        ),
+        "tokens": ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+        "trims": True,
+    },
+    "with [INST]": {
+        "template": (
+            "<s>{% for message in messages %}{% if message['role'] == 'assistant' %}"
+            "{{ ' ' + message['content'] }}</s>{% elif message['role'] == 'system' %}"
+            "{{ '[SYS] ' + message['content'] + ' [/SYS]' }}{% else %}"
+            "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% endif %}{% endfor %}"
+        ),
+        "tokens": ["<s>", "</s>", "[INST]", "[/INST]", "[SYS]", "[/SYS]"],
+        "trims": False,
+    },
+}
+"""{what is said of it: its template (None: the tokenizer's own), the control tokens that it writes,
+whether it trims the contents}."""
+
+
+def merge_newlines(tokenizer):
+    """A copy of the tokenizer for which "\\n\\n" is one token, as it is for Qwen's own.
+
+    The number of tokens stays, so that the model takes its ids: the last merge that was learned is
+    given up, and its id is the new token's.
+    """
+    data = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary, merges = data["model"]["vocab"], data["model"]["merges"]
+    vocabulary["ĊĊ"] = vocabulary.pop("".join(merges[-1]))
+    merges[-1] = ["Ċ", "Ċ"]
+    merged = copy.deepcopy(tokenizer)
+    merged._tokenizer = Tokenizer.from_str(json.dumps(data))
+    return merged
+
+
+def template_ids(tokenizer, messages, with_prompt=True):
+    """The ids of the tokenizer's chat template, by default with the generation prompt."""
+    return list(
+        tokenizer.apply_chat_template(
+            messages, add_generation_prompt=with_prompt, return_dict=False
+        )
+    )
