@@ -17,15 +17,20 @@ logger = logging.getLogger(__name__)
 
 
 # given
+Text = Annotated[str, Field(min_length=0)]
+"""Any constraint makes pydantic look at the characters: half a surrogate is refused."""
+
+
+# given
 class TextPart(BaseModel):
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 # given
 class Message(BaseModel):
     role: Literal["system", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Text | list[TextPart]
 
     def as_dict(self):
         """{"role", "content"} with the content as one string."""
@@ -52,7 +57,7 @@ class ChatRequest(BaseModel):
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     n: Literal[1] | None = None
-    stop: str | list[str] | None = None
+    stop: Text | list[Text] | None = None
     seed: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
