@@ -2,7 +2,7 @@
 # are handed on, as in: make test TEST_ARGS="-k setup"
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test serve bench constraints
+.PHONY: help setup lab test serve bench stubs constraints
 
 STAGE ?= 1
 STAMP := .venv/.installed
@@ -31,6 +31,9 @@ serve: $(STAMP) ## run your own server: make serve STAGE=1
 
 bench: $(STAMP) ## measure how long a check and a server's start take
 	@$(PY) -m course.bench $(BENCH_ARGS)
+
+stubs: $(STAMP) ## cut the notebooks' exercise cells from the solutions again
+	@$(PY) -m course.stubs
 
 constraints: $(STAMP) ## pin what pyproject.toml asks for, newest releases, for every platform
 	@$(PY) -m pip install -q uv

@@ -19,10 +19,10 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
+from course.answers import load
 from course.grading import check, forkserver
-from course.grading.inside import load_module
 from course.lessons.server import LESSONS, serve
-from course.manifest import ROOT, exercises
+from course.manifest import exercises
 from course.qwen import TINY
 
 STORY = {"prompt": "Tell me a story", "max_new_tokens": 128}
@@ -88,8 +88,8 @@ def _servers(runs):
 
 
 def _streams(runs):
-    model, tokenizer = load_module(ROOT / "solutions/stage1/load_model.py").load_chat_model(str(TINY))
-    measure = load_module(ROOT / "solutions/stage2/measure.py").measure
+    model, tokenizer = load("1.1", "load_chat_model", solution=True)(str(TINY))
+    measure = load("2.6", "measure", solution=True)
     messages = [{"role": "user", "content": STORY["prompt"]}]
     inputs = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"

@@ -1,6 +1,5 @@
 """The `course` command."""
 
-import contextlib
 import json
 import sys
 from enum import StrEnum
@@ -9,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from course.manifest import UnknownExercise, exercise, exercises, shown
+from course import desk
+from course.report import WRITERS
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,19 +40,17 @@ def check(
 ):
     """Check an answer. The exit code is 0 only if all that was asked for passed."""
     if bool(ids) + (stage is not None) + all > 1:
-        _stop("Say one of these: course check 1.3, course check --stage 1 or course check --all.")
+        raise desk.Refused("Say one of these: course check 1.3, course check --stage 1 or course check --all.")
     whole = all or stage is not None
     if whole:
-        ids = [each.id for each in exercises().values() if all or each.stage == stage]
+        chosen = desk.of_stage(stage)
     else:
-        ids = [_known(id) for id in ids or [_the_last("check")]]
-    if not ids:
-        _stop(f"There is no stage {stage}. There are: {', '.join(map(str, _stages()))}.")
-    if file is not None and (whole or len(ids) > 1):
-        _stop("--file goes with one exercise: course check 1.3 --file my_answer.py")
+        chosen = [desk.chosen(id, "check", _typed) for id in ids or [None]]
+    if file is not None and (whole or len(chosen) > 1):
+        raise desk.Refused("--file goes with one exercise: course check 1.3 --file my_answer.py")
     if file is not None and not file.is_file():
-        _stop(f"There is no file {file}.")
-    verdicts = [_checked(each, file, quiet=as_json) for each in ids]
+        raise desk.Refused(f"There is no file {file}.")
+    verdicts = [_checked(each, file, quiet=as_json) for each in chosen]
     if as_json:
         found = [verdict.as_json(full) for verdict in verdicts]
         one = len(found) == 1 and not whole
@@ -60,7 +58,7 @@ def check(
     else:
         for verdict in verdicts:
             _print_verdict(verdict, full)
-        if whole or len(ids) > 1:
+        if whole or len(chosen) > 1:
             passed = sum(verdict.passed for verdict in verdicts)
             score = sum(verdict.score for verdict in verdicts)
             most = sum(verdict.max_score for verdict in verdicts)
@@ -79,9 +77,7 @@ def hint(
     ] = None,
 ):
     """Show the next hint, one rung at a time."""
-    from course import records
-
-    print(records.next_hint(_known(id or _the_last("hint"))))
+    print(desk.hint(desk.chosen(id, "hint", _typed)))
 
 
 @app.command()
@@ -93,27 +89,17 @@ def solution(
     from rich.console import Console
     from rich.syntax import Syntax
 
-    from course import records
-
-    the_exercise = exercise(_known(id))
-    if not (anyway or records.may_see_solution(id)):
-        _stop(
-            f"You have not passed {id} yet and there are hints left: course hint {id}.\n"
-            f"To look all the same: course solution {id} --anyway"
-        )
-    language, text = records.difference(id)
-    if text:
-        Console(soft_wrap=True).print(Syntax(text, language, background_color="default"))
+    language, text = desk.solution(desk.chosen(id, "solution", _typed), anyway, _typed)
+    if language == "text":
+        print(text)
     else:
-        print(f"Apart from docstrings, your answer is {shown(the_exercise.solution_file)}.")
+        Console(soft_wrap=True).print(Syntax(text, language, background_color="default"))
 
 
 @app.command()
 def reset(id: Id):
     """Put the stub back; what was there is kept."""
-    from course import notebook
-
-    notebook.reset(_known(id))
+    print(desk.reset(desk.chosen(id, "reset", _typed)))
 
 
 @app.command()
@@ -122,17 +108,13 @@ def progress():
     from rich.console import Console
     from rich.table import Table
 
-    from course import records
-
     table = Table("", "exercise", "state", "points", box=None, pad_edge=False)
-    for row in records.standing():
-        each = row["exercise"]
-        points = f"{row['score']} / {each.max_score}"
-        style = {"passed": "green", "not passed yet": "yellow"}.get(row["state"], "")
-        table.add_row(each.id, records.titled(each), row["state"], points, style=style)
+    for row in desk.rows():
+        style = {"passed": "green", "not passed yet": "yellow"}.get(row[2], "")
+        table.add_row(*row, style=style)
     console = Console()
     console.print(table)
-    console.print(records.summary(), highlight=False)
+    console.print(desk.summary(), highlight=False)
 
 
 @app.command()
@@ -142,12 +124,8 @@ def report(
     stage: Annotated[int | None, typer.Option(help="only this stage")] = None,
 ):
     """Check every exercise and export the scores. The exit code is 0 when the report is complete."""
-    from course import records
-
-    ids = [each.id for each in exercises().values() if stage is None or each.stage == stage]
-    if not ids:
-        _stop(f"There is no stage {stage}. There are: {', '.join(map(str, _stages()))}.")
-    text = records.report([_checked(each, None, quiet=False) for each in ids], format.value)
+    verdicts = [_checked(each, None, quiet=False) for each in desk.of_stage(stage)]
+    text = WRITERS[format.value](verdicts)
     if output:
         output.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
         print(f"Written to {output}.", file=sys.stderr)
@@ -195,32 +173,17 @@ def convert_qwen1(source: Path, target: Path):
     try:
         convert(source, target)
     except ConversionError as error:
-        _stop(str(error))
+        raise desk.Refused(str(error))
     print(f"Written to {target}. Use it with: COURSE_MODEL={target}")
 
 
-def _checked(id, file, quiet):
-    from course import records
-    from course.grading.forkserver import NoForkServer, is_warm
+def _checked(exercise, file, quiet):
+    if quiet or not sys.stderr.isatty():
+        return desk.check(exercise, file)
+    from rich.console import Console
 
-    the_exercise, on_result = exercise(id), None
-    status = contextlib.nullcontext()
-    if not quiet and sys.stderr.isatty():
-        from rich.console import Console
-
-        warming = "" if is_warm() else ", and warming up the grader, once"
-        status = Console(stderr=True).status(f"checking {id}{warming} ...")
-
-        def on_result(ended):
-            status.update(records.under_way(the_exercise, ended))
-
-    try:
-        with status:
-            return records.checked(id, file, on_result)
-    except KeyboardInterrupt:
-        _stop("Stopped.")
-    except NoForkServer as error:
-        _stop(f"{error}\nTo see what is wrong: course doctor")
+    with Console(stderr=True).status("") as status:
+        return desk.check(exercise, file, status.update)
 
 
 def _print_verdict(verdict, full):
@@ -237,33 +200,16 @@ def _print_verdict(verdict, full):
         console.print(Text(line))
 
 
-def _known(id):
-    try:
-        return exercise(id).id
-    except UnknownExercise as error:
-        _stop(str(error))
-
-
-def _the_last(command):
-    from course import records
-
-    id = records.last_checked()
-    if id is None:
-        _stop(f"Say which exercise: course {command} {next(iter(exercises()))}")
-    return id
-
-
-def _stages():
-    return sorted({each.stage for each in exercises().values()})
-
-
-def _stop(message):
-    print(message, file=sys.stderr)
-    raise typer.Exit(2)
+def _typed(command, id, anyway=False):
+    return f"course {command} {id}" + " --anyway" * anyway
 
 
 def main():
-    app()
+    try:
+        app()
+    except desk.Refused as refused:
+        print(refused, file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ class UnknownExercise(Exception):
 @dataclass(frozen=True)
 class Test:
     id: str
-    title: str
     points: int
+    title: str
+    """Where the file has none it is the test's name, in words."""
     hint: int | None = None
     """Which rung of the ladder helps with it, from 1."""
 
@@ -28,17 +29,20 @@ class Exercise:
     title: str
     file: str
     """Relative to the learner's `work/` and, for the reference answer, to `solutions/`."""
-    tests_file: str
-    """Relative to the course's root."""
     tests: tuple[Test, ...]
     hints: tuple[str, ...]
-    limit_s: float
+    limit_s: float = 10.0
     """How long one call into the answer may take before it counts as hung."""
     optional: bool = False
 
     @property
     def stage(self) -> int:
         return int(self.id.split(".")[0])
+
+    @property
+    def tests_file(self) -> str:
+        """Relative to the course's root."""
+        return f"tests/stage{self.stage}/test_{self.id.replace('.', '_')}_{Path(self.file).name}"
 
     def test(self, id: str) -> Test:
         return next(test for test in self.tests if test.id == id)
@@ -68,13 +72,17 @@ def exercises() -> dict[str, Exercise]:
     found = {}
     for entry in data["exercise"]:
         entry = dict(entry)
-        entry["tests"] = tuple(Test(**test) for test in entry["tests"])
+        entry["tests"] = tuple(_test(**test) for test in entry["tests"])
         entry["hints"] = tuple(hint.strip() for hint in entry["hints"])
         found[entry["id"]] = Exercise(**entry)
     return found
 
 
-def exercise(id: str) -> Exercise:
+def _test(id, points, title=None, hint=None):
+    return Test(id, points, title or id.removeprefix("test_").replace("_", " "), hint)
+
+
+def find(id: str) -> Exercise:
     """The exercise of that id.
 
     Raises:

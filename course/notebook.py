@@ -7,13 +7,11 @@ keeps a cell that does not parse yet.
 
 import html
 import os
-import sys
 import warnings
 
-from course import records, stubs
+from course import answers, desk, stubs
 from course.grading import Verdict
-from course.grading.forkserver import NoForkServer
-from course.manifest import UnknownExercise, exercise, exercises, shown
+from course.manifest import exercises, find
 
 
 def watch(shell) -> None:
@@ -23,6 +21,7 @@ def watch(shell) -> None:
     shell.serving_qwen_is_watching = True
     # tqdm would like a package for its progress bars that the course has no need of
     warnings.filterwarnings("ignore", "IProgress not found")
+    answers.importable()
     latest = {}
     for source in shell.user_ns.get("In", []):
         if isinstance(source, str) and stubs.exercise_of(source):
@@ -55,12 +54,9 @@ def check(id: str | None = None) -> Verdict:
 
     Without an id it is the exercise of the last check.
     """
-    the_exercise = _friendly(exercise, _or_the_last(id, "check"))
-    progress = _Progress(the_exercise)
+    progress = _Progress()
     try:
-        return _friendly(records.checked, the_exercise.id, None, progress.result)
-    except KeyboardInterrupt:
-        raise CourseError("Stopped.") from None
+        return desk.check(desk.chosen(id, "check", _typed), None, progress.show)
     finally:
         progress.end()
 
@@ -70,30 +66,17 @@ def hint(id: str | None = None) -> None:
 
     Without an id it is the exercise of the last check.
     """
-    print(records.next_hint(_friendly(exercise, _or_the_last(id, "hint")).id))
+    print(desk.hint(desk.chosen(id, "hint", _typed)))
 
 
 def solution(id: str, anyway: bool = False) -> None:
     """Shows the difference between your answer and the reference, once you passed or saw all hints."""
-    the_exercise = _friendly(exercise, id)
-    if not (anyway or records.may_see_solution(the_exercise.id)):
-        print(
-            f"You have not passed {id} yet and there are hints left: hint({id!r})."
-            f" To look all the same: solution({id!r}, anyway=True)"
-        )
-        return
-    _, text = records.difference(the_exercise.id)
-    print(text or f"Apart from docstrings, your answer is {shown(the_exercise.solution_file)}.")
+    print(desk.solution(desk.chosen(id, "solution", _typed), anyway, _typed)[1])
 
 
 def reset(id: str) -> None:
     """Puts an exercise's stub back into `work/`, and keeps what was there."""
-    the_exercise = _friendly(exercise, id)
-    kept = records.reset(the_exercise.id)
-    print(f"{shown(the_exercise.work_file)} is the stub again.")
-    if kept:
-        print(f"What was there is kept in {shown(kept)}.")
-    print("A notebook's cell stays as it is: it writes the file again when you run it.")
+    print(desk.reset(desk.chosen(id, "reset", _typed)))
 
 
 def progress() -> "Standing":
@@ -108,51 +91,43 @@ class Standing:
         cells = "<td>{}</td><td style='text-align:left'>{}</td><td style='text-align:left'>{}</td>"
         rows = "".join(
             f"<tr>{cells.format(*map(html.escape, row[:3]))}<td>{row[3]}</td></tr>"
-            for row in self._rows()
+            for row in desk.rows()
         )
         head = cells.replace("td", "th").format("", "exercise", "state") + "<th>points</th>"
         return (
             f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-            f"<p>{html.escape(records.summary())}</p>"
+            f"<p>{html.escape(desk.summary())}</p>"
         )
 
     def __repr__(self) -> str:
         lines = [
             f"{id}  {title:<40} {state:<24} {points:>7}"
-            for id, title, state, points in self._rows()
+            for id, title, state, points in desk.rows()
         ]
-        return "\n".join([*lines, records.summary()])
-
-    def _rows(self):
-        for row in records.standing():
-            each = row["exercise"]
-            points = f"{row['score']} / {each.max_score}"
-            yield each.id, records.titled(each), row["state"], points
+        return "\n".join([*lines, desk.summary()])
 
 
 class _Progress:
     """One line below a running check: which test it is at. It goes when the verdict comes."""
 
-    def __init__(self, the_exercise):
-        self.exercise = the_exercise
+    def __init__(self):
         self.handle = None
+
+    def show(self, line):
         # a plain IPython shell cannot take back what it has shown
-        if getattr(_shell(), "kernel", None) is not None:
+        if getattr(_shell(), "kernel", None) is None:
+            return
+        if self.handle is None:
             from IPython.display import DisplayHandle
 
             self.handle = DisplayHandle()
-            self.handle.display(self._data(), raw=True)
-
-    def result(self, ended):
-        if self.handle is not None:
-            self.handle.update(self._data(ended), raw=True)
+            self.handle.display({"text/plain": line}, raw=True)
+        else:
+            self.handle.update({"text/plain": line}, raw=True)
 
     def end(self):
         if self.handle is not None:
             self.handle.update({}, raw=True)
-
-    def _data(self, ended=""):
-        return {"text/plain": records.under_way(self.exercise, ended)}
 
 
 def _shell():
@@ -161,30 +136,12 @@ def _shell():
     return get_ipython()
 
 
-def _or_the_last(id, command):
-    id = id or records.last_checked()
-    if id is None:
-        raise CourseError(f'Say which exercise: {command}("{next(iter(exercises()))}")')
-    return id
-
-
-class CourseError(Exception):
-    """Something to be mended first; the message says what to do."""
-
-    def _render_traceback_(self):
-        return [f"{self}"]
-
-
-def _friendly(call, *arguments):
-    try:
-        return call(*arguments)
-    except (UnknownExercise, NoForkServer) as error:
-        raise CourseError(str(error)) from None
+def _typed(command, id, anyway=False):
+    return f'{command}("{id}"{", anyway=True" * anyway})'
 
 
 def _show_not_implemented(shell, etype, error, traceback, tb_offset=None):
-    id = str(error)
-    if id in exercises():
+    if id := answers.raised_by_stub(error):
         # the way through the stub says no more than this
         error._render_traceback_ = lambda: [
             f"NotImplementedError: {id} is not written yet."
@@ -198,7 +155,7 @@ def _begin_cell(shell, source):
     if stubs.exercise_of(source) in exercises():
         # the cell is a file's text: what stands there under `if __name__ == "__main__":` is for
         # those who run the file
-        shell.user_ns["__name__"] = exercise(stubs.exercise_of(source)).work_file.stem
+        shell.user_ns["__name__"] = find(stubs.exercise_of(source)).work_file.stem
 
 
 def _end_cell(shell):
@@ -206,36 +163,18 @@ def _end_cell(shell):
 
 
 def _keep_cell(source):
-    id = stubs.exercise_of(source)
-    if id is None:
-        if stubs.looks_like_an_exercise(source):
-            print("This cell was run, but not kept: an exercise's cell begins with #| exercise 1.3")
-        return
-    if id not in exercises():
-        print(f"There is no exercise {id}: this cell was run, but not kept.")
-        return
-    message = records.save_cell(id, source)
+    message = desk.keep_cell(source)
     if message:
         print(message)
-    _make_importable(exercise(id).work_file)
+    if (id := stubs.exercise_of(source)) in exercises():
+        # a later exercise's cell may import this one, and then as it is now
+        answers.forget(id)
 
 
 def _answer_instead_of_stub(lines):
     """An input transformation: the answer that is written already runs in place of its stub."""
-    source = "".join(lines)
-    id = stubs.exercise_of(source)
-    answer = records.answer_instead_of(id, source) if id in exercises() else None
+    answer = desk.answer_instead_of("".join(lines))
     return lines if answer is None else answer.splitlines(keepends=True)
-
-
-def _make_importable(file):
-    # a later exercise's cell may import this one, and then as it is now
-    folder = str(file.parent)
-    if folder not in sys.path:
-        sys.path.append(folder)
-    loaded = sys.modules.get(file.stem)
-    if loaded is not None and getattr(loaded, "__file__", None) == str(file):
-        del sys.modules[file.stem]
 
 
 def _warm_up():

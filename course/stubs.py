@@ -2,6 +2,11 @@
 
     python -m course.stubs            write the stubs into the notebooks' exercise cells
     python -m course.stubs --check    only say which cells are out of step
+
+What a learner need not write is given whole: a function, class, method or value, with the text below it
+that documents a value, that has this line right above it in the solution:
+
+    # given
 """
 
 import argparse
@@ -9,27 +14,36 @@ import ast
 import re
 import sys
 
-from course.manifest import ROOT, exercise, exercises, shown
+from course.manifest import ROOT, exercises, find, shown
 
 MARK = "#| exercise "
+GIVEN = "# given"
 _MARKER = re.compile(r"# *\| *exercise:? +(\S+)\s*", re.IGNORECASE)
 _LIKE_A_MARKER = re.compile(r"# *(\| *exercise\b|exercise:? *\d).*", re.IGNORECASE)
 
 
 def stub(id: str) -> str:
-    """The stub of exercise `id`: imports, signatures and docstrings, and bodies that raise
-    NotImplementedError(id). Private helpers and a script's last lines are left out."""
-    the_exercise = exercise(id)
+    """The stub of exercise `id`: imports, what is given, signatures and docstrings, and bodies that
+    raise NotImplementedError(id). Private helpers and a script's last lines are left out."""
+    the_exercise = find(id)
     source = the_exercise.solution_file.read_text(encoding="utf-8")
     lines = source.splitlines()
-    parts = []
+    found, before, given = [f"{MARK}{id}"], None, False
     for node in ast.parse(source).body:
+        # the text below a given value is given with it
+        given = is_given(node, lines) or (given and isinstance(node, ast.Expr))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            if not node.name.startswith("_"):
-                parts.append("\n\n" + "\n".join(_cut(node, lines, id)))
+            kind = "block" if given or not node.name.startswith("_") else None
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            parts.append("\n".join(lines[node.lineno - 1 : node.end_lineno]))
-    return f"{MARK}{id}\n" + "\n".join(parts).strip("\n") + "\n"
+            kind = "import"
+        else:
+            kind = "value" if given else None
+        if kind:
+            if before:
+                found += [""] * (2 if "block" in (kind, before) else kind != before)
+            found += _cut(node, lines, id)
+            before = kind
+    return "\n".join(found) + "\n"
 
 
 def exercise_of(cell_source: str) -> str | None:
@@ -51,19 +65,26 @@ def looks_like_an_exercise(cell_source: str) -> bool:
     return any(_LIKE_A_MARKER.fullmatch(line.strip()) for line in cell_source.splitlines())
 
 
-def without_marker(source: str) -> str:
-    """The text without the marker of its exercise."""
-    lines = source.splitlines()
+def without_marks(source: str) -> str:
+    """The text without the marker of its exercise, and without the marks of what is given."""
+    lines = (line for line in source.splitlines() if line.strip() != GIVEN)
     return "\n".join(line for line in lines if not _MARKER.fullmatch(line.strip())) + "\n"
 
 
-def is_stub(id: str, source: str) -> bool:
-    """Whether the text is the exercise's untouched stub."""
-    return without_marker(source).strip() == without_marker(stub(id)).strip()
+def is_given(node: ast.AST, lines: list[str]) -> bool:
+    """Whether the statement, of a solution with these lines, is in the stub as it is."""
+    above = _first_line(node) - 2 if isinstance(node, ast.stmt) else -1
+    return above >= 0 and lines[above].strip() == GIVEN
+
+
+def _first_line(node):
+    return min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))])
 
 
 def _cut(node, lines, id):
-    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    first = _first_line(node)
+    if is_given(node, lines) or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [line for line in lines[first - 1 : node.end_lineno] if line.strip() != GIVEN]
     document = node.body[0] if ast.get_docstring(node) is not None else None
     last = document.end_lineno if document else node.body[0].lineno - 1
     head = lines[first - 1 : last]
@@ -72,7 +93,7 @@ def _cut(node, lines, id):
         return [*head, f'{indent}raise NotImplementedError("{id}")']
     for child in node.body:
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-            if not child.name.startswith("_") or child.name == "__init__":
+            if not child.name.startswith("_") or child.name == "__init__" or is_given(child, lines):
                 head += ["", *_cut(child, lines, id)]
         elif child is not document:
             head += lines[child.lineno - 1 : child.end_lineno]

@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from course import records, stubs
-from course.grading import Verdict, verdict
+from course import desk, grading, records, stubs
+from course.grading import Verdict, check, verdict
 from course.manifest import ROOT, exercises
 
 SOLUTION = ROOT / "solutions" / "stage0" / "count_tokens.py"
@@ -71,16 +71,19 @@ def test_check_of_a_wrong_answer(course):
     assert "FAILED" in full and "(0 of 1 points)" in full
 
 
-def wrong_verdict(message):
-    return verdict_of(message, "")
+def wrong_verdict(mistake, **facts):
+    return verdict_of((mistake, facts), None)
 
 
-def verdict_of(*messages):
-    """With a test for each message; the empty one is passed."""
+def verdict_of(*findings):
+    """With a test for each (mistake, facts); None is passed."""
     tests = []
-    for name, message in zip("abc", messages, strict=False):
-        status, score = ("failed", 0) if message else ("passed", 1)
-        tests.append(verdict.TestResult(f"test_{name}", f"does {name}", status, score, 1, message))
+    for name, finding in zip("abc", findings, strict=False):
+        status, score = ("failed", 0) if finding else ("passed", 1)
+        result = verdict.TestResult(f"test_{name}", f"does {name}", status, score, 1)
+        if finding:
+            result.mistake, result.facts = finding
+        tests.append(result)
     return Verdict("0.1", "Count tokens", "a.py", "tests/a.py", 0.1, tests)
 
 
@@ -92,16 +95,48 @@ def test_a_command_stays_in_one_line(width):
         assert max(map(len, lines)) <= width and len(lines) <= 12
 
 
+def long_verdict(words=60):
+    names = ("sent", "expected", "got", "printed", "where")
+    facts = {name: f"{name}-begins " + "word " * words for name in names}
+    long = wrong_verdict("mistake-begins " + "word " * words, **facts)
+    long.next_hint = "hint-begins " + "word " * 100
+    return long
+
+
+@pytest.mark.parametrize("width", [80, 110, 200])
+def test_what_happened_comes_first_and_the_hint_is_cut_first(width):
+    lines = long_verdict().lines(width)
+    assert len(lines) <= 12 and max(map(len, lines)) <= width
+    for name in ("mistake", "sent", "expected", "got", "printed", "where"):
+        assert sum(f"{name}-begins" in line for line in lines) == 1, lines
+    assert "  test      tests/a.py::test_a" in lines
+    shorter = long_verdict(words=3).lines(width)
+    assert len(shorter) <= 12 and any("hint-begins" in line for line in shorter)
+
+
+def test_a_finding_crosses_to_the_verdict_as_data(tmp_path):
+    file = tmp_path / "answer.py"
+    file.write_text("def count_tokens(tokenizer, text):\n    raise OSError\n", encoding="utf-8")
+    wrong = check("0.1", file).first_wrong
+    assert (wrong.kind, wrong.mistake) == ("mistake", "count_tokens raised OSError")
+    assert wrong.facts == {
+        "sent": "count_tokens(tokenizer, 'What is a token?')",
+        "expected": 5,
+        "got": "OSError, an error without a text",
+        "where": "line 2, in count_tokens: raise OSError",
+    }
+    assert wrong.message.splitlines()[2] == "  expected  5"
+
+
 def test_a_notebook_wraps_a_verdict_itself():
-    message = f"{'word ' * 40}<b> course reset 1.1\n  got       1"
-    shown = wrong_verdict(message)._repr_html_()
+    shown = wrong_verdict(f"{'word ' * 40}<b> course reset 1.1", got=1)._repr_html_()
     call = "<span style='white-space:nowrap'>course.reset(&quot;1.1&quot;)</span>"
     assert "word " * 40 + f"&lt;b&gt; {call}" in shown
     assert ">got       1</div>" in shown and ">test      tests/a.py::test_a</div>" in shown
 
 
 def test_a_notebook_shows_what_is_wrong_in_each_test():
-    several = verdict_of("first\n  got 1", "", "<b> second\n  got 2")
+    several = verdict_of(("first", {"got": 1}), None, ("<b> second", {"got": 2}))
     in_terminal, in_notebook = str(several), several._repr_html_()
     assert "and 1 more; --full shows all" in in_terminal
     assert "--full" not in in_notebook and "and 1 more; open &quot;All tests&quot;" in in_notebook
@@ -164,14 +199,13 @@ def hint_in_a_verdict(monkeypatch, tmp_path, rung):
     the_exercise = exercises()["0.1"]
     first = replace(the_exercise.tests[0], hint=rung)
     the_exercise = replace(the_exercise, tests=(first, *the_exercise.tests[1:]))
-    monkeypatch.setattr(records, "exercise", lambda id: the_exercise)
     file = the_exercise.work_file
     file.parent.mkdir(parents=True)
     file.write_text("def count_tokens(tokenizer, text):\n    return len(text)\n", encoding="utf-8")
     for _ in range(len(the_exercise.hints)):
-        yield records.checked("0.1").next_hint
-        records.next_hint("0.1")
-    yield records.checked("0.1").next_hint
+        yield desk.check(the_exercise).next_hint
+        desk.hint(the_exercise)
+    yield desk.check(the_exercise).next_hint
 
 
 def test_the_last_hint_is_for_those_who_ask(monkeypatch, tmp_path):
@@ -213,12 +247,12 @@ def test_after_the_last_exercise_what_was_skipped_is_still_open(monkeypatch, tmp
         "passed": "points. All done.",
     }.items():
         first["state"] = state
-        assert records.summary().endswith(said)
+        assert desk.summary().endswith(said)
     first["state"] = "not started"
-    passed = verdict_of("")
+    passed = verdict_of(None)
     monkeypatch.setenv("COURSE_WORK", str(tmp_path))
-    monkeypatch.setattr(records, "check", lambda *_: passed)
-    assert records.checked(last["exercise"].id).what_next == "still open: 0.1"
+    monkeypatch.setattr(grading, "check", lambda *_: passed)
+    assert desk.check(last["exercise"]).what_next == "still open: 0.1"
 
 
 def test_check_of_everything_with_nothing_written(course):

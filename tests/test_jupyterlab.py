@@ -11,7 +11,7 @@ import nbformat
 import pytest
 
 from course import lab
-from course.manifest import ROOT, exercise
+from course.manifest import ROOT, find
 
 NOTEBOOK = ROOT / lab.FIRST_NOTEBOOK
 WAIT_MS = 90_000
@@ -61,7 +61,7 @@ def printed_address(process, log):
 def test_a_learner_solves_the_first_exercise(browser, address, tmp_path):
     cells = nbformat.read(NOTEBOOK, as_version=4).cells
     place = next(n for n, cell in enumerate(cells) if cell.source.startswith("#| exercise 0.1"))
-    answer = exercise("0.1").solution_file.read_text("utf-8")
+    answer = find("0.1").solution_file.read_text("utf-8")
     answer = "#| exercise 0.1\n" + answer[answer.index("def ") :]
 
     page = browser.new_page(viewport={"width": 1280, "height": 900})

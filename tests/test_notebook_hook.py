@@ -9,7 +9,8 @@ import textwrap
 
 import pytest
 
-from course.manifest import ROOT, exercise
+from course.grading import forkserver
+from course.manifest import ROOT, find
 
 SOLVED = """#| exercise 0.1
 def count_tokens(tokenizer, text):
@@ -155,6 +156,21 @@ def test_an_ordinary_cell_is_not_kept(session):
     assert not session.file.exists()
 
 
+def test_both_faces_say_the_same_and_each_how_it_is_typed_there(session):
+    said = session("import course", 'course.solution("0.1")', 'course.hint("7.7")')
+    assert "not passed 0.1 yet" in said[1] and 'hint("0.1")' in said[1]
+    assert 'solution("0.1", anyway=True)' in said[1] and "Traceback" not in said[1]
+    assert said[2].startswith("There is no exercise 7.7. There are: 0.1, ")
+
+
+def test_what_uses_an_exercise_is_imported_again_with_it(session):
+    first = "#| exercise 1.4\ndef ask():\n    return 1\n"
+    user = "#| exercise 2.3\nfrom client import ask\n"
+    ask = "import rate_limit; print(rate_limit.ask())"
+    said = session("import course", first, user, ask, first.replace("1\n", "2\n"), ask)
+    assert said[3] == "1\n" and said[5] == "2\n"
+
+
 def test_hint_progress_and_reset(session):
     said = session(
         "import course", 'course.hint("0.1")', "print(repr(course.progress()))", 'course.reset("0.1")'
@@ -179,13 +195,14 @@ def test_an_interrupted_check_is_one_line(session):
         import os, signal
         from course import notebook
 
-        notebook._Progress.result = lambda *_: os.kill(os.getpid(), signal.SIGINT)
+        notebook._Progress.show = lambda *_: os.kill(os.getpid(), signal.SIGINT)
         """
     said = session("import course", SOLVED, textwrap.dedent(interrupt), 'course.check("0.1")')
     assert said[3].strip() == "Stopped."
 
 
 def test_a_running_check_says_which_test_it_is_at_and_takes_that_back(session):
+    forkserver.connect().close()  # a cold one would be said first
     frontend = """
         shell, seen = get_ipython(), []
         shell.kernel = object()
@@ -195,7 +212,7 @@ def test_a_running_check_says_which_test_it_is_at_and_takes_that_back(session):
         *("import course", SOLVED, textwrap.dedent(frontend)),
         *('verdict = course.check("0.1")', "print(seen)"),
     )
-    titles = [test.title for test in exercise("0.1").tests]
+    titles = [test.title for test in find("0.1").tests]
     assert ast.literal_eval(said[4]) == [
         *(f"checking 0.1: test {n} of 3, {title} ..." for n, title in enumerate(titles, 1)),
         "checking 0.1 ...",

@@ -16,7 +16,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 
 from course import lab, stubs
-from course.manifest import ROOT, exercise, exercises
+from course.manifest import ROOT, exercises, find
 from course.qwen import TINY
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -24,7 +24,7 @@ NAMES = [path.stem for path in PATHS]
 CELL_LIMIT_S = 300
 MOST_LINES, LINE_WIDTH = 8, 110
 SHORT = 24
-PLOTS = r"^ *show\.(waits|arrivals|loads)\("
+PLOTS = r"^ *plots\.(waits|arrivals|loads)\("
 # what JupyterLab writes into a notebook that is only opened: so it is no change for git
 LANGUAGE_INFO = {
     "codemirror_mode": {"name": "ipython", "version": 3},
@@ -174,7 +174,7 @@ def test_an_exercise_has_a_header_before_it_and_its_check_after_it(name):
         assert f"Exercise {id}:" in header and "You will build" in header
         assert re.search(r"Difficulty [●○]{5} · Importance [●○]{5} · \d+ minutes", header), id
         assert f'hint("{id}")' in header
-        assert ("(optional)" in header) == exercise(id).optional
+        assert ("(optional)" in header) == find(id).optional
         assert cells[number + 1].source == f'check("{id}")'
 
 
@@ -266,7 +266,7 @@ def earlier(notebook, source):
 def solved(request, run):
     notebook = read(request.param)
     for number, id in exercise_cells(notebook):
-        solution = exercise(id).solution_file.read_text("utf-8")
+        solution = find(id).solution_file.read_text("utf-8")
         notebook.cells[number].source = f"{stubs.MARK}{id}\n{solution}"
     sources = earlier(notebook, lambda each: each.solution_file.read_text("utf-8"))
     return request.param, run(notebook, sources)
@@ -386,7 +386,7 @@ def test_unsolved_no_verdict_says_passed(unsolved):
 
 
 def test_after_a_restart_an_exercise_cell_is_kept_and_checked_before_any_import(run):
-    solution = exercise("0.1").solution_file.read_text("utf-8")
+    solution = find("0.1").solution_file.read_text("utf-8")
     cells = [f"{stubs.MARK}0.1\n{solution}", 'check("0.1")']
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     ran = run(notebook)

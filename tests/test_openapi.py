@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from course.lessons.server import serve
-from course.manifest import exercise
+from course.manifest import find
 
 LIMIT_S = 60
 
@@ -47,11 +47,11 @@ def servers(tmp_path_factory):
         patch.setenv("COURSE_WORK", str(work))
         patch.setenv("COURSE_LIMIT", "100000/minute")
         for id, code in ECHOES.items():
-            file = exercise(id).work_file
+            file = find(id).work_file
             file.parent.mkdir(exist_ok=True)
             file.write_text(textwrap.dedent(code))
         for id in [*REFERENCES[1], *REFERENCES[2]]:
-            shutil.copy(exercise(id).solution_file, exercise(id).work_file)
+            shutil.copy(find(id).solution_file, find(id).work_file)
         with serve(1) as first, serve(2) as second:
             yield {1: first, 2: second}
             for server in (first, second):

@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from course.grading import check
+from course.manifest import exercise
 
 GOOD = """
 def count_tokens(tokenizer, text):
@@ -244,6 +245,28 @@ def test_an_error_without_a_text(verdict_on):
         """
     )
     refused(verdict, "Silent", "in count_tokens")
+
+
+@pytest.mark.parametrize("id, source", [("0.1", GOOD), ("1.3", None)])
+@pytest.mark.parametrize(
+    "before",
+    [
+        "sys.stdout = sys.stderr = None",
+        "sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = type('Quiet', (), {'write': len})()",
+        "sys.stdout = sys.stderr = io.StringIO()",
+        "sys.stdout.close(), sys.stderr.close()",
+        "sys.stdout.flush = lambda: 1 / 0",
+        "sys.stdout.detach()",
+        "os.close(1), os.close(2)",
+        "argparse.ArgumentParser().add_argument('--port'), argparse.ArgumentParser().parse_args()",
+        "argparse.ArgumentParser().add_argument('file', nargs='?'); assert len(sys.argv) == 1",
+        "os.chdir('/')",
+    ],
+)
+def test_the_answers_streams_and_arguments_are_its_own(verdict_on, id, source, before):
+    source = source or exercise(id).solution_file.read_text(encoding="utf-8")
+    verdict = verdict_on(f"import argparse, io, os, sys\n{before}\n{source}", id)
+    assert verdict.passed, verdict
 
 
 def test_a_room_leaves_no_folder(verdict_on, tmp_path):

@@ -13,8 +13,8 @@ from fastapi.responses import HTMLResponse, StreamingResponse
 from IPython.display import IFrame
 from transformers import AutoTokenizer
 
-from course.lessons.beside import in_a_thread
-from course.lessons.show import loads, token_bytes, token_line, token_table
+from course.demos.servers import in_a_thread
+from course.demos.plots import loads, token_bytes, token_line, token_table
 from course.manifest import ROOT
 from course.qwen import TINY
 

@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import httpx
 import pytest
@@ -27,7 +28,7 @@ from course.grading.probe import Probe
 from course.lessons import server as lesson_server
 from course.lessons import stage2
 from course.lessons.server import serve
-from course.manifest import exercise
+from course.manifest import find
 
 STORY = {"prompt": "Tell me a story", "max_new_tokens": 1024}
 LIMIT_S = 60
@@ -59,8 +60,10 @@ class Here:
 
     def __init__(self, **config):
         torch.set_num_threads(1)
-        app = stage2.build(solution=True)
-        self.probe = Probe(app.inner.state.model, app.inner.state.tokenizer)
+        model, tokenizer = stage2.load_model(None)
+        self.probe = Probe(model, tokenizer)
+        with mock.patch.object(stage2, "load_model", lambda name: (model, tokenizer)):
+            app = stage2.build(solution=True)
         # without uvicorn's own log_config all that is logged reaches caplog
         self.server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, **config))
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -432,9 +435,9 @@ class ModelHandler(ModelHandler):
 def test_sigterm_with_streams_open_ends_the_server(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_WORK", str(tmp_path))
     for id in ("2.1", "2.2", "2.3", "2.4"):
-        file = exercise(id).work_file
+        file = find(id).work_file
         file.parent.mkdir(exist_ok=True)
-        code = exercise(id).solution_file.read_text("utf-8")
+        code = find(id).solution_file.read_text("utf-8")
         file.write_text(code + ENDLESS if id == "2.1" else code, "utf-8")
     # `serve` would stop the other tests' server
     listener = lesson_server._bind("127.0.0.1", 0)
@@ -491,7 +494,7 @@ def test_the_page_streams_over_both_and_its_stop_stops_the_model(server, browser
 
     page.reload()
     page.click("#language")
-    assert page.inner_text("h1") == "第 2 阶段：流式输出"
+    assert page.inner_text("h1 small") == "第 2 阶段：流式输出"
     page.fill("#text", "你好")
     page.click("#send")
     page.wait_for_selector("#socket[data-state=done]", timeout=60_000)

@@ -18,6 +18,7 @@ from transformers import (
 
 from course.qwen import TINY
 from course.qwen.making import corpus, evaluate, train
+from course.qwen.making.conversations import conversations
 from course.qwen.making.tokenizer import SPECIAL, corpus_texts, train_tokenizer
 
 HELLO = [{"role": "user", "content": "你好"}]
@@ -126,8 +127,8 @@ def test_the_template_lies_in_its_own_file():
 
 
 def test_the_same_seed_gives_the_same_conversations():
-    assert corpus.conversations(40, 3) == corpus.conversations(40, 3)
-    assert corpus.conversations(40, 3) != corpus.conversations(40, 4)
+    assert conversations(40, 3) == conversations(40, 3)
+    assert conversations(40, 3) != conversations(40, 4)
 
 
 def held_out_phrasings(node):
@@ -158,7 +159,7 @@ def test_no_held_out_phrasing_is_trained_on():
         return re.compile("".join(parts).lower() + r"[\s.!?。！？]*")
 
     patterns = [pattern(p) for p in found]
-    chats = [c for level in (1, 2, 3, 4, 5, 6) for c in corpus.conversations(1500, level, level=level)]
+    chats = [c for level in (1, 2, 3, 4, 5, 6) for c in conversations(1500, level, level=level)]
     said = {m["content"].lower() for c in chats for m in c if m["role"] != "assistant"}
     assert len(said) > 2000
     seen = [(s, p.pattern) for p in patterns for s in said if p.fullmatch(s)]
@@ -170,7 +171,7 @@ def test_held_out_names_are_not_trained_on():
     held = corpus._data("phrasings")["names"]
     for lang in corpus.LANGS:
         for level in (1, 6):
-            given = {corpus._name(rng, lang, level=level) for _ in range(4000)}
+            given = {corpus.some_name(rng, lang, level=level) for _ in range(4000)}
             assert not given & set(held["held_out_" + lang])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from course.grading.environment import environment
 from course.grading.verdict import TestResult, Verdict
-from course.manifest import Exercise, exercise, shown
+from course.manifest import Exercise, find, shown
 
 NOT_RUN = "not run: the message above comes first"
 
@@ -25,7 +25,7 @@ def check(id: str, file: str | Path | None = None, on_result=None) -> Verdict:
     Raises:
         course.manifest.UnknownExercise: there is no such exercise.
     """
-    the_exercise = exercise(id)
+    the_exercise = find(id)
     file = Path(file).absolute() if file else the_exercise.work_file
     began = time.perf_counter()
     results, problem = {}, "the grader's process ended before it had reported"
@@ -58,13 +58,13 @@ def _results(the_exercise: Exercise, results, problem):
         reports = results.get(test.id, [])
         if reports:
             worst = next((each for each in reports if each["status"] != "passed"), reports[0])
-            status, message, detail = worst["status"], worst["message"], worst["detail"]
+            result = {name: value for name, value in worst.items() if name != "test"}
         else:
             earlier = any(each.status in ("failed", "timeout") for each in found)
-            status, message, detail = "not_run", NOT_RUN if earlier else problem, ""
-        score = test.points if status == "passed" else 0
+            result = {"status": "not_run", "mistake": NOT_RUN if earlier else problem}
+        score = test.points if result["status"] == "passed" else 0
         found.append(
-            TestResult(test.id, test.title, status, score, test.points, message, detail)
+            TestResult(id=test.id, title=test.title, score=score, max_score=test.points, **result)
         )
     return found
 
@@ -74,7 +74,7 @@ def _events(the_exercise, file, limit_s):
     request = {
         "exercise": the_exercise.id,
         "file": str(file),
-        "environment": {k: v for k, v in os.environ.items() if k.startswith("COURSE_")},
+        "environment": {k: v for k, v in os.environ.items() if k.startswith("COURSE_") or k == "PATH"},
     }
     line = json.dumps(request).encode() + b"\n"
     if hasattr(os, "fork") and os.environ.get("COURSE_START") != "spawn":

@@ -1,7 +1,7 @@
 """The environment in which answers run, the same on every machine."""
 
-import getpass
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -9,6 +9,8 @@ from course.qwen import TINY
 
 CACHED_NAME = "serving-qwen/cached"
 """A hub name that the rooms find in their hub cache: the tiny Qwen again."""
+LONGEST_FOLDER = 70
+"""Bytes. A socket's whole path has at most 103 on macOS and 107 on Linux; 29 follow the folder."""
 
 
 def environment() -> dict[str, str]:
@@ -29,15 +31,23 @@ def environment() -> dict[str, str]:
 
 
 def temporary_folder() -> Path:
-    """A folder for what may be lost, readable by its owner alone.
+    """A folder for what may be lost, readable by its owner alone. Where TMPDIR is too long for a socket
+    in it, the folder is in /tmp.
 
     Raises:
-        PermissionError: it belongs to somebody else.
+        OSError: it cannot be made, or belongs to somebody else.
     """
-    folder = Path(tempfile.gettempdir()) / f"serving-qwen-{getpass.getuser()}"
+    # the user's number: a user may have no name, or a long one
+    name = f"serving-qwen-{os.getuid()}" if hasattr(os, "getuid") else "serving-qwen"
+    folder = Path(tempfile.gettempdir()).absolute() / name
+    if hasattr(os, "getuid") and len(os.fsencode(folder)) > LONGEST_FOLDER:
+        folder = Path("/tmp", name)
     folder.mkdir(mode=0o700, exist_ok=True)
-    if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
-        raise PermissionError(f"{folder} belongs to another user: set TMPDIR to one of your own")
+    if hasattr(os, "getuid"):
+        found = folder.lstat()
+        if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
+            raise PermissionError(f"{folder} belongs to another user: set TMPDIR to one of your own")
+        folder.chmod(0o700)
     return folder
 
 

@@ -1,18 +1,21 @@
 """The `room` that the autograder's tests use, as a pytest plugin.
 
-Under the runner COURSE_ANSWER names the answer; under plain pytest it is the reference solution.
-COURSE_LIMIT_S replaces the exercises' own limits: raise it on a machine that is very slow.
+The runner says by GRADED which answer to which exercise it is; under plain pytest it is the reference
+solution of the exercise whose tests run. COURSE_LIMIT_S replaces the exercises' own limits: raise it
+on a machine that is very slow.
 """
 
 import dataclasses
 import os
-import re
 import warnings
 
 import pytest
 
 from course.grading.room import Room
-from course.manifest import exercise
+from course.manifest import ROOT, exercises
+
+GRADED = pytest.StashKey()
+"""(the exercise, the answer's file) in pytest's `config.stash`."""
 
 
 @pytest.fixture
@@ -76,11 +79,17 @@ def not_tested(record_property):
 
 
 def new_room(request):
+    """A room for the answer that is graded; nothing is loaded yet."""
     path = request.node.path
-    found = re.match(r"test_(\d+)_(\d+)_", path.name)
-    the_exercise = exercise(f"{found[1]}.{found[2]}")
-    answer = os.environ.get("COURSE_ANSWER") or the_exercise.solution_file
+    the_exercise, answer = request.config.stash.get(GRADED, None) or _reference(path)
     limit_s = os.environ.get("COURSE_LIMIT_S")
     if limit_s:
         the_exercise = dataclasses.replace(the_exercise, limit_s=float(limit_s))
     return Room(the_exercise, answer, path)
+
+
+def _reference(path):
+    for the_exercise in exercises().values():
+        if (ROOT / the_exercise.tests_file) == path.resolve():
+            return the_exercise, the_exercise.solution_file
+    raise LookupError(f"{path} is not an exercise's tests file in course/exercises.toml")

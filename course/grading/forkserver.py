@@ -2,7 +2,7 @@
 
 Each check forks a runner from it, so that a verdict does not wait for imports. It belongs to one
 state of the course: change a file of `course/` or a package, and the next check starts a new one.
-It ends by itself when nobody has asked for a while.
+It ends by itself when nobody has asked for a while, and when the JupyterLab in which it was used ends.
 """
 
 import contextlib
@@ -25,6 +25,8 @@ from course.grading.warm import warm
 from course.manifest import ROOT
 
 IDLE_S = 15 * 60
+LOOK_S = 5.0
+"""How often it looks whether JupyterLab still runs."""
 START_LIMIT_S = 90.0
 
 
@@ -40,6 +42,7 @@ def connect():
     """
     folder = _folder()
     path = folder / "socket"
+    _note_lab(folder)
     with contextlib.suppress(OSError):
         return _connected(path)
     start()
@@ -66,6 +69,7 @@ def start():
     import fcntl
 
     folder = _folder()
+    _note_lab(folder)
     with contextlib.suppress(OSError), _connected(folder / "socket"):
         return
     with open(folder / "lock", "w") as lock:
@@ -114,10 +118,30 @@ def _folder():
     place = hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]
     try:
         folder = temporary_folder() / f"{place}-{state.hexdigest()[:12]}"
-    except PermissionError as error:
+    except OSError as error:
         raise NoForkServer(str(error)) from None
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
+
+
+def _note_lab(folder):
+    # COURSE_LAB: the id of the process that course.lab has become, inherited by its kernels
+    if lab := os.environ.get("COURSE_LAB"):
+        (folder / f"lab-{lab}").touch()
+
+
+def _labs_have_ended(folder):
+    """Whether it was used in JupyterLabs, all of which have ended."""
+    labs = list(folder.glob("lab-*"))
+    return bool(labs) and not any(map(_runs, labs))
+
+
+def _runs(lab):
+    with contextlib.suppress(psutil.Error, ValueError, OSError):
+        process = psutil.Process(int(lab.name.removeprefix("lab-")))
+        # a younger process has only inherited the number
+        return process.create_time() <= lab.stat().st_mtime + 1.0
+    return False
 
 
 def _end_older(folder):
@@ -154,13 +178,19 @@ def main(folder):
         raise
     gc.collect()
     gc.freeze()
+    asked = time.monotonic()
     while True:
-        ready, _, _ = select.select([listener], [], [], IDLE_S)
+        ready, _, _ = select.select([listener], [], [], LOOK_S)
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-        if not ready or not ROOT.is_dir():
+        if not ROOT.is_dir() or not ready and _labs_have_ended(Path(folder)):
             break
+        if not ready and time.monotonic() - asked > IDLE_S:
+            break
+        if not ready:
+            continue
+        asked = time.monotonic()
         connection, _ = listener.accept()
         if os.fork() == 0:
             _become_runner(connection, listener)

@@ -1,44 +1,48 @@
-"""What can be wrong with an answer, as exceptions whose text is the verdict's message.
-
-A message says the mistake first, then one labelled line each: what was sent, what was expected,
-what came, and where.
+"""What can be wrong with an answer, as exceptions that hold data: the mistake in one sentence, and the
+facts of this case by name. `verdict` makes text of them.
 """
-
-import json
-
-LONGEST_FACT = 190
 
 
 class Mistake(AssertionError):
-    """A test's finding. `str()` of it is what the learner reads."""
+    """A test's finding: what the learner did, and what was `sent`, `expected`, `got`, and `where`."""
 
     status = "failed"
+    kind = "mistake"
 
     def __init__(self, mistake, *, sent=None, expected=None, got=None, where=None, detail=""):
-        self.mistake, self.detail = mistake, detail
-        lines = [mistake]
+        """Args:
+            mistake: a sentence that holds nothing of what was sent and came back.
+            sent, expected, got, where: text, or data that JSON can hold.
+            detail: a traceback or output, for `--full` only.
+        """
         facts = {"sent": sent, "expected": expected, "got": got, "where": where}
-        for label, fact in facts.items():
-            if fact is not None:
-                lines.append(f"  {label:<9} {short(fact)}")
-        super().__init__("\n".join(lines))
+        self.mistake, self.detail = mistake, detail
+        self.facts = {name: fact for name, fact in facts.items() if fact is not None}
+        super().__init__(mistake, self.facts)
 
 
 class NotWritten(Mistake):
     """The answer is still the stub, or its file does not exist."""
 
+    kind = "not_written"
+
 
 class NotLoaded(Mistake):
     """The answer does not parse, fails at import, or lacks what the exercise asks for."""
 
+    kind = "not_loaded"
+
 
 class Raised(Mistake):
-    """The answer raised where it should not have."""
+    """The answer raised where it should not have. `error` is as `Inside.describe` has it."""
+
+    kind = "raised"
 
     def __init__(self, error, call="the answer"):
         self.error = error
         super().__init__(
-            f"{call} raised {error['type']}: {error['message']}".rstrip(": "),
+            f"{call} raised {error['type']}",
+            got=error["said"],
             where=error["where"],
             detail=error["traceback"],
         )
@@ -47,29 +51,21 @@ class Raised(Mistake):
 class Hung(Mistake):
     """The answer did not come to an end."""
 
-    status = "timeout"
+    status, kind = "timeout", "hung"
 
 
 class Ended(Mistake):
     """The answer's process ended while it was needed."""
 
+    kind = "ended"
+
 
 def fail(mistake, **facts):
-    """Raises the mistake; `sent`, `expected`, `got` and `where` become lines of their own."""
+    """Raises the Mistake; `facts` are sent, expected, got and where."""
     raise Mistake(mistake, **facts)
 
 
 def require(holds, mistake, **facts):
-    """Raises the mistake unless `holds` is exactly True: a truthy object is not enough."""
+    """Raises the Mistake unless `holds` is exactly True: a truthy object is not enough."""
     if holds is not True:
         raise Mistake(mistake, **facts)
-
-
-def short(fact, longest=LONGEST_FACT):
-    """A fact in one line: text as it is, data as JSON, the middle left out where it is long."""
-    text = fact if isinstance(fact, str) else json.dumps(fact, ensure_ascii=False, default=repr)
-    text = text.replace("\r", "\\r").replace("\n", "\\n")
-    if len(text) > longest:
-        half = (longest - 5) // 2
-        text = f"{text[:half]} ... {text[-half:]}"
-    return text

@@ -225,6 +225,27 @@ class Probe:
         return None
 
 
+class ProbeOutside:
+    """A room's Probe as a test sees it, from outside: the same methods."""
+
+    def __init__(self, room):
+        self._room = room
+
+    def __getattr__(self, method):
+        def call(*arguments):
+            return self._room._ask("probe", {"method": method, "arguments": list(arguments)})
+
+        return call
+
+    @property
+    def steps(self):
+        return self.report()["steps"]
+
+    @property
+    def held(self):
+        return self.report()["held"]
+
+
 def _last_position(logits, row, rows):
     """The logits after a row's last token. Of the shapes (rows, length, vocabulary), (rows,
     vocabulary) and, of a single row, also (length, vocabulary) and (vocabulary,)."""
@@ -233,3 +254,28 @@ def _last_position(logits, row, rows):
     if logits.dim() == 2:
         return logits[-1 if rows == 1 else row]
     return logits
+
+
+def without_layers(
+    config, input_ids=None, past_key_values=None, inputs_embeds=None, use_cache=None, **_
+):
+    """A decoder's forward that computes nothing; the cache grows as it should."""
+    import torch
+    from transformers import DynamicCache
+    from transformers.modeling_outputs import BaseModelOutputWithPast
+
+    count, length = (inputs_embeds if input_ids is None else input_ids).shape[:2]
+    if use_cache is None:
+        use_cache = config.use_cache
+    if use_cache and past_key_values is None:
+        past_key_values = DynamicCache(config=config)
+    if past_key_values is not None:
+        heads = config.num_key_value_heads
+        size = config.hidden_size // config.num_attention_heads
+        nothing = torch.zeros(count, heads, length, size)
+        for layer in range(config.num_hidden_layers):
+            past_key_values.update(nothing, nothing, layer)
+    return BaseModelOutputWithPast(
+        last_hidden_state=torch.zeros(count, length, config.hidden_size),
+        past_key_values=past_key_values if use_cache else None,
+    )

@@ -29,7 +29,9 @@ import psutil
 
 from course.grading import inside
 from course.grading.mistakes import Ended, Hung, Mistake, NotLoaded, NotWritten, Raised
-from course.grading.needs import needs_of
+from course.grading.needs import needs_of, signature_text
+from course.grading.probe import ProbeOutside
+from course.grading.where import last_error
 from course.manifest import shown
 
 START_LIMIT_S = 60.0
@@ -45,7 +47,7 @@ class Room:
         self.exercise = exercise
         self.answer_file = Path(answer_file)
         self.limit_s = exercise.limit_s
-        self.probe = _ProbeOutside(self)
+        self.probe = ProbeOutside(self)
         self.kept = {}
         """What the tests of a shared room keep from one to the next, by name."""
         self.spoiled = False
@@ -96,8 +98,7 @@ class Room:
             )
         needs = needs_of(self.exercise.solution_file)
         try:
-            parts = str(self.exercise.solution_file.parent)
-            found = self._ask("load", {"needs": needs, "parts": parts}, "importing the file")
+            found = self._ask("load", {"needs": needs}, "importing the file")
         except Raised as raised:
             raise self._not_loaded(raised) from None
         if found.get("missing"):
@@ -111,7 +112,7 @@ class Room:
             name = found["signature"]
             raise NotLoaded(
                 f"`{name}` has another signature than exercise {self.exercise.id} asks for",
-                expected=name + _signature_text(needs[name]),
+                expected=name + signature_text(needs[name]),
                 got=name + found["problem"],
             )
 
@@ -143,7 +144,8 @@ class Room:
         if not served["started"]:
             error, where = self.last_error()
             raise Ended(
-                f"the server did not start: {error or 'its start-up failed'}",
+                "the server did not start",
+                got=error or "its start-up failed",
                 where=where,
                 detail=self.output(),
             )
@@ -227,22 +229,7 @@ class Room:
 
     def last_error(self):
         """(last line, line in the answer) of the last traceback in the log; None where there is none."""
-        logged = self._end_of("logged")
-        start = logged.rfind("Traceback (most recent call last)")
-        if start < 0:
-            return None, None
-        # in a group of exceptions the lines begin with "  | "
-        lines = [re.sub(r"^ *\| ", "", line) for line in logged[start:].splitlines()]
-        where = None
-        error = None
-        for index, line in enumerate(lines):
-            found = re.match(r'\s+File "(.+)", line (\d+), in (.+)', line)
-            if found and found[1] == str(self.answer_file):
-                source = lines[index + 1].strip() if index + 1 < len(lines) else ""
-                where = f"line {found[2]}, in {found[3]}: {source}"
-            if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt)?(:|$)", line):
-                error = error or line.strip()
-        return error, where
+        return last_error(self._end_of("logged"), str(self.answer_file))
 
     def where(self):
         """The answer's lines that run or wait now, in one text; "" if none."""
@@ -351,10 +338,10 @@ class Room:
     def _not_loaded(self, raised):
         error = raised.error
         if error["type"] in ("SyntaxError", "IndentationError", "TabError"):
-            said = f"the file does not parse: {error['message']}"
+            mistake, got = "the file does not parse", error["message"]
         else:
-            said = f"the file fails at import: {error['type']}: {error['message']}".rstrip(": ")
-        return NotLoaded(said, where=error["where"], detail=error["traceback"])
+            mistake, got = "the file fails at import", error["said"]
+        return NotLoaded(mistake, got=got, where=error["where"], detail=error["traceback"])
 
     def _ends_within(self, limit_s):
         # not join(limit_s): that waits for ever, because the room has closed its end of the pipe by
@@ -370,10 +357,10 @@ class Room:
         self.spoiled = True
         self._ends_within(2.0)
         code = self._process.exitcode
-        how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
         return Ended(
-            f"the answer's process ended in the middle, {how}: something calls os._exit, kills"
-            " the process, or crashes it",
+            "the answer's process ended in the middle: something calls os._exit, kills the process,"
+            " or crashes it",
+            got=f"signal {-code}" if code is not None and code < 0 else f"exit code {code}",
             detail=self.output(),
         )
 
@@ -387,27 +374,6 @@ class _Playing:
 
     def result(self):
         return self._room._await(self._future, self._label)
-
-
-class _ProbeOutside:
-    """`course.grading.probe.Probe` from outside: the same methods."""
-
-    def __init__(self, room):
-        self._room = room
-
-    def __getattr__(self, method):
-        def call(*arguments):
-            return self._room._ask("probe", {"method": method, "arguments": list(arguments)})
-
-        return call
-
-    @property
-    def steps(self):
-        return self.report()["steps"]
-
-    @property
-    def held(self):
-        return self.report()["held"]
 
 
 def kill_orphans():
@@ -428,13 +394,3 @@ def kill_orphans():
 
 def _named(scene):
     return {"module": scene.__module__, "scene": scene.__name__}
-
-
-def _signature_text(parameters):
-    shown_parameters, star = [], False
-    for name, kind, has_default in parameters:
-        if kind == "keyword" and not star:
-            shown_parameters.append("*")
-            star = True
-        shown_parameters.append(name + ("=..." if has_default else ""))
-    return f"({', '.join(shown_parameters)})"

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from course.grading.mistakes import Ended, Hung, Mistake, NotLoaded, NotWritten, short
+from course.grading.fixtures import GRADED
+from course.grading.mistakes import Ended, Hung, Mistake, NotLoaded, NotWritten
 from course.grading.room import Room, kill_orphans
-from course.manifest import ROOT, exercise
+from course.manifest import ROOT, find
 
 TEST_LIMIT_S = 120.0
 """A test that takes longer hangs itself: each call into a room has a limit of its own."""
@@ -30,20 +31,21 @@ MOST_HANGS = 2
 def run(id, file, send):
     """Runs the tests of exercise `id` on `file`; calls `send(event)` for each result and at the end.
 
-    Events: {"test": id, "status": ..., "message": ..., "detail": ...} and {"finished": True}.
+    Events: {"test": id, "status", "kind", "mistake", "facts", "detail"} as in verdict.TestResult,
+    {"problem": why the tests cannot go on}, and {"finished": True}.
     """
-    os.environ["COURSE_ANSWER"] = str(file)
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     adopt_orphans()
-    the_exercise = exercise(id)
-    results = _Results(the_exercise, send)
-    tests_file = ROOT / the_exercise.tests_file
+    the_exercise = find(id)
+    results = _Results(the_exercise, Path(file), send)
+    # pytest takes more than a path from its arguments: the folder's name may be anything
+    os.chdir(ROOT)
     pytest.main(
         [
-            str(tests_file),
+            the_exercise.tests_file,
             *("-q", "-s", "--noconftest", "--tb=short"),
             *("-p", "no:cacheprovider", "-p", "course.grading.fixtures"),
-            *("--rootdir", str(ROOT), "-c", os.devnull),
+            *("--rootdir", ".", "-c", os.devnull),
         ],
         plugins=[results],
     )
@@ -52,18 +54,23 @@ def run(id, file, send):
 
 
 class _Results:
-    def __init__(self, the_exercise, send):
-        self.send = send
+    """The pytest plugin that says what is graded, and sends what comes of it."""
+
+    def __init__(self, the_exercise, file, send):
+        self.graded, self.send = (the_exercise, file), send
         self.order = {test.id: number for number, test in enumerate(the_exercise.tests)}
         self.hangs = 0
         self.test = None
+
+    def pytest_configure(self, config):
+        config.stash[GRADED] = self.graded
 
     def pytest_collection_modifyitems(self, items):
         # the manifest's order is the verdict's, and what comes after a hang may not be run
         items.sort(key=lambda item: self.order.get(item.originalname, len(self.order)))
 
     def pytest_runtest_logstart(self, nodeid, location):
-        self.test = {"status": None, "message": "", "detail": ""}
+        self.test = {"status": None}
         self.watch = threading.Timer(TEST_LIMIT_S, self.give_up, [threading.get_ident()])
         self.watch.daemon = True
         self.watch.start()
@@ -81,26 +88,25 @@ class _Results:
             self.note(item, report, call.excinfo)
         elif report.when == "call" and report.passed and self.test["status"] is None:
             notes = [text for name, text in report.user_properties if name == "note"]
-            self.test.update(status="passed", message="\n".join(notes))
+            self.test = _result("passed", "note" if notes else "", "; ".join(notes))
         return report
 
     def note(self, item, report, excinfo):
         error = excinfo.value
         if report.skipped:
-            self.test.update(status="not_run", message=f"skipped: {error}")
+            self.test = _result("not_run", "skipped", f"skipped: {error}")
             return
-        status, detail = "failed", str(report.longrepr)
         if isinstance(error, Mistake):
-            status, message, detail = error.status, str(error), error.detail
-        elif isinstance(error, AssertionError):
-            message = str(error)
+            result = _result(error.status, error.kind, error.mistake, error.facts, error.detail)
         else:
-            message = f"the grader itself failed: {type(error).__name__}: {error}"
+            text = f"{type(error).__name__}: {error}"
+            result = _result("failed", "grader", "the grader itself failed", {"got": text})
+            result["detail"] = str(report.longrepr)
         room = item.funcargs.get("room") or item.funcargs.get("shared_room")
         if room and (printed := room.printed().strip()):
-            message += f"\n  printed   {short(printed[-LONGEST_PRINTED:])}"
+            result["facts"]["printed"] = printed[-LONGEST_PRINTED:]
         if self.test["status"] in (None, "passed"):
-            self.test.update(status=status, message=message, detail=detail)
+            self.test = result
         self.hangs += isinstance(error, Hung)
         never_ran = isinstance(error, NotWritten | NotLoaded)
         if report.when == "setup":  # the room's fixture could not load the answer
@@ -116,6 +122,12 @@ class _Results:
     def pytest_collectreport(self, report):
         if report.failed:
             self.send({"problem": f"the tests could not be read: {report.longrepr}"})
+
+
+def _result(status, kind="", mistake="", facts=None, detail=""):
+    return {
+        "status": status, "kind": kind, "mistake": mistake, "facts": dict(facts or {}), "detail": detail
+    }
 
 
 def adopt_orphans():
@@ -142,6 +154,9 @@ def end_everything():
 def serve_one(reader, writer):
     """Reads one request line, runs it, writes events as lines; ends all when the asker leaves."""
     request = json.loads(reader.readline())
+    # the fork server's are those of whoever started it
+    for name in [name for name in os.environ if name.startswith("COURSE_")]:
+        del os.environ[name]
     os.environ.update(request["environment"])
 
     def leave_with_the_asker():
@@ -151,7 +166,7 @@ def serve_one(reader, writer):
     threading.Thread(target=leave_with_the_asker, daemon=True).start()
 
     def send(event):
-        writer.write(json.dumps(event).encode() + b"\n")
+        writer.write(json.dumps(event, default=repr).encode() + b"\n")
         writer.flush()
 
     run(request["exercise"], request["file"], send)

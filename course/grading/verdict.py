@@ -1,16 +1,22 @@
-"""The verdict on one answer: as data, as JSON, as text of at most twelve lines, as HTML."""
+"""The verdict on one answer: as data, as JSON, as text of at most twelve lines, as HTML.
+
+Findings come here as data: a sentence, and facts by name. Their labels, and how long lines are, are
+known here alone.
+"""
 
 import html
+import json
 import re
 import textwrap
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 MARKS = {"passed": "ok", "failed": "FAILED", "timeout": "HANGS", "not_run": "not run"}
 MOST_LINES = 12
 WIDTH = 110
 MOST_PIECES = 4
 """Of a line that is wrapped: an answer's own words may be endless."""
-LABEL = re.compile(r" {2,4}(?=[a-z]{1,9} )(.{9} )")
+LONGEST_FACT = 190
+LABEL_WIDTH = 12
 COMMAND = re.compile(r"course [a-z]+ \d+(?:\.\d+)?(?: --[a-z]+)*")
 CALLED = re.compile(r"course (hint|reset|solution) (\d+\.\d+)")
 """A command that is a function in a notebook."""
@@ -24,10 +30,20 @@ class TestResult:
     """passed, failed, timeout or not_run."""
     score: int
     max_score: int
-    message: str
-    """What is wrong; for a passed test, what of it this machine could not test."""
+    mistake: str = ""
+    """What is wrong, in a sentence; for a passed test, what of it this machine could not test."""
+    facts: dict = field(default_factory=dict)
+    """By name what was sent, expected, got, printed, and where: text or data."""
+    kind: str = ""
+    """Which Mistake it was; or note, skipped, grader (the grader itself failed)."""
     detail: str = ""
     """The raw traceback or output, for `--full` only."""
+
+    @property
+    def message(self) -> str:
+        """The mistake, then a line for each fact."""
+        facts = (_labelled(name, _short(fact)) for name, fact in self.facts.items())
+        return "\n".join([self.mistake, *facts])
 
 
 @dataclass
@@ -62,10 +78,7 @@ class Verdict:
     @property
     def not_written(self) -> bool:
         """Whether the file is missing, or the code that a test needs is still the stub's."""
-        first = self.first_wrong.message.partition("\n")[0] if self.first_wrong else ""
-        return first.startswith(f"{self.exercise} is not written yet") or (
-            "does not exist yet: run the exercise's cell" in first
-        )
+        return self.first_wrong is not None and self.first_wrong.kind == "not_written"
 
     @property
     def never_ran(self) -> bool:
@@ -77,10 +90,9 @@ class Verdict:
 
     def as_json(self, full=False) -> dict:
         """The object that `--json` prints."""
-        tests = [asdict(test) for test in self.tests]
-        if not full:
-            for test in tests:
-                del test["detail"]
+        names = ["id", "title", "status", "score", "max_score", "message"]
+        names += ["detail"] if full else []
+        tests = [{name: getattr(test, name) for name in names} for test in self.tests]
         return {
             "exercise": self.exercise,
             "passed": self.passed,
@@ -92,16 +104,22 @@ class Verdict:
         }
 
     def lines(self, width: int = WIDTH) -> list[str]:
-        """At most twelve lines: the outcome, the first thing that is wrong, the hint."""
-        head, message, tail = self._parts("--full shows all")
-        head = [piece for line in head for piece in _wrapped(line, width)]
-        tail = [piece for line in tail for piece in _wrapped(line, width)]
-        message = [piece for line in message for piece in _wrapped(line, width)]
-        room = max(MOST_LINES - len(head) - len(tail), 0)
-        return (head + message[:room] + tail)[:MOST_LINES]
+        """At most twelve lines: the outcome, the first thing that is wrong, the hint.
+
+        Where there is too much to say the hint is cut first, then the longest facts.
+        """
+        head, message, tail, hint = self._parts("--full shows all")
+        for most in range(MOST_PIECES, 0, -1):
+            lines = [piece for line in head + message + tail for piece in line.wrapped(width, most)]
+            if len(lines) <= MOST_LINES:
+                break
+        left = MOST_LINES - len(lines)
+        if hint and left > 0:
+            lines += hint.wrapped(width, min(left, MOST_PIECES))
+        return lines[:MOST_LINES]
 
     def _parts(self, where_all_are):
-        """The lines, not yet wrapped: the outcome, the message, and what comes after it."""
+        """As Lines: the outcome, the message, what follows it, and the hint or None."""
         passed = sum(test.status == "passed" for test in self.tests)
         points = f"{self.score} of {self.max_score} points"
         if self.not_written:
@@ -109,28 +127,24 @@ class Verdict:
         else:
             outcome = "passed" if self.passed else "not passed yet"
             outcome += f", {passed} of {len(self.tests)} tests"
-        head, message = [f"{self.exercise} {self.title}: {outcome}, {points}"], []
-        tail = [
-            f"  {'note':<9} {test.message}"
-            for test in self.tests
-            if test.status == "passed" and test.message
-        ]
+        head, message = [_Line(f"{self.exercise} {self.title}: {outcome}, {points}")], []
+        tail = [_Line(test.mistake, "note") for test in self.tests if test.kind == "note"]
         wrong = self.first_wrong
         if wrong:
-            message = ["  " + line for line in wrong.message.splitlines()]
+            message = [_Line(_in_one_line(wrong.mistake), indent=2)]
+            message += [_Line(_short(fact), name) for name, fact in wrong.facts.items()]
         if wrong and not self.not_written:
-            head.append(f"{MARKS[wrong.status]}: {wrong.title}")
-            tail.append(f"  {'test':<9} {self.tests_file}::{wrong.id}")
+            head.append(_Line(f"{MARKS[wrong.status]}: {wrong.title}"))
+            tail.append(_Line(f"{self.tests_file}::{wrong.id}", "test"))
             others = len(self.tests) - passed - 1
             if others and any(
                 test.status in ("failed", "timeout") for test in self.tests if test is not wrong
             ):
-                tail.append(f"  and {others} more; {where_all_are}")
-        if wrong and self.next_hint:
-            tail.append(f"  {'hint':<9} {self.next_hint}")
+                tail.append(_Line(f"and {others} more; {where_all_are}", indent=2))
         if self.what_next:
-            tail.append(self.what_next)
-        return head, message, tail
+            tail.append(_Line(self.what_next))
+        hint = _Line(self.next_hint, "hint") if wrong and self.next_hint else None
+        return head, message, tail, hint
 
     def full_lines(self) -> list[str]:
         """Every test with its whole message, raw tracebacks included."""
@@ -157,58 +171,87 @@ class Verdict:
         return str(self)
 
     def _repr_html_(self) -> str:
-        head, message, tail = self._parts('open "All tests"')
+        head, message, tail, hint = self._parts('open "All tests"')
         if self.not_written:
             color = "#8c8c96"
         else:
             color = "#1a7f37" if self.passed else "#b35900"
-        lines = "".join(map(_html_line, [*head[1:], *message, *tail]))
+        lines = [*head[1:], *message, *tail, *([hint] if hint else [])]
         rows = "".join(
             f"<tr><td style='text-align:left'><b>{self._mark(test)}</b></td>"
-            f"<td style='text-align:left'>{html.escape(test.title)}{_first_line(test)}</td>"
+            f"<td style='text-align:left'>{html.escape(test.title)}{_mistake(test)}</td>"
             f"<td>{test.score} / {test.max_score}</td></tr>"
             for test in self.tests
         )
         return (
             f"<div class='course-verdict' data-passed='{str(self.passed).lower()}'"
             f" style='border-left:4px solid {color};padding:2px 12px'>"
-            f"<b>{html.escape(head[0])}</b>"
+            f"<b>{html.escape(head[0].text)}</b>"
             "<div style='font-family:monospace;white-space:pre-wrap;overflow-wrap:anywhere;"
-            f"margin:6px 0'>{lines}</div>"
+            f"margin:6px 0'>{''.join(line.html() for line in lines)}</div>"
             f"<details><summary>All tests</summary><table>{rows}</table></details></div>"
         )
 
 
-def _wrapped(line, width):
-    if line.startswith("  test "):
-        return [line]  # to be copied as it stands
-    # a command is typed as it stands, so it stays in one line
-    glue = "\ue000"
-    kept = COMMAND.sub(lambda found: found[0].replace(" ", glue), line)
-    label = LABEL.match(line)
-    pieces = textwrap.wrap(
-        kept, width, subsequent_indent=" " * (label.end() if label else 4),
-        replace_whitespace=False, break_on_hyphens=False, max_lines=MOST_PIECES, placeholder=" …",
-    )
-    return [piece.replace(glue, " ") for piece in pieces] or [""]
+@dataclass
+class _Line:
+    """One line before it is wrapped, with its label if it has one."""
+
+    text: str
+    label: str = ""
+    indent: int = 0
+
+    def wrapped(self, width, most):
+        """As at most `most` lines."""
+        line = _labelled(self.label, self.text) if self.label else " " * self.indent + self.text
+        if self.label == "test":
+            return [line]  # to be copied as it stands
+        # a command is typed as it stands, so it stays in one line
+        glue = "\ue000"
+        kept = COMMAND.sub(lambda found: found[0].replace(" ", glue), line)
+        pieces = textwrap.wrap(
+            kept,
+            width,
+            subsequent_indent=" " * (LABEL_WIDTH if self.label else 4),
+            replace_whitespace=False,
+            break_on_hyphens=False,
+            max_lines=most,
+            placeholder=" …",
+        )
+        return [piece.replace(glue, " ") for piece in pieces] or [""]
+
+    def html(self):
+        # not wrapped: the page knows its width
+        text = f"{self.label:<9} {self.text}" if self.label else self.text
+        indent = 10 if self.label else 2
+        nowrap = "<span style='white-space:nowrap'>{}</span>".format
+        text = CALLED.sub(nowrap(r"course.\1(&quot;\2&quot;)"), _cut(text))
+        text = COMMAND.sub(nowrap(r"\g<0>"), text)
+        return f"<div style='padding-left:{indent}ch;text-indent:-{indent}ch'>{text}</div>"
 
 
-def _first_line(test):
-    if test.status not in ("failed", "timeout") or not test.message:
-        return ""
-    return f"<div>{_cut(test.message.splitlines()[0])}</div>"
+def _labelled(label, text):
+    return f"  {label:<9} {text}"
+
+
+def _short(fact):
+    """A fact in one line: text as it is, data as JSON, the middle left out where it is long."""
+    text = fact if isinstance(fact, str) else json.dumps(fact, ensure_ascii=False)
+    text = _in_one_line(text)
+    if len(text) > LONGEST_FACT:
+        half = (LONGEST_FACT - 5) // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    return text
+
+
+def _in_one_line(text):
+    return text.replace("\r", "\\r").replace("\n", "\\n")
+
+
+def _mistake(test):
+    return f"<div>{_cut(test.mistake)}</div>" if test.status in ("failed", "timeout") else ""
 
 
 def _cut(line):
     longest = MOST_PIECES * WIDTH
     return html.escape(line if len(line) <= longest else line[:longest] + " …")
-
-
-def _html_line(line):
-    # not wrapped: the page knows its width
-    indent = 10 if LABEL.match(line) else 2
-    line = LABEL.sub(r"\1", line, count=1) if indent == 10 else line.removeprefix("  ")
-    nowrap = "<span style='white-space:nowrap'>{}</span>".format
-    text = CALLED.sub(nowrap(r"course.\1(&quot;\2&quot;)"), _cut(line))
-    text = COMMAND.sub(nowrap(r"\g<0>"), text)
-    return f"<div style='padding-left:{indent}ch;text-indent:-{indent}ch'>{text}</div>"

@@ -33,7 +33,7 @@ def main():
 
     import uvicorn
 
-    from course.lessons.parts import NotReady
+    from course.answers import NotReady
     from course.qwen.models import ModelUnavailable
 
     lesson = importlib.import_module(LESSONS[arguments.stage])

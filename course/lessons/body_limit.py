@@ -14,7 +14,6 @@ class BodyLimit:
     """
 
     def __init__(self, app):
-        self.inner = app
         self.app = RequestBodyLimitMiddleware(app, max_body_size=MOST_BYTES)
 
     async def __call__(self, scope, receive, send):

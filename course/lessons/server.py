@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 
-from course.manifest import ROOT, exercises
+from course.manifest import ROOT, UnknownExercise, find
 
 LESSONS = {1: "course.lessons.stage1", 2: "course.lessons.stage2"}
 LET_GO_S = 1
@@ -120,8 +120,11 @@ def stage_number(stage: int | str) -> int:
     Raises:
         ServeError: with the stages that have one; or there is no such exercise.
     """
-    if "." in str(stage) and str(stage) not in exercises():
-        raise ServeError(f"There is no exercise {stage}. There are: {', '.join(exercises())}.")
+    if "." in str(stage):
+        try:
+            find(stage)
+        except UnknownExercise as error:
+            raise ServeError(str(error)) from None
     text = str(stage).partition(".")[0]
     if text.isdecimal() and int(text) in LESSONS:
         return int(text)

@@ -1,15 +1,9 @@
 """Stage 1 put together: the learner's model, chat and endpoint, and a chat page."""
 
-from pathlib import Path
-
-from fastapi import FastAPI
-from fastapi.responses import FileResponse
 from starlette.types import ASGIApp
 
-from course.lessons.body_limit import BodyLimit
-from course.lessons.parts import NotReady, load_parts, model_folder
-
-PAGE = Path(__file__).with_name("chat.html")
+from course.answers import importable, load_all
+from course.lessons.stage import fastapi_app, model_folder, with_page
 
 
 def build(*, solution: bool = False, model: str | None = None) -> ASGIApp:
@@ -23,16 +17,10 @@ def build(*, solution: bool = False, model: str | None = None) -> ASGIApp:
         NotReady: an exercise is missing, unsolved, or cannot be loaded.
         ModelUnavailable: there is no such model.
     """
-    load_chat_model, chat, create_app = load_parts(
+    importable(solution)
+    load_chat_model, chat, create_app = load_all(
         {"1.1": "load_chat_model", "1.2": "chat", "1.3": "create_app"}, solution=solution
     )
     path = model_folder(model)
-    app = create_app(lambda: load_chat_model(path), chat)
-    if not isinstance(app, FastAPI):
-        raise NotReady(f"1.3 is not done yet: `create_app` returned {app!r}, not a FastAPI app")
-
-    @app.get("/", include_in_schema=False)
-    async def page():
-        return FileResponse(PAGE)
-
-    return BodyLimit(app)
+    app = fastapi_app("1.3", create_app(lambda: load_chat_model(path), chat))
+    return with_page("stage1.html", app)

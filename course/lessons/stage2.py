@@ -4,18 +4,15 @@ import asyncio
 import logging
 import os
 import time
-from pathlib import Path
 
 import psutil
-from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import FileResponse
+from fastapi import HTTPException, Request
 from pydantic import BaseModel, Field
 from starlette.types import ASGIApp
 
-from course.lessons.body_limit import BodyLimit
-from course.lessons.parts import NotReady, load_parts, model_folder
+from course.answers import importable, load_all
+from course.lessons.stage import ByPath, add_health, fastapi_app, load_model, with_page
 
-PAGE = Path(__file__).with_name("chat_stage2.html")
 logger = logging.getLogger(__name__)
 
 
@@ -55,24 +52,21 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
     """
     if solution is None:
         solution = os.environ.get("COURSE_SOLUTION") == "1"
-    [load_chat_model] = load_parts({"1.1": "load_chat_model"}, solution=True)
-    model_handler, create_limited_app, create_socket_app = load_parts(
+    importable(solution)
+    model_handler, create_limited_app, create_socket_app = load_all(
         {"2.1": "ModelHandler", "2.3": "create_app", "2.4": "create_app"}, solution=solution
     )
-    model, tokenizer = load_chat_model(model_folder(model))
+    model, tokenizer = load_model(model)
     steps = _Steps(model)
     handler = model_handler(model, tokenizer)
-    app = create_limited_app(
+    limited_app = create_limited_app(
         handler,
         limit=os.environ.get("COURSE_LIMIT", "50/minute"),
         storage_uri=os.environ.get("COURSE_STORAGE", "memory://"),
     )
-    socket_app = create_socket_app(handler)
-    for id, made in {"2.3": app, "2.4": socket_app}.items():
-        if not isinstance(made, FastAPI):
-            raise NotReady(f"{id} is not done yet: `create_app` returned {made!r}, not a FastAPI app")
-    app.state.model, app.state.tokenizer = model, tokenizer
-    app.router.routes += [r for r in socket_app.router.routes if getattr(r, "path", "") == "/ws"]
+    app = fastapi_app("2.3", limited_app)
+    socket_app = fastapi_app("2.4", create_socket_app(handler))
+    add_health(app)
 
     @app.post("/chat")
     async def chat(body: ChatRequest, request: Request):
@@ -90,10 +84,6 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
             answer.cancel()
             left.cancel()
 
-    @app.get("/health")
-    async def health():
-        return {"status": "ok"}
-
     @app.get("/model")
     async def model_state():
         # the resident set counts pages that workers share; a copy's own cost is its unique set
@@ -110,11 +100,7 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
     async def model_pace(pace: Pace):
         steps.pause_s = pace.pause_ms / 1000
 
-    @app.get("/", include_in_schema=False)
-    async def page():
-        return FileResponse(PAGE)
-
-    return BodyLimit(app)
+    return with_page("stage2.html", ByPath({"/ws": socket_app}, app))
 
 
 async def _whole(handler, body):

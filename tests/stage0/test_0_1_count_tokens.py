@@ -19,7 +19,7 @@ def compare(room, texts, mistake):
                 f"count_tokens raised {counted['raised'][0]}",
                 sent=f"count_tokens(tokenizer, {text!r})",
                 expected=expected,
-                got=f"{counted['raised'][0]}: {counted['message']}",
+                got=counted["said"],
                 where=counted["where"],
             )
         require(

@@ -209,7 +209,7 @@ def require_loaded(seen, name):
             f"load_chat_model raised {seen['raised'][0]} for a model that is there",
             sent=sent(name),
             expected="(model, tokenizer)",
-            got=f"{seen['raised'][0]}: {seen['message']}",
+            got=seen["said"],
             where=seen["where"],
         )
     require(
@@ -337,7 +337,7 @@ def test_what_does_not_exist_is_a_file_not_found_error(room):
             f"{what} has to raise FileNotFoundError, not {seen['raised'][0]}",
             sent=sent(name),
             expected="FileNotFoundError",
-            got=f"{seen['raised'][0]}: {seen['message']}",
+            got=seen["said"],
             where=seen["where"],
         )
 

@@ -165,7 +165,7 @@ def require_returned(call, result):
             f"chat raised {result['raised'][0]}",
             sent=sent(call),
             expected="(reply, history)",
-            got=f"{result['raised'][0]}: {result['message']}",
+            got=result["said"],
             where=result["where"],
         )
 
@@ -506,6 +506,6 @@ def test_refuses_an_empty_text_and_a_negative_temperature(room):
             f"{what} has to be a ValueError, not {result['raised'][0]}",
             sent=sent(call),
             expected="ValueError",
-            got=f"{result['raised'][0]}: {result['message']}",
+            got=result["said"],
             where=result["where"],
         )

@@ -29,8 +29,7 @@ def ask(answer, inside, base_url, text="hi", timeout_s=None):
     try:
         return inside.outcome(answer.ask, base_url, text, **given)
     except answer.ChatError as error:  # `outcome` takes every Exception
-        kind = "a ChatError that is no Exception"
-        return {"raised": [kind], "message": str(error), "where": None}
+        return _raised("a ChatError that is no Exception", str(error))
 
 
 def ask_each(answer, inside, base_urls, timeout_s):
@@ -45,8 +44,11 @@ def ask_each(answer, inside, base_urls, timeout_s):
         thread.start()
     for thread in threads:
         thread.join()
-    ended = {"raised": ["SystemExit"], "message": "", "where": None}
-    return [outcomes.get(url, ended) for url in base_urls]
+    return [outcomes.get(url, _raised("SystemExit")) for url in base_urls]
+
+
+def _raised(kind, message=""):
+    return {"raised": [kind], "message": message, "said": f"{kind}: {message}", "where": None}
 
 
 async def ask_in_a_coroutine(answer, inside, base_url):
@@ -126,8 +128,7 @@ def a_chat_error(outcome, when, **facts):
 def described(outcome):
     """An outcome as the facts `got` and `where`."""
     if "raised" in outcome:
-        got = f"{outcome['raised'][0]}: {outcome['message']}"
-        return {"got": got, "where": outcome["where"]}
+        return {"got": outcome["said"], "where": outcome["where"]}
     value = outcome["value"]
     if isinstance(value, dict) and value.get("type") == "coroutine":
         return {"got": "a coroutine: ask is to be an ordinary function, not async def"}

@@ -191,7 +191,7 @@ def encoded(room, *calls):
                 f"encode_chat raised {result['raised'][0]}: no text may be refused",
                 sent=sent,
                 expected="the ids of this text",
-                got=f"{result['raised'][0]}: {result['message']}",
+                got=result["said"],
                 where=result["where"],
             )
         require(

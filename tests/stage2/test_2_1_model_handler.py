@@ -377,8 +377,7 @@ def require_end(reader, text="", mistake="the answer is not complete", **facts):
     """Requires that the answer came to its end, and with that text."""
     end, call = reader["end"], as_call(reader["ask"])
     if isinstance(end, dict):
-        said = f"generate raises {end['raised'][0]}: {end['message']}".rstrip(": ")
-        fail(said, sent=call, where=end["where"])
+        fail(f"generate raises {end['raised'][0]}", sent=call, got=end["said"], where=end["where"])
     said = plain_end(_joined(reader["pieces"]))
     complete = end == "end" and _solid(said).endswith(_solid(text))
     facts = {"sent": call, "expected": repr(text), "got": shown(reader), **facts}
@@ -389,7 +388,7 @@ def shown(reader):
     """What a reader has got, in one line."""
     pieces, end = reader["pieces"], reader["end"]
     if isinstance(end, dict):
-        end = f"{end['raised'][0]}: {end['message']}"
+        end = end["said"]
     what = f"{len(pieces)} piece{'s' if len(pieces) != 1 else ''}"
     what += f", joined {_joined(pieces)!r}" if pieces else ""
     return what + (f", then {end.replace('end', 'the end', end == 'end')}" if end else ", no end")
@@ -744,7 +743,7 @@ def test_an_error_in_the_model_reaches_the_reader(room):
         require(
             end["raised"][0] == error and end["message"] == message,
             "another error than the model's reaches the reader",
-            got=f"{end['raised'][0]}: {end['message']}".rstrip(": "),
+            got=end["said"],
             where=end["where"],
             **facts,
         )
@@ -776,11 +775,12 @@ def test_a_reader_who_closes_stops_the_model(room):
     reader = talk.look(number)
     end = reader["end"]
     if left and reader["closing"] and end != "closed":
-        error = f"{end['raised'][0]}: {end['message']}" if isinstance(end, dict) else end
+        kind, said = (end["raised"][0], end["said"]) if isinstance(end, dict) else (end, None)
         fail(
-            f"aclose() raises {error}".rstrip(": "),
+            f"aclose() raises {kind}",
             sent=f"{as_call(reader['ask'])}, then {how}",
             expected="the answer ends there: no error, and no further `yield`",
+            got=said,
         )
     stopped(talk, number, step, how, left)
 

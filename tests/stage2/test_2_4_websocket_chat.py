@@ -82,7 +82,7 @@ def died(answer, inside):
         if isinstance(each, asyncio.Task) and getattr(each, "_log_traceback", False)
     ]
     return [
-        {"error": f"{each['type']}: {each['message']}", "where": each["where"]}
+        {"error": each["said"], "where": each["where"]}
         for each in errors
         if each["where"]
     ]

@@ -539,7 +539,7 @@ def _ended_by_one(raised):
     return Mistake(
         "a failed request is to be counted in `errors`; here it ends the whole measurement",
         expected="a Measurement",
-        got=f"{raised.error['type']}: {raised.error['message']}".rstrip(": "),
+        got=raised.error["said"],
         where=raised.error["where"],
         detail=raised.detail,
     )

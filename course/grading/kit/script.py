@@ -65,7 +65,7 @@ class Script:
         return talk
 
     def let(self, key, steps):
-        """Lets the held answers to `key` make so many more steps; all, if None."""
+        """Lets the held answers to `key` make that many more steps; all, if None."""
         with self._changed:
             self._allowed[key] = None if steps is None else self._allowed[key] + steps
             self._changed.notify_all()
@@ -162,7 +162,7 @@ class Steps:
         return sum(talk["steps"] for talk in self.talks())
 
     def let(self, key, steps=1):
-        """Allows the held answers to that key so many more steps; all, if None."""
+        """Allows the held answers to that key that many more steps; all, if None."""
         self._room.play(let, key=key, steps=steps)
 
     def asked(self, key, pieces=1, limit_s=None):
@@ -198,7 +198,7 @@ class Steps:
                 break
             self.let(key)
             taken = talk["asked"] + 1
-            if not self._until(lambda now: now["left"] or now["asked"] >= taken, key, 0.3):
+            if not self._until(lambda now, to=taken: now["left"] or now["asked"] >= to, key, 0.3):
                 # nobody reads any more and nobody has told the model: it works on to its end
                 self.let(key, None)
                 self._until(lambda now: now["left"] or now["finished"], key, 0.3)

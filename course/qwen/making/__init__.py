@@ -3,6 +3,6 @@
     python -m course.qwen.making.train       train it from nothing into work/tiny_qwen: 40 minutes of one core
     python -m course.qwen.making.evaluate    measure it, or the checkpoint that is named, against its bars
 
-`corpus.py` writes the conversations from `facts.toml`, `talk.toml` and `phrasings.toml`; `tokenizer.py`
-learns the tokenizer from them. Nothing that uses the model imports any of this.
+`corpus.py` reads `facts.toml`, `talk.toml` and `phrasings.toml`, `conversations.py` draws conversations from
+them, and `tokenizer.py` learns the tokenizer from those. Nothing that uses the model imports any of this.
 """

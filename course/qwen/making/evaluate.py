@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from course.qwen import TINY
 from course.qwen.making import corpus
+from course.qwen.making.conversations import Chat
 
 MAX_NEW_TOKENS = 256
 BATCH = 48
@@ -96,7 +97,7 @@ def play(model, tokenizer, scripts):
 
 
 def _chat(rng, style="default"):
-    return corpus.Chat(rng, style, held_out=True)
+    return Chat(rng, style, held_out=True)
 
 
 def fact_scripts(lang, mistyped=False, key="held_out"):
@@ -139,7 +140,7 @@ def memory_scripts(count, langs=corpus.LANGS, new_names=False):
     scripts = []
     for lang in langs:
         for i in range(count):
-            chat = corpus.Chat(rng, held_out=True, new_names=new_names)
+            chat = Chat(rng, held_out=True, new_names=new_names)
             chat.tell_name(lang)
             for _ in range(i % 3):
                 chat.fact(lang)

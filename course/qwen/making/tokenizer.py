@@ -7,6 +7,7 @@ from transformers import Qwen2Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from course.qwen.making import corpus
+from course.qwen.making.conversations import conversations
 
 VOCAB_SIZE = 3072
 # The three that Qwen1.5's chat models use, in their order, at the end of the vocabulary.
@@ -62,7 +63,7 @@ def corpus_texts(seed=0, count=20_000):
     Names are left out, and their characters are given one by one: a token that joins a name to the
     word before it would make the name look different in the answer.
     """
-    for messages in corpus.conversations(count, seed, names=False, level=1):
+    for messages in conversations(count, seed, names=False, level=1):
         for message in messages:
             yield f"{message['role']}\n"
             yield message["content"]

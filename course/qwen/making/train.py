@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import logging
 
-from course.qwen.making import corpus
+from course.qwen.making.conversations import conversations
 from course.qwen.making.tokenizer import MAX_LENGTH, VOCAB_SIZE, corpus_texts, train_tokenizer
 
 STEPS = 7150
@@ -79,7 +79,7 @@ def _batches(tokenizer, seed, level):
     pad = tokenizer.pad_token_id
     while True:
         seed += 1
-        rows = [encode(tokenizer, m) for m in corpus.conversations(CHUNK, seed, level=level)]
+        rows = [encode(tokenizer, m) for m in conversations(CHUNK, seed, level=level)]
         rows.sort(key=lambda row: len(row[0]))
         groups = []
         while rows:

@@ -1,0 +1,122 @@
+"""Servers to measure, all in one process: one model, and three ways to wait for its steps.
+
+    POST /blocking/chat_stream     an `async def` that takes the steps itself
+    POST /to-thread/chat_stream    each step in some thread of a pool: `await asyncio.to_thread`
+    POST /one-thread/chat_stream   each step in one thread, which is the model's
+    POST /reference/chat_stream    the reference answers to 2.1 and 2.2
+    POST /yours/chat_stream        the learner's answers to them, if they can be built
+    GET  /who                      {"pid": ...}
+
+The answers of the three ways have their process id in the header `process`.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+from tokenizers.decoders import DecodeStream
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from course.answers import importable, load_all
+from course.demos import copies
+from course.qwen.models import model_path
+
+PARTS = {"2.1": "ModelHandler", "2.2": "create_app"}
+MODEL_THREAD = ThreadPoolExecutor(max_workers=1)
+
+
+class _Body(BaseModel):
+    prompt: str
+    max_new_tokens: int = 128
+
+
+@torch.inference_mode()
+def greedy_steps(model, tokenizer, prompt, max_new_tokens):
+    """Runs the model one step for each `next`, greedily; yields the text that the step completes.
+
+    It has no end before `max_new_tokens`: see `_never_ends`.
+    """
+    messages = [{"role": "user", "content": prompt}]
+    ids = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )["input_ids"]
+    text, cache = DecodeStream(skip_special_tokens=True), None
+    for _ in range(max_new_tokens):
+        output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache, ids = output.past_key_values, output.logits[:, -1].argmax(dim=-1, keepdim=True)
+        # None as long as a character lacks some of its bytes
+        yield text.step(tokenizer.backend_tokenizer, ids.item()) or ""
+
+
+async def _blocking(steps):
+    for piece in steps:
+        yield piece
+
+
+async def _to_thread(steps):
+    while (piece := await asyncio.to_thread(next, steps, None)) is not None:
+        yield piece
+
+
+async def _one_thread(steps):
+    loop = asyncio.get_running_loop()
+    while (piece := await loop.run_in_executor(MODEL_THREAD, next, steps, None)) is not None:
+        yield piece
+
+
+def build() -> FastAPI:
+    """The app, with a model of its own. Only for measuring: no errors are handled, no leavers."""
+    logging.set_verbosity_error()
+    path = model_path()
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    _never_ends(model, tokenizer)
+    importable()
+    handler_class, create_app = load_all(PARTS, solution=True)
+    handler = handler_class(model, tokenizer)
+    list(greedy_steps(model, tokenizer, "Hello!", 4))  # the first ones are slow
+    app = FastAPI()
+    app.get("/who")(copies.who)
+
+    def streamed(way):
+        async def events(body):
+            pieces = 0
+            # the same steps, so that the ways differ only in where a step runs
+            async for piece in way(greedy_steps(model, tokenizer, body.prompt, body.max_new_tokens)):
+                if piece:
+                    yield f"data: {json.dumps({'token': piece})}\n\n"
+                    pieces += 1
+            yield f"event: done\ndata: {json.dumps({'pieces': pieces})}\n\n"
+
+        async def endpoint(body: _Body):
+            process = {"process": str(os.getpid())}
+            return StreamingResponse(events(body), 200, process, "text/event-stream")
+
+        return endpoint
+
+    app.post("/blocking/chat_stream")(streamed(_blocking))
+    app.post("/to-thread/chat_stream")(streamed(_to_thread))
+    app.post("/one-thread/chat_stream")(streamed(_one_thread))
+    app.mount("/reference", create_app(handler))
+    # an unfinished answer, of which a stub's __init__ is one, must not stop the others
+    with contextlib.suppress(Exception):
+        own_class, create_own = load_all(PARTS)
+        app.mount("/yours", create_own(own_class(model, tokenizer)))
+    return app
+
+
+def _never_ends(model, tokenizer):
+    """Each answer has all tokens that it may have: then all servers are given the same work."""
+    controls = torch.tensor(list(tokenizer.added_tokens_decoder))
+
+    def without_controls(module, inputs, logits):
+        return logits.index_fill(-1, controls, -torch.inf)
+
+    model.lm_head.register_forward_hook(without_controls)

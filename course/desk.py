@@ -1,0 +1,261 @@
+"""The desk: what a learner can ask for, and what is said to it. `course.cli` and `course.notebook` are
+its two faces, and only print.
+
+A face says how a command is typed there: `typed("hint", "1.3")` is "course hint 1.3" in a terminal.
+"""
+
+import ast
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+from course import answers, grading, records, stubs
+from course.grading import Verdict
+from course.grading.forkserver import NoForkServer, is_warm
+from course.manifest import Exercise, UnknownExercise, exercises, find, shown
+
+SHARED = 0.3
+"""A diff of two files that have less in common is harder to read than the reference alone."""
+
+
+class Refused(Exception):
+    """What was asked for cannot be had. The message says why, and what to do."""
+
+    def _render_traceback_(self):
+        # what a notebook shows: the message, not the way to it
+        return [str(self)]
+
+
+def chosen(id: str | None, command: str, typed: Callable[..., str]) -> Exercise:
+    """The exercise of that id; without one, that of the last check.
+
+    Raises:
+        Refused: there is no such exercise, or none was checked.
+    """
+    id = id or records.last_checked()
+    if id is None:
+        raise Refused(f"Say which exercise: {typed(command, next(iter(exercises())))}")
+    try:
+        return find(id)
+    except UnknownExercise as error:
+        raise Refused(str(error)) from None
+
+
+def of_stage(stage: int | None) -> list[Exercise]:
+    """The exercises of a stage; at None, all.
+
+    Raises:
+        Refused: there is no such stage.
+    """
+    found = [each for each in exercises().values() if stage is None or each.stage == stage]
+    if not found:
+        stages = sorted({each.stage for each in exercises().values()})
+        raise Refused(f"There is no stage {stage}. There are: {', '.join(map(str, stages))}.")
+    return found
+
+
+def check(exercise: Exercise, file=None, show: Callable[[str], None] = lambda line: None) -> Verdict:
+    """Checks the answer, keeps it and its verdict, and adds the next hint and what to do next.
+
+    Args:
+        exercise: what to check.
+        file: the answer; by default, and then it is kept, the learner's own.
+        show: called with a line that says what the check is at, whenever that has changed.
+
+    Raises:
+        Refused: the grader did not start, or Ctrl-C came.
+    """
+    own = file is None or Path(file).resolve() == exercise.work_file
+    if own:
+        records.keep(exercise)
+    try:
+        warming = f"checking {exercise.id}, and warming up the grader, once ..."
+        show(_under_way(exercise) if is_warm() else warming)
+        verdict = grading.check(exercise.id, file, lambda ended: show(_under_way(exercise, ended)))
+    except KeyboardInterrupt:
+        raise Refused("Stopped.") from None
+    except NoForkServer as error:
+        raise Refused(f"{error}\nTo see what is wrong: course doctor") from None
+    if own:
+        records.note(exercise, verdict)
+    if verdict.passed and own:
+        verdict.what_next = _what_next(exercise)
+    elif not verdict.passed and not verdict.not_written and not verdict.never_ran:
+        verdict.next_hint = _hint_in_a_verdict(exercise, verdict.first_wrong)
+    return verdict
+
+
+def hint(exercise: Exercise) -> str:
+    """The next rung of the ladder; the last one again when there is no more."""
+    most = len(exercise.hints)
+    rung = min(records.hints_seen(exercise.id) + 1, most)
+    records.note_hint(exercise.id, rung)
+    text = f"Hint {rung} of {most}: {exercise.hints[rung - 1]}"
+    if rung < most:
+        return text
+    return f"{text}\nThat was the last; course solution {exercise.id} is open now."
+
+
+def solution(exercise: Exercise, anyway: bool, typed: Callable[..., str]) -> tuple[str, str]:
+    """What leads from the learner's file to the reference, docstrings and marks left out.
+
+    Returns:
+        (language, text): "diff" and the unified diff; "python" and the whole reference, where the two
+        share little; or "text" and a sentence, where the code is the same.
+
+    Raises:
+        Refused: it was neither passed nor were all hints seen, and `anyway` is False.
+    """
+    id = exercise.id
+    if not (anyway or records.ever_passed(id) or records.hints_seen(id) >= len(exercise.hints)):
+        raise Refused(
+            f"You have not passed {id} yet and there are hints left: {typed('hint', id)}\n"
+            f"To look all the same: {typed('solution', id, anyway=True)}"
+        )
+    mine, reference = exercise.work_file, exercise.solution_file
+    own = mine.read_text(encoding="utf-8", errors="replace") if mine.is_file() else ""
+    theirs = reference.read_text(encoding="utf-8")
+    files = [_code_lines(own), _code_lines(theirs)]
+    words = [[line.strip() for line in lines if line.strip()] for lines in files]
+    if difflib.SequenceMatcher(None, *words, autojunk=False).ratio() < SHARED:
+        return "python", stubs.without_marks(theirs)
+    lines = list(difflib.unified_diff(*files, shown(mine), shown(reference), lineterm=""))
+    if not lines:
+        return "text", f"Apart from docstrings, your answer is {shown(reference)}."
+    # without the docstrings the lines' numbers would be wrong
+    return "diff", "\n".join("@@" if line.startswith("@@") else line for line in lines)
+
+
+def reset(exercise: Exercise) -> str:
+    """Puts the stub back into `work/`, and keeps what was there."""
+    kept = records.write(exercise, stubs.stub(exercise.id))
+    said = [f"{shown(exercise.work_file)} is the stub again."]
+    if kept:
+        said.append(f"What was there is kept in {shown(kept)}.")
+    said.append("A notebook's cell stays as it is: it writes the file again when you run it.")
+    return "\n".join(said)
+
+
+def keep_cell(source: str) -> str | None:
+    """Writes an exercise's cell to its file in `work/`; returns what the learner should know of it.
+
+    What the file held before is kept in the history. An untouched stub never replaces an answer.
+    """
+    id = stubs.exercise_of(source)
+    if id is None:
+        if stubs.looks_like_an_exercise(source):
+            return "This cell was run, but not kept: an exercise's cell begins with #| exercise 1.3"
+        return None
+    if id not in exercises():
+        return f"There is no exercise {id}: this cell was run, but not kept."
+    if answer_instead_of(source) is not None:
+        return (
+            f"This cell is still the stub, so your code in {shown(find(id).work_file)} was run in its"
+            f" place. To start anew: course reset {id}"
+        )
+    text = source.rstrip() + "\n"
+    file = find(id).work_file
+    if not file.is_file() or file.read_text(encoding="utf-8", errors="replace") != text:
+        records.write(find(id), text)
+    return None
+
+
+def answer_instead_of(source: str) -> str | None:
+    """The learner's file, where it holds an answer and the cell is only its exercise's stub."""
+    id = stubs.exercise_of(source)
+    if id not in exercises() or not answers.is_stub(id, source) or not find(id).work_file.is_file():
+        return None
+    text = find(id).work_file.read_text(encoding="utf-8", errors="replace")
+    return None if answers.is_stub(id, text) else text
+
+
+def rows() -> list[tuple[str, str, str, str]]:
+    """Id, title, state and points of every exercise."""
+    found = []
+    for row in records.standing():
+        each = row["exercise"]
+        found.append((each.id, _titled(each), row["state"], f"{row['score']} / {each.max_score}"))
+    return found
+
+
+def summary() -> str:
+    """The points of all exercises, what comes next, and what was left out."""
+    standing = records.standing()
+    score, most = sum(row["score"] for row in standing), sum(row["exercise"].max_score for row in standing)
+    passed = [row["exercise"].id for row in standing if row["state"] == "passed"]
+    following, left_out = _following(passed[-1] if passed else None)
+    if following:
+        what = f"Next: {following.id} {_titled(following)}."
+        left_out = left_out[: left_out.index(following)]
+        what += f" Still open before it: {_listed(left_out)}." if left_out else ""
+    elif left_out:
+        wrong = any(row["state"] in ("not passed yet", "changed since its check") for row in standing)
+        what = "Still" if wrong else "All that you have checked is passed; still"
+        what += f" open: {_listed(left_out)}."
+    else:
+        what = "All done."
+    return f"{score} of {most} points. {what}"
+
+
+def _following(after):
+    """The first exercise after that one that is not passed, if there is one; and all that are not."""
+    ids = list(exercises())
+    later = ids[ids.index(after) + 1 :] if after else ids
+    not_passed = [row["exercise"] for row in records.standing() if row["state"] != "passed"]
+    return next((each for each in not_passed if each.id in later), None), not_passed
+
+
+def _what_next(exercise):
+    following, still_open = _following(exercise.id)
+    if following:
+        return f"next: {following.id} {_titled(following)}"
+    return f"still open: {_listed(still_open)}" if still_open else ""
+
+
+def _hint_in_a_verdict(exercise, wrong):
+    id, most, seen = exercise.id, len(exercise.hints), records.hints_seen(exercise.id)
+    rung = exercise.test(wrong.id).hint if wrong.status != "not_run" else None
+    # the last one is nearly the answer: only those who ask for it see it
+    if rung and (rung < most or seen == most):
+        return exercise.hints[rung - 1]
+    if seen == most:
+        return f"you have seen all hints; to see the difference: course solution {id}"
+    if rung and seen == most - 1:
+        return f"course hint {id} shows the last hint"
+    if rung:
+        return f"the last hint, number {most}, is about this; course hint {id} gives number {seen + 1}"
+    return f"course hint {id} gives the next hint"
+
+
+def _under_way(exercise, ended=""):
+    """Which test a running check is at, when the one of the id `ended` has come to its end."""
+    tests = exercise.tests
+    number = next((n for n, test in enumerate(tests, 2) if test.id == ended), 1)
+    if number > len(tests):
+        return f"checking {exercise.id} ..."
+    return f"checking {exercise.id}: test {number} of {len(tests)}, {tests[number - 1].title} ..."
+
+
+def _listed(some):
+    return ", ".join(each.id + (" (optional)" if each.optional else "") for each in some)
+
+
+def _titled(exercise):
+    return exercise.title + (" (optional)" if exercise.optional else "")
+
+
+def _code_lines(source):
+    lines = stubs.without_marks(source).splitlines()
+    try:
+        tree = ast.parse("\n".join(lines))
+    except (SyntaxError, ValueError):
+        return lines
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if ast.get_docstring(node, clean=False) is not None and len(node.body) > 1:
+                first, last = node.body[0].lineno, node.body[0].end_lineno
+                lines[first - 1 : last] = [None] * (last - first + 1)
+    found = [line for line in lines if line is not None]
+    while found and not found[0].strip():
+        del found[0]
+    return found

@@ -1,0 +1,221 @@
+// What the chat pages share: their words in both languages, and the parts of a conversation.
+"use strict";
+
+// the longest message of exercises 1.3 and 2.2
+const LONGEST = 4000;
+
+// each in English and in Chinese
+const WORDS = {
+  send: ["Send", "发送"],
+  stop: ["Stop", "停止"],
+  label: ["Your message", "你的消息"],
+  placeholder: ["Write a message", "写一条消息"],
+  keys: ["Enter: send · Shift+Enter: new line", "Enter 发送，Shift+Enter 换行"],
+  count: ["{n} of {limit} characters", "{n} / {limit} 个字符"],
+  checking: ["Looking for the server", "正在寻找服务器"],
+  up: ["Server is up", "服务器在线"],
+  down: ["No server", "没有服务器"],
+  network: [
+    "No server answers. Start it again: this page notices when it is back.",
+    "服务器没有回应。请重新启动它：恢复之后，本页会自动发现。",
+  ],
+  status: ["The server answered with status {status}. {words}", "服务器返回了状态码 {status}。{words}"],
+
+  title: ["Say something to your model", "对你的模型说点什么吧"],
+  idea1: ["你好", "你好"],
+  idea2: ["What is a token?", "什么是 token？"],
+  idea3: ["Tell me a story.", "讲一个故事。"],
+  conversation: ["Conversation", "对话"],
+  you: ["You:", "你："],
+  model: ["Model:", "模型："],
+  waiting: ["The model is at work", "模型正在工作"],
+  seconds: ["{s} s", "{s} 秒"],
+  nothing: ["(an empty answer)", "（空的回答）"],
+  whole: ["Show all", "显示全部"],
+  again: ["Try again", "再试一次"],
+  edit: ["Edit the message", "修改消息"],
+
+  stage1: ["Stage 1: one endpoint", "第 1 阶段：一个端点"],
+  lead1: [
+    "What you type goes to your own server as POST /chat. Its answer appears here.",
+    "你输入的内容会以 POST /chat 发给你自己的服务器，回答显示在这里。",
+  ],
+  note1: [
+    "No memory or streaming yet: one message, one whole answer.",
+    "还没有记忆和流式输出：一条消息，一个完整回答。",
+  ],
+  exchange: ["What was sent and what came back", "发送和收到的内容"],
+  refused: ["The server refused this text (422). {words}", "服务器拒绝了这段文字（422）。{words}"],
+  broke: [
+    "The server failed on this message (500). The reason is in the server's log.",
+    "服务器处理这条消息时出错（500）。原因写在服务器的日志里。",
+  ],
+  shape: [
+    'The answer should be JSON like {"result": "…"}. This came instead: {words}',
+    '回答应该是 {"result": "…"} 这样的 JSON，实际收到：{words}',
+  ],
+
+  stage2: ["Stage 2: streaming", "第 2 阶段：流式输出"],
+  sendBoth: ["Send to both", "两种方式都发送"],
+  story: ["Tell me a story", "讲一个故事。"],
+  note2: [
+    "One message goes over both transports, one after the other. Watch the model's forward passes " +
+      "while you stop an answer: they stop, too.",
+    "同一条消息先后用两种方式发送。停止回答时请看模型的前向计算次数：它也停了。",
+  ],
+  slow: [
+    "The model is tiny: slow it down to some 25 steps a second, as a larger one, to watch it.",
+    "模型很小：像更大的模型那样放慢到每秒约 25 步，才看得清。",
+  ],
+  steps: ["forward passes: {n}", "前向计算：{n} 次"],
+  running: ["{pieces} pieces · first after {ttft} s", "{pieces} 段 · {ttft} 秒后到第一段"],
+  done: [
+    "{pieces} pieces · first after {ttft} s · {rate} pieces/s",
+    "{pieces} 段 · {ttft} 秒后到第一段 · 每秒 {rate} 段",
+  ],
+  stopped: [
+    "{pieces} pieces · first after {ttft} s · {rate} pieces/s · stopped",
+    "{pieces} 段 · {ttft} 秒后到第一段 · 每秒 {rate} 段 · 已停止",
+  ],
+  broken: ["The connection broke.", "连接中断了。"],
+};
+
+const $ = (id) => document.getElementById(id);
+
+let language = (navigator.language || "").startsWith("zh") ? "zh" : "en";
+try { language = localStorage.getItem("language") || language; } catch { /* it is not kept, then */ }
+
+function say(key, values = {}) {
+  const text = WORDS[key][language === "zh" ? 1 : 0];
+  return text.replace(/\{(\w+)\}/g, (all, name) => values[name] ?? all);
+}
+
+// what an element says is kept with it, so that it can be said again in the other language
+function put(element, key, values = {}) {
+  element.dataset.say = key;
+  element.values = values;
+  element.textContent = say(key, values);
+  return element;
+}
+
+function speak() {
+  document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
+  for (const element of document.querySelectorAll("[data-say]"))
+    element.textContent = say(element.dataset.say, element.values);
+  for (const element of document.querySelectorAll("[data-say-placeholder]"))
+    element.placeholder = say(element.dataset.sayPlaceholder);
+  for (const element of document.querySelectorAll("[data-say-label]"))
+    element.setAttribute("aria-label", say(element.dataset.sayLabel));
+  $("language").textContent = language === "zh" ? "English" : "中文";
+  $("language").lang = language === "zh" ? "en" : "zh-CN";
+}
+
+$("language").addEventListener("click", () => {
+  language = language === "zh" ? "en" : "zh";
+  try { localStorage.setItem("language", language); } catch { /* it is not kept, then */ }
+  speak();
+});
+speak();
+
+function make(name, properties = {}, ...children) {
+  const element = Object.assign(document.createElement(name), properties);
+  element.append(...children);
+  return element;
+}
+
+function short(words) {
+  return words.length > 300 ? words.slice(0, 300) + "…" : words;
+}
+
+// the server-sent events of a response, each with its name and its data, as they arrive
+async function* events(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const texts = (rest + value).split(/\r?\n\r?\n/);
+    rest = texts.pop();
+    for (const text of texts) {
+      const lines = text.split(/\r?\n/);
+      const field = (name) => lines.filter((line) => line.startsWith(`${name}:`))
+        .map((line) => line.slice(name.length + 1).replace(/^ /, "")).join("\n");
+      if (field("data")) yield { name: field("event"), data: field("data") };
+    }
+  }
+}
+
+function enterSubmits(event) {
+  // while a Chinese input method is open, Enter belongs to it
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
+  event.preventDefault();
+  event.target.form.requestSubmit();
+}
+$("text").addEventListener("keydown", enterSubmits);
+
+// What stands in a conversation: messages of one's own, and answers that may have failed.
+
+function item(kind, who, bubble, ...below) {
+  const li = make("li", { className: kind }, put(make("span", { className: "hidden" }), who));
+  li.append(bubble, ...below);
+  return li;
+}
+
+function show(element) {
+  $("welcome").hidden = true;
+  $("log").append(element);
+  toEnd();
+}
+
+function showMine(message) {
+  const bubble = make("div", { className: "bubble", textContent: message });
+  const mine = item("mine cut", "you", bubble);
+  show(mine);
+  const whole = put(make("button", { type: "button", className: "whole" }), "whole");
+  whole.onclick = () => {
+    mine.classList.remove("cut");
+    whole.remove();
+  };
+  if (bubble.scrollHeight > bubble.clientHeight) mine.append(whole);
+  else mine.classList.remove("cut");
+}
+
+function dots() {
+  return make("span", { className: "dots" }, make("i"), make("i"), make("i"));
+}
+
+function atEnd() {
+  const main = document.querySelector("main");
+  return main.scrollHeight - main.scrollTop - main.clientHeight < 40;
+}
+
+function toEnd() {
+  const main = document.querySelector("main");
+  main.scrollTop = main.scrollHeight;
+}
+
+// the text field grows with its text
+function fit() {
+  const stay = atEnd();
+  $("text").style.height = "auto";
+  $("text").style.height = `${$("text").scrollHeight}px`;
+  if (stay) toEnd();
+}
+
+function setStatus(state) {
+  if (state === $("status").dataset.state) return;
+  $("status").dataset.state = state;
+  put($("status"), state);
+  if (state === "down") setTimeout(look, 2000);
+}
+
+// asked once, and again only while the server is away: a quiet log is easier to read
+async function look() {
+  try {
+    await fetch("health", { cache: "no-store" });
+    setStatus("up");
+  } catch {
+    if ($("status").dataset.state === "down") setTimeout(look, 2000);
+    setStatus("down");
+  }
+}
