@@ -28,6 +28,7 @@ WARM = [
     "course.grading.runner",
     "course.grading.kit.lockstep",
     "course.grading.kit.processes",
+    "course.grading.kit.scripted_chat",
     "course.grading.kit.scripted_handler",
     "course.grading.kit.sse",
     "course.grading.kit.tokenizers",
