@@ -96,17 +96,17 @@ def openai_error(status, message, *, type, param=None, code=None):
 def create_app(load, *, model="tiny-qwen"):
     """Make the app that OpenAI's client takes for OpenAI's.
 
-        POST /v1/chat/completions   see ChatRequest; `openai.OpenAI(base_url="http://.../v1")`
+        POST /v1/chat/completions   see ChatRequest
         GET  /v1/models             {"object": "list", "data": [{"id": "tiny-qwen", "object": "model", ...}]}
 
-    An answer in one piece:
+    An answer in one piece (usage and reason are those of the last Piece):
 
         {"id": "chatcmpl-...", "object": "chat.completion", "created": 1700000000, "model": "tiny-qwen",
          "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi!"}, "finish_reason": "stop"}],
          "usage": {"prompt_tokens": 27, "completion_tokens": 3, "total_tokens": 30}}
 
-    With `"stream": true`, events without a name, each a `chat.completion.chunk`, all with the same id and
-    the same `created`, each sent as soon as its text is there:
+    With `"stream": true`, events without a name, each a `chat.completion.chunk` and sent as soon as its
+    text is there. All chunks of an answer have the same id and the same `created`:
 
         data: {..., "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": null}]}
 
@@ -116,29 +116,40 @@ def create_app(load, *, model="tiny-qwen"):
 
         data: [DONE]
 
-    The first chunk has `delta.role`; its content may be empty or the first text. With
-    `stream_options.include_usage` one more chunk stands before [DONE], with `"choices": []` and `usage`;
-    in all others `usage` is left out or null.
+    The first chunk, and only it, has `delta.role`; its content may be left out, be empty, or be the first
+    text. A content is never null. The finish_reason comes once, with an empty delta: text of the last
+    Piece is sent before it. With `stream_options.include_usage` one more chunk stands before [DONE], with
+    `"choices": []` and `usage`; in all others `usage` is left out or null.
 
-    Each id is different. Errors are `{"error": {"message", "type", "param", "code"}}`, all four there:
+    Each request has another id. `created` is in whole seconds since 1970.
 
-        400  invalid_request_error   anything wrong in the body, also a body that is not JSON; and a
-                                     ValueError before the first piece, with the error's text as its message
-                                     and the code context_length_exceeded
-        404  invalid_request_error   another model than this one: code model_not_found
+    What reaches `chat`: messages as dicts of role and content, the content one string (parts are joined
+    with nothing between); the options as they were asked for, `stop` as a list. What is left out or null
+    has the default of exercise 3.6. `max_completion_tokens` wins over `max_tokens`.
+
+    Errors are `{"error": {"message", "type", "param", "code"}}`, all four there, `param` and `code` a
+    string or null:
+
+        400  invalid_request_error   anything wrong in the body, also a body that is not JSON, not UTF-8 or
+                                     nested too deep; and a ValueError of `chat` before the first piece,
+                                     code context_length_exceeded
+        404  invalid_request_error   another model than this one, code model_not_found
         500  server_error            the model fails before its first piece, or at any time where the answer
-                                     is not streamed: a plain message, nothing of the exception
+                                     is not streamed (after the first piece with a ValueError, too): a plain
+                                     message, nothing of the exception
 
-    If the model fails after the first piece of a stream, an event follows with such an error object as its
-    data (named `error` or without a name), and then the end: no `finish_reason`, no [DONE].
+    If the model fails after the first piece of a stream, an event follows with such a server_error as its
+    data (named `error` or without a name), and then the end: no finish_reason, no [DONE].
 
     What is refused costs the model no step. When the client leaves, streaming or not, also while no piece
-    comes, the model stops within three steps.
+    comes, the model stops within three steps: what `chat` returned is closed, or its reader is cancelled.
+    No other answer is disturbed, and answers do not wait for each other.
 
     Args:
-        load: gives an object with `chat(messages, *, max_tokens, temperature, top_p, seed, stop)`, as in
-            exercise 3.6: what that returns gives Pieces and has `__anext__` and `aclose`. Called once, when
-            the app starts, before the first request is answered.
+        load: gives an object with `chat(messages, *, max_tokens, temperature, top_p, seed, stop)` as in
+            exercise 3.6: what that returns gives Pieces and has `__anext__` and `aclose`. A ValueError may
+            be raised at its call or when the first piece is asked for. `load` is called once, when the app
+            starts, before the first request is answered.
         model: the name by which requests call the model.
 
     Returns:
@@ -159,7 +170,8 @@ def create_app(load, *, model="tiny-qwen"):
     @app.exception_handler(RequestValidationError)
     async def say_what_is_wrong(request, error):
         problem = error.errors()[0]
-        param = ".".join(str(each) for each in problem["loc"][1:] if problem["type"] != "json_invalid")
+        is_json = problem["type"] != "json_invalid"
+        param = ".".join(map(str, problem["loc"][1:])) if is_json else ""
         message = f"{param or 'the body'}: {problem['msg']}"
         return openai_error(400, message, type="invalid_request_error", param=param or None)
 

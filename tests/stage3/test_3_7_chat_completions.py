@@ -171,6 +171,8 @@ def require_error_form(data, **found):
     if isinstance(data, dict) and isinstance(data.get("detail"), dict) and "error" in data["detail"]:
         fail("the error stands under `detail`: HTTPException puts it there", **found)
     error = data.get("error") if isinstance(data, dict) else None
+    if error is None and isinstance(data, dict) and "detail" in data:
+        fail("an error has FastAPI's form, `detail`: OpenAI's client reads an object under `error`", **found)
     require(isinstance(error, dict), "an error is not an object under `error`, as OpenAI's client reads it", **found)
     missing = [name for name in ("message", "type", "param", "code") if name not in error]
     require(missing == [], f"an error lacks {', '.join(missing)}: all four are there", **found)
