@@ -74,9 +74,10 @@ class ScriptedChat:
 def key_of(messages):
     """The content of the last message; "" where that is not to be had."""
     try:
-        content = messages[-1]["content"]
+        last = messages[-1]
     except (TypeError, LookupError):
         return ""
+    content = last.get("content") if isinstance(last, dict) else getattr(last, "content", None)
     return content if isinstance(content, str) else ""
 
 
