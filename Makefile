@@ -23,8 +23,9 @@ setup: $(STAMP) ## make .venv with everything in it
 lab: $(STAMP) ## set up if needed, then open JupyterLab on the first notebook
 	@$(PY) -m course.lab $(LAB_ARGS)
 
+# four at a time also on two cores: most tests wait, a hanging answer's for its whole limit
 test: $(STAMP) ## set up if needed, then run every test
-	@$(PY) -m pytest -n 2 --dist worksteal $(TEST_ARGS)
+	@$(PY) -m pytest -n 4 --dist worksteal $(TEST_ARGS)
 
 serve: $(STAMP) ## run your own server: make serve STAGE=1
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/course serve $(STAGE) $(SERVE_ARGS)

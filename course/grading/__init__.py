@@ -1,4 +1,9 @@
-"""The autograder: `check` runs an answer in a room of its own and returns the verdict."""
+"""The autograder: `check` runs an answer in a room of its own and returns the verdict.
+
+Four processes: the asker (`check` and `verdict`, here), the fork server (`forkserver`, `warm`), the runner,
+forked from it for each check (`runner`, `fixtures`, `room`, `needs`, the tests themselves), and the rooms,
+forked from the runner (`settle`, `inside`, `probe`, `where`). `kit` is what tests use, in both of the last.
+"""
 
 import json
 import os

@@ -6,6 +6,7 @@ It ends by itself when nobody has asked for a while, and when the JupyterLab in 
 """
 
 import contextlib
+import ctypes
 import gc
 import hashlib
 import os
@@ -178,6 +179,7 @@ def main(folder):
         raise
     gc.collect()
     gc.freeze()
+    _use_huge_pages()
     asked = time.monotonic()
     while True:
         ready, _, _ = select.select([listener], [], [], LOOK_S)
@@ -212,6 +214,21 @@ def _become_runner(connection, listener):
     finally:
         # nothing is closed in order: another thread is still reading from the connection
         os._exit(0)
+
+
+def _use_huge_pages():
+    """Gathers this process's memory into pages of 2 MB, where the kernel can (Linux 6.1): a fork copies
+    the table of pages, and a process that ends goes through it again."""
+    if sys.platform != "linux":
+        return
+    libc, size, collapse = ctypes.CDLL(None), 2 << 20, 25
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+        place, rights, _, _, _, *name = line.split()
+        if "w" not in rights or name not in ([], ["[heap]"]):
+            continue
+        start, end = (int(part, 16) for part in place.split("-"))
+        for page in range(-(-start // size) * size, end - size + 1, size):
+            libc.madvise(ctypes.c_void_p(page), ctypes.c_size_t(size), collapse)
 
 
 if __name__ == "__main__":

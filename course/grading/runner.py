@@ -24,6 +24,11 @@ TEST_LIMIT_S = 120.0
 """A test that takes longer hangs itself: each call into a room has a limit of its own."""
 LONGEST_PRINTED = 200
 """So much of what the answer printed last, its learner's own tool, stands in a verdict."""
+UNUSED = (
+    "cacheprovider debugging doctest faulthandler legacypath logging pastebin setuponly setupplan stepwise"
+    " threadexception unittest unraisableexception warnings"
+).split()
+"""Parts of pytest that cost time at its start or around each test, and that no test here needs."""
 MOST_HANGS = 2
 """After so many hanging tests the rest are not run, or a learner would wait for each limit."""
 
@@ -43,8 +48,9 @@ def run(id, file, send):
     pytest.main(
         [
             the_exercise.tests_file,
-            *("-q", "-s", "--noconftest", "--tb=short"),
-            *("-p", "no:cacheprovider", "-p", "course.grading.fixtures"),
+            *("-q", "-s", "--noconftest", "--tb=short", "--no-summary", "--assert=plain"),
+            *(f"-pno:{plugin}" for plugin in UNUSED),
+            *("-p", "course.grading.fixtures"),
             *("--rootdir", ".", "-c", os.devnull),
         ],
         plugins=[results],

@@ -40,7 +40,7 @@ def settle(connection, folder):
         # nothing that the runner has open (its report above all) may be within the answer's reach;
         # not closed but replaced, since objects of the runner's still close those numbers one day
         keep = {0, 1, 2, connection.fileno(), nothing, hung}
-        for fd in range(3, 1024):
+        for fd in map(int, os.listdir("/dev/fd")):
             if fd not in keep:
                 with contextlib.suppress(OSError):
                     os.fstat(fd)

@@ -24,9 +24,18 @@ WARM = [
     "uvicorn.lifespan.on",
     "uvicorn.protocols.http.auto",
     "uvicorn.protocols.websockets.auto",
+    # what pytest imports when it starts
+    "_pytest._argcomplete",
+    "_pytest.helpconfig",
+    "_pytest.junitxml",
+    "_pytest.skipping",
+    "_pytest.tracemalloc",
+    "course.grading.fixtures",
     # what tests import
     "course.grading.runner",
+    "course.grading.kit.asgi",
     "course.grading.kit.lockstep",
+    "course.grading.kit.logs",
     "course.grading.kit.processes",
     "course.grading.kit.scripted_chat",
     "course.grading.kit.scripted_handler",
@@ -61,6 +70,8 @@ def warm():
     model, tokenizer = models.tiny()
     ids = tokenizer("你好", return_tensors="pt")
     model.generate(**ids, max_new_tokens=2, do_sample=True)
+    # transformers keeps each template that it has compiled
+    tokenizer.apply_chat_template([{"role": "user", "content": "你好"}])
 
 
 async def _serve_one_event():

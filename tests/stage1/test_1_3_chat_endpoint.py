@@ -217,8 +217,8 @@ def test_post_chat_answers(room):
     )
 
 
-def test_health_says_ok(room):
-    http = Http(room, room.serve(app))
+def test_health_says_ok(shared_room):
+    http = Http(shared_room, shared_room.serve(app))
     reply = http.get("/health")
     require(
         reply.status == 200 and reply.data == {"status": "ok"},
@@ -252,8 +252,8 @@ def test_start_up_loads_the_model_once(room):
     )
 
 
-def test_text_reaches_chat_unchanged(room):
-    http = Http(room, room.serve(app))
+def test_text_reaches_chat_unchanged(shared_room):
+    http = Http(shared_room, shared_room.serve(app))
     texts = [
         "  two blanks before and after  ",
         "\n\u3000你好\u3000\n",
@@ -264,7 +264,7 @@ def test_text_reaches_chat_unchanged(room):
     ]
     for text in texts:
         reply = post(http, text)
-        came = room.notes()["texts"]
+        came = shared_room.notes()["texts"]
         require(
             came[-1:] == [text],
             "the text does not reach chat as it was sent: nothing is stripped, cut or replaced",
@@ -274,8 +274,8 @@ def test_text_reaches_chat_unchanged(room):
         )
 
 
-def test_a_text_has_1_to_4000_code_points(room):
-    http = Http(room, room.serve(app))
+def test_a_text_has_1_to_4000_code_points(shared_room):
+    http = Http(shared_room, shared_room.serve(app))
     for letter, name in (("a", "letters"), ("你", "Chinese ideographs"), ("😀", "emoji")):
         for count, expected in ((1, 200), (4000, 200), (4001, 422)):
             reply = post(http, letter * count)
@@ -297,8 +297,8 @@ def test_a_text_has_1_to_4000_code_points(room):
     )
 
 
-def test_other_bodies_are_422(room):
-    http = Http(room, room.serve(app))
+def test_other_bodies_are_422(shared_room):
+    http = Http(shared_room, shared_room.serve(app))
     bodies = {
         "{}": "a body without `text`",
         '{"Text": "hi"}': "a body without `text`",
@@ -324,11 +324,11 @@ def test_other_bodies_are_422(room):
         )
 
 
-def test_no_history_is_kept(room):
-    http = Http(room, room.serve(app))
+def test_no_history_is_kept(shared_room):
+    http = Http(shared_room, shared_room.serve(app))
     for text in ("My name is Ada.", "What is my name?", "And now?"):
         reply = post(http, text)
-        histories = room.notes()["histories"]
+        histories = shared_room.notes()["histories"]
         if not histories:
             fail("POST /chat does not call chat", sent={"text": text}, **http.facts(reply))
         require(

@@ -138,9 +138,9 @@ def described(outcome):
 # the tests
 
 
-def test_sends_one_post_to_chat(room):
+def test_sends_one_post_to_chat(shared_room):
     with ScriptedServer(ok_json({"result": RESULT})) as server:
-        outcome = room.play(ask, base_url=server.url, text=TEXT)
+        outcome = shared_room.play(ask, base_url=server.url, text=TEXT)
     expected = f"one POST /chat with {json.dumps({'text': TEXT}, ensure_ascii=False)}"
     sent = [f"{each.method} {each.target} {each.body.decode()}" for each in server.requests]
     facts = {"expected": expected, "got": " and ".join(sent)}
@@ -158,7 +158,7 @@ def test_sends_one_post_to_chat(room):
     )
 
 
-def test_a_slash_or_a_path_in_base_url(room):
+def test_a_slash_or_a_path_in_base_url(shared_room):
     with ScriptedServer(ok_json({"result": RESULT})) as server:
         for end, target in (
             ("", "/chat"),
@@ -166,7 +166,7 @@ def test_a_slash_or_a_path_in_base_url(room):
             ("/qwen/v1", "/qwen/v1/chat"),
             ("/qwen/v1/", "/qwen/v1/chat"),
         ):
-            room.play(ask, base_url=server.url + end)
+            shared_room.play(ask, base_url=server.url + end)
             asked = [each.path for each in server.requests]
             server.requests.clear()
             require(
@@ -178,14 +178,14 @@ def test_a_slash_or_a_path_in_base_url(room):
             )
 
 
-def test_returns_the_result(room):
+def test_returns_the_result(shared_room):
     mistake = "ask does not return the server's result, exactly as it came"
     for result in (RESULT, "", "  two blanks  ", '{"result": "nested"}', "null", "😀" * 2000):
         for ensure_ascii in (True, False):
             body = json.dumps({"result": result}, ensure_ascii=ensure_ascii)
             with ScriptedServer([response(200, body)]) as server:
                 returned(
-                    room.play(ask, base_url=server.url), result, mistake, sent=f"200 {body}"
+                    shared_room.play(ask, base_url=server.url), result, mistake, sent=f"200 {body}"
                 )
     in_chunks = [
         head(200, transfer_encoding="chunked"),
@@ -193,7 +193,7 @@ def test_returns_the_result(room):
         b'7\r\n: "hi"}\r\n0\r\n\r\n',
     ]
     with ScriptedServer(in_chunks) as server:
-        returned(room.play(ask, base_url=server.url), "hi", mistake, sent="200 in two chunks")
+        returned(shared_room.play(ask, base_url=server.url), "hi", mistake, sent="200 in two chunks")
 
 
 def test_talks_to_the_chat_endpoint(room):
@@ -218,7 +218,7 @@ def test_works_in_a_running_event_loop(room):
         )
 
 
-def test_a_4xx_or_5xx_is_a_chat_error(room):
+def test_a_4xx_or_5xx_is_a_chat_error(shared_room):
     answers = {
         400: b'{"detail": "bad"}',
         404: b'{"detail": "Not Found"}',
@@ -233,7 +233,7 @@ def test_a_4xx_or_5xx_is_a_chat_error(room):
     }
     for status, body in answers.items():
         with ScriptedServer([response(status, body)]) as server:
-            outcome = room.play(ask, base_url=server.url)
+            outcome = shared_room.play(ask, base_url=server.url)
         sent = f"the server answers {status} {body.decode(errors='replace')}"
         message = a_chat_error(outcome, f"when the server answers {status}", sent=sent)
         require(
@@ -245,7 +245,7 @@ def test_a_4xx_or_5xx_is_a_chat_error(room):
         )
 
 
-def test_the_error_says_what_the_server_said(room):
+def test_the_error_says_what_the_server_said(shared_room):
     two_of_422 = {
         "detail": [
             {"loc": ["body", "text"], "msg": "String should have at most 4000 characters"},
@@ -268,7 +268,7 @@ def test_the_error_says_what_the_server_said(room):
     ]
     for status, body, words in answers:
         with ScriptedServer([response(status, body)]) as server:
-            outcome = room.play(ask, base_url=server.url)
+            outcome = shared_room.play(ask, base_url=server.url)
         message = outcome.get("message", "")
         missing = [each for each in words if each not in message]
         if missing:
@@ -280,9 +280,9 @@ def test_the_error_says_what_the_server_said(room):
             )
 
 
-def test_no_server_is_a_chat_error(room):
+def test_no_server_is_a_chat_error(shared_room):
     with NobodyListens() as nobody:
-        outcome = room.play(ask, base_url=nobody.url)
+        outcome = shared_room.play(ask, base_url=nobody.url)
     message = a_chat_error(outcome, "when there is no server", sent=f'ask("{nobody.url}", ...)')
     require(
         nobody.url in message,
@@ -303,14 +303,14 @@ BROKEN = {
 }
 
 
-def test_a_broken_connection_is_a_chat_error(room):
+def test_a_broken_connection_is_a_chat_error(shared_room):
     for how, script in BROKEN.items():
         with ScriptedServer(script) as server:
-            outcome = room.play(ask, base_url=server.url)
+            outcome = shared_room.play(ask, base_url=server.url)
         a_chat_error(outcome, f"when the connection breaks {how}")
 
 
-def test_other_200s_are_chat_errors(room):
+def test_other_200s_are_chat_errors(shared_room):
     for body in (
         b"It works!",
         b"",
@@ -328,12 +328,12 @@ def test_other_200s_are_chat_errors(room):
         b"no UTF-8: \xff\xfe",
     ):
         with ScriptedServer([response(200, body)]) as server:
-            outcome = room.play(ask, base_url=server.url)
+            outcome = shared_room.play(ask, base_url=server.url)
         sent = f"the server answers 200 {body.decode(errors='replace')}"
         a_chat_error(outcome, "when a 200 is not the JSON it should be", sent=sent)
 
 
-def test_nothing_is_sent_twice(room):
+def test_nothing_is_sent_twice(shared_room):
     scripts = {
         "answers 503": [response(503, '{"detail": "busy"}', retry_after=0)],
         "breaks the connection": [],
@@ -344,7 +344,7 @@ def test_nothing_is_sent_twice(room):
     }
     for how, script in scripts.items():
         with ScriptedServer(script) as server:
-            room.play(ask, base_url=server.url, timeout_s=0.05 if script == [0.5] else None)
+            shared_room.play(ask, base_url=server.url, timeout_s=0.05 if script == [0.5] else None)
         require(
             len(server.requests) <= 1,
             "ask sends its request again: one call is one request, or the model answers twice",

@@ -10,6 +10,8 @@ scripted_chat      room, runner (`Chat`)   3.6's chat model by script           
 scripted_server    runner                  a server by script, for clients                     1.4, 2.6
 clock              runner, room            a clock that the test moves                         lockstep
 lockstep           runner                  a scripted server in step with the answer's clock   2.6
+asgi               room                    one ASGI exchange, each receive and send by hand        3.4
+logs               room, runner            the lines of a log folder                              3.4
 processes          room, runner            a program, its children, free ports                 2.5
 tokenizers         room                    other templates; a tokenizer that merges newlines   1.2, 1.5, 2.1
 cases              both                    texts that must survive, wrong bodies, sleeps       1.3, 2.2, 2.4

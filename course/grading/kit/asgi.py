@@ -1,0 +1,123 @@
+"""One exchange with an ASGI app without a server: what it receives and what it sends, by hand.
+
+    exchange = Exchange(app, http("/chat", method="POST")).start()
+    exchange.give({"type": "http.request", "body": b"{}"})   # what its next receive() returns
+    message = await exchange.sent()                          # what it sent next
+    await exchange.ended()                                   # raises what the app raised
+
+Nothing is awaited between the app's `send` and the message being here, so a message that is not here
+while the app goes on is one that something in between keeps back.
+"""
+
+import asyncio
+import contextlib
+
+LIMIT_S = 3.0
+"""For what a free machine does in milliseconds; it only ends a hang."""
+
+
+def http(path="/", *, method="GET", headers=()):
+    """The scope of an HTTP request. `headers` are pairs of bytes, the names in lower case."""
+    return {**_scope("http", path, headers), "method": method, "scheme": "http"}
+
+
+def websocket(path="/", *, headers=(), subprotocols=()):
+    """The scope of a WebSocket connection."""
+    return {**_scope("websocket", path, headers), "scheme": "ws", "subprotocols": list(subprotocols)}
+
+
+def _scope(type, path, headers):
+    return {
+        "type": type,
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"host", b"testserver"), *headers],
+        "client": ("127.0.0.1", 50_000),
+        "server": ("testserver", 80),
+        "state": {},
+    }
+
+
+class Exchange:
+    """One call of an ASGI app."""
+
+    def __init__(self, app, scope):
+        self.app, self.scope = app, scope
+        self.messages = []
+        """All that the app has sent so far."""
+        self._seen = 0
+        self._incoming, self._changed = asyncio.Queue(), asyncio.Event()
+        self._task = None
+
+    async def call(self):
+        """Calls the app here and now, in the caller's own task and context."""
+        try:
+            await self.app(self.scope, self._incoming.get, self._send)
+        finally:
+            self._changed.set()
+
+    def start(self):
+        """Calls the app in a task; returns itself."""
+        self._task = asyncio.create_task(self.call())
+        return self
+
+    def give(self, *messages):
+        """What the app receives next."""
+        for message in messages:
+            self._incoming.put_nowait(message)
+        return self
+
+    async def sent(self):
+        """The next message that the app sent; None if it ended without one, or sends none."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LIMIT_S):
+                while self._seen == len(self.messages) and not self._task.done():
+                    self._changed.clear()
+                    await self._changed.wait()
+        if self._seen == len(self.messages):
+            return None
+        self._seen += 1
+        return self.messages[self._seen - 1]
+
+    async def ended(self):
+        """Waits for the app's end, and raises what it raised."""
+        await self._task
+        return self
+
+    def cancel(self):
+        """Cancels the app's task, as a server does that gives up a request."""
+        self._task.cancel()
+
+    @property
+    def status(self):
+        """The response's status; None before it."""
+        return next((m["status"] for m in self.messages if m["type"] == "http.response.start"), None)
+
+    @property
+    def headers(self):
+        """The response's headers, as (name in lower case, value) of text; [] before them."""
+        pairs = [m.get("headers", ()) for m in self.messages if m["type"] == "http.response.start"]
+        return [(_text(name).lower(), _text(value)) for name, value in (pairs or [()])[0]]
+
+    @property
+    def body(self):
+        """The response's body so far."""
+        return b"".join(m.get("body", b"") for m in self.messages if m["type"] == "http.response.body")
+
+    async def _send(self, message):
+        self.messages.append(message)
+        self._changed.set()
+
+
+def _text(part):
+    return part.decode("latin-1") if isinstance(part, bytes) else str(part)
+
+
+async def get(app, path="/", **scope):
+    """The whole exchange of a GET request; raises what the app raises."""
+    exchange = Exchange(app, http(path, **scope)).give({"type": "http.request", "body": b""})
+    return await exchange.start().ended()

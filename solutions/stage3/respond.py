@@ -1,0 +1,138 @@
+"""Exercise 3.2: what a handler gives, as the answer to an HTTP request."""
+
+import asyncio
+import json
+import logging
+
+from fastapi import HTTPException, Request, Response
+from fastapi.encoders import jsonable_encoder
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.sse import ServerSentEvent, format_sse_event
+from four_actions import process
+from pydantic import TypeAdapter
+
+_logger = logging.getLogger(__name__)
+_FAILED = "Internal Server Error"
+_END = object()
+
+
+# given
+def encode_event(piece) -> bytes:
+    """A server-sent event as it goes over the wire.
+
+    Args:
+        piece: anything that FastAPI can encode, which becomes the event's data as JSON, without a
+            name; or a `fastapi.sse.ServerSentEvent`, which says itself what is in it.
+
+    Raises:
+        ValueError, TypeError: the piece cannot be encoded.
+    """
+    says = isinstance(piece, ServerSentEvent)
+    event, data = (piece, piece.data) if says else (ServerSentEvent(), piece)
+    text = event.raw_data if says and data is None else json.dumps(jsonable_encoder(data), ensure_ascii=False)
+    return format_sse_event(data_str=text, event=event.event, id=event.id, retry=event.retry, comment=event.comment)
+
+
+async def respond(handler, request_body, request: Request, response_context=None) -> Response:
+    """Run `process(handler, request_body)` and make the answer to `request` of what it gives.
+
+    A result is a 200 with JSON, encoded as FastAPI encodes: pydantic models, dataclasses, dicts,
+    lists, text, numbers, None. A `Response` goes out as it is. A stream is a 200
+    `text/event-stream` with `Cache-Control: no-cache`: each piece is one event, as `encode_event`
+    makes it, sent as soon as it is there. At the stream's end the response ends; a stream without
+    any pieces is a 200 without any events.
+
+    Args:
+        handler: a `RequestHandler` of exercise 3.1.
+        request_body: what its `pre_process` is called with.
+        request: the request, whose body has been read.
+        response_context: a pydantic model, or None. A result that is not a `Response`, a dict or an
+            instance of the model or of a subclass, is validated and serialised by the model, by
+            alias, so that what it does not know does not go out. One that does not fit is the
+            server's own mistake: a 500. It does not concern streams.
+
+    Raises:
+        HTTPException: an action raised one, before the first piece: it decides the status and the
+            `detail`. Returning a response with these is as good. Nothing else is raised.
+
+    Any other error, also a result or a first piece that cannot be encoded, is a 500 with a plain,
+    non-empty body, text or JSON, which has nothing of the error's type, message, files or lines. A
+    logger gets the traceback, at level ERROR.
+
+    After the first piece the status is out. Then an error of any kind, `HTTPException` included, is
+    logged in the same way and sent as `event: error`, `data: {"error": {"message": "..."}}`, with a
+    plain message as in the 500, and the response ends.
+
+    When the client leaves, the work stops within a second, streaming or not, also before the first
+    piece: an `async def` action is cancelled, the generator of `run` is closed, and a `def` action
+    that has begun ends by itself while nobody waits for it. Then any `Response` is returned. No
+    logger gets a traceback because a client left, and the next request works.
+    """
+    work = asyncio.create_task(_answer(handler, request_body, response_context))
+    left = asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait([work, left], return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            work.cancel()
+            await asyncio.wait([work])
+        return Response(status_code=499) if work.cancelled() else work.result()
+    finally:
+        left.cancel()
+        work.cancel()
+
+
+async def _left(request):
+    """Returns when the client has left."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _answer(handler, request_body, response_context):
+    try:
+        result = await process(handler, request_body)
+        if isinstance(result, Response):
+            return result
+        if hasattr(result, "__anext__"):
+            return await _begun(result)
+        if response_context is None:
+            return JSONResponse(jsonable_encoder(result))
+        model = TypeAdapter(response_context)
+        return JSONResponse(model.dump_python(model.validate_python(result), mode="json", by_alias=True))
+    except HTTPException:
+        raise
+    except Exception:
+        _logger.exception("%s failed", type(handler).__name__)
+        return PlainTextResponse(_FAILED, status_code=500)
+
+
+async def _begun(pieces):
+    """The response, once the first piece is there: after it no error can change the status."""
+    try:
+        first = await anext(pieces, _END)
+        return _EventStream(pieces, b"" if first is _END else encode_event(first))
+    except Exception:
+        await pieces.aclose()
+        raise
+
+
+class _EventStream(StreamingResponse):
+    """It closes its stream whatever happens, even if its body is never asked for."""
+
+    def __init__(self, pieces, first):
+        super().__init__(self._events(first), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._pieces = pieces
+
+    async def __call__(self, scope, receive, send):
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._pieces.aclose()
+
+    async def _events(self, first):
+        try:
+            yield first
+            async for piece in self._pieces:
+                yield encode_event(piece)
+        except Exception:
+            _logger.exception("a stream failed after its first piece")
+            yield encode_event(ServerSentEvent(event="error", data={"error": {"message": _FAILED}}))

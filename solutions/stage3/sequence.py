@@ -1,0 +1,134 @@
+"""Exercise 3.5: one answer in the making, from logits to text that can be shown."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+# given
+@dataclass
+class Piece:
+    """What can be shown after a step."""
+
+    text: str
+    prompt_tokens: int
+    """How many ids the prompt has."""
+    completion_tokens: int
+    """How many tokens were chosen so far, the end's token too."""
+    finish_reason: str | None = None
+    """None; in the last piece "stop" or "length"."""
+
+
+# given
+def choose(logits, temperature, top_p, generator) -> int:
+    """The next token's id, drawn from the smallest set of likeliest tokens whose probabilities, at
+    that temperature, reach `top_p`. At temperature 0 the likeliest.
+
+    Args:
+        logits: a tensor of shape (vocabulary,).
+        generator: the torch.Generator to draw with.
+    """
+    if temperature == 0:
+        return int(logits.argmax())
+    # the largest is moved to 0, so that no temperature is too small to divide by
+    probabilities = ((logits - logits.max()) / temperature).softmax(dim=-1)
+    probabilities, ids = probabilities.sort(descending=True, stable=True)
+    likelier = probabilities.cumsum(dim=-1) - probabilities
+    drawn = torch.multinomial(probabilities * (likelier < top_p), num_samples=1, generator=generator)
+    return int(ids[drawn])
+
+
+class Sequence:
+    """One answer in the making: what a server keeps for each request. It has no model and no thread.
+
+    The texts of its pieces, joined, are the answer: no special tokens, no broken character. A
+    character that the end cuts is left out, whole ones before it are not. After each `take` all
+    text has come out up to and including the last blank, newline or Chinese ideograph, except what
+    a stop sequence may still begin with. (Text may wait for a character that begins in its token.)
+
+    Many sequences on one tokenizer do not disturb each other, in threads too. One sequence is used
+    by one thread at a time. A `take` late in a long answer costs about what an early one does.
+
+    Attributes:
+        token: the id chosen last, which the model is fed next.
+        finished: whether the answer has ended.
+
+    Example:
+        >>> sequence = Sequence(tokenizer, ids, limit=100, eos_token_ids=[151645], stop=["\\n\\n"])
+        >>> while not sequence.finished:
+        ...     piece = sequence.take(next_logits(sequence.token))
+        ...     print(piece.text, end="")
+    """
+
+    def __init__(self, tokenizer, prompt_ids, *, limit, eos_token_ids, temperature=1.0, top_p=1.0, seed=None, stop=()):
+        """Args:
+        tokenizer: a fast, byte-level one, such as Qwen's.
+        prompt_ids: the prompt, a list of ids.
+        limit: at most this many tokens are chosen, at least 1.
+        eos_token_ids: a list of ids. Each ends the answer and has no text in it.
+        temperature, top_p: as `choose` takes them.
+        seed: 0 to 2**32 - 1. Equal seeds draw alike, whatever else runs or was seeded; different
+            ones differ, and so do any two sequences without a seed.
+        stop: up to four strings, none empty. As soon as the text has one of them, whatever tokens
+            it is cut into, the answer ends with the text before it. Of several that the same token
+            completes, the one that begins first counts. Nothing of a stop sequence comes out; what
+            only looked like the beginning of one does.
+        """
+        self.token, self.finished = None, False
+        self._tokenizer = tokenizer.backend_tokenizer
+        self._prompt_tokens, self._completion_tokens = len(prompt_ids), 0
+        self._limit, self._eos_token_ids = limit, eos_token_ids
+        self._temperature, self._top_p, self._stop = temperature, top_p, stop
+        self._generator = torch.Generator()
+        if seed is None:
+            self._generator.seed()  # a new one always begins with the same seed
+        else:
+            self._generator.manual_seed(seed)
+        self._cut, self._cut_text = [], ""
+        self._held = ""
+
+    def take(self, logits) -> Piece:
+        """Choose the next token; returns the text that can be shown now.
+
+        Args:
+            logits: the next token's, a float tensor of shape (vocabulary,) on the CPU. It is not
+                changed.
+
+        Returns:
+            The piece. Its text may be empty. The last one has a `finish_reason`: "stop" if one of
+            `eos_token_ids` was chosen or a stop sequence is complete, also by the last token that
+            is allowed; "length" if `limit` tokens were chosen without.
+        """
+        self.token = choose(logits, self._temperature, self._top_p, self._generator)
+        self._completion_tokens += 1
+        ended = self.token in self._eos_token_ids
+        text = self._held + ("" if ended else self._text_of(self.token))
+        begins = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        reason = None
+        if begins:
+            text, reason = text[: min(begins)], "stop"
+        elif ended:
+            reason = "stop"
+        elif self._completion_tokens == self._limit:
+            reason = "length"
+        self.finished = reason is not None
+        shown = len(text) if self.finished else len(text) - self._may_begin_a_stop(text)
+        self._held = text[shown:]
+        return Piece(text[:shown], self._prompt_tokens, self._completion_tokens, reason)
+
+    def _text_of(self, token):
+        """The characters that the token completes."""
+        self._cut.append(token)
+        text = self._tokenizer.decode(self._cut, skip_special_tokens=True)
+        # a character that lacks some of its bytes is U+FFFD, perhaps several
+        whole = text.rstrip("\ufffd")
+        new = whole[len(self._cut_text) :]
+        self._cut_text = whole
+        if whole == text:
+            self._cut, self._cut_text = [], ""
+        return new
+
+    def _may_begin_a_stop(self, text):
+        """How many characters at the end of the text a stop sequence may begin with."""
+        most = min(len(text), max(map(len, self._stop), default=0))
+        return next((n for n in range(most, 0, -1) if any(s.startswith(text[-n:]) for s in self._stop)), 0)

@@ -1,0 +1,420 @@
+"""The notebooks: their form; run top to bottom, solved and unsolved, in a fresh kernel."""
+
+import ast
+import copy
+import itertools
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from IPython.core.inputtransformer2 import TransformerManager
+from nbclient import NotebookClient
+
+from course import lab, stubs
+from course.manifest import ROOT, exercises, find
+from course.qwen import TINY
+
+PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NAMES = [path.stem for path in PATHS]
+CELL_LIMIT_S = 300
+MOST_LINES, LINE_WIDTH = 8, 110
+SHORT = 24
+PLOTS = r"^ *plots\.(waits|arrivals|loads)\("
+# what JupyterLab writes into a notebook that is only opened: so it is no change for git
+LANGUAGE_INFO = {
+    "codemirror_mode": {"name": "ipython", "version": 3},
+    "file_extension": ".py",
+    "mimetype": "text/x-python",
+    "name": "python",
+    "nbconvert_exporter": "python",
+    "pygments_lexer": "ipython3",
+    "version": "3",
+}
+
+# what a lesson shows by running it, and its text relies on
+SHOWS = {
+    "00_start_here": {
+        "hello": "<|im_start|>assistant\n你好！",
+        "half-a-character": "\N{REPLACEMENT CHARACTER}",
+        "template": "<|im_start|>user",
+        "look-0-1": "Ελληνικά",
+        "temperature": "greedy            Many ",
+        "steps": "<|im_end|>",
+        "able": "> Tell me a story\nOnce",
+    },
+    "stage1_one_endpoint": {
+        "typo": "Repo id must be in the form",
+        "dtype": "torch.float16",
+        "chat-is-gone": "no attribute 'chat'",
+        "sampling": '"do_sample": true',
+        "temperature-zero": "ValueError",
+        "uvicorn-run": "RuntimeError",
+        "nest-asyncio": "asyncio.run: hello from a coroutine\nuvicorn.run: ",
+        "same-loop": "awaited client:  {'status': 'ok'}\nordinary client: ReadTimeout",
+        "in-a-thread": "{'status': 'ok'}",
+        "under-main": "500 Internal Server Error\nNameError: name 'model' is not defined",
+        "blocked": "longest wait for /health",
+        "plain-httpx": "busy  no error: 503",
+        "injection": "3 turns",
+        "look-1-2": "assistant  Your name is Alice.",
+        "serve-own": "open the chat page",
+        "look-1-4": "away  ChatError",
+        "look-own": "in 1 piece(s)",
+        "look-1-5": "3 turns",
+    },
+    "stage2a_streaming": {
+        "passes": "150 passes",
+        "nothing-streams": "pieces, the first after",
+        "loop-is-blocked": "reading a streamer: 0 ticks",
+        "pool": " 4 readers: 4 have their whole answer",
+        "lost-error": "Empty(''), after two seconds\nthe thread:  ValueError",
+        "leaver": "the model made 150",
+        "broken-characters": "\N{REPLACEMENT CHARACTER}",
+        "held-back": ": 'ぬりえをぬる '",
+        "nothing-skipped": "You are a helpful assistant.<|im_end|>\n<|im_start|>user\n你好<|im_end|>",
+        "empty-prompt": "RuntimeError: cannot reshape tensor of 0 elements",
+        "window": " tokens, window ",
+        "quadratic": " times as long\n2000 tokens: ",
+        "decode-stream": "'を', None]\n['', 'ぬりえを\N{REPLACEMENT CHARACTER}']",
+        "lost-newlines": "read: 'Roses are red,violets are The end is '",
+        "late-error": "200\n'data: {\"token\": \"Once\"}'\n''\nRemoteProtocolError",
+        "await-generator": "200\nRemoteProtocolError",
+        "never-reads": "16 pieces wait, in a queue with room for 16",
+        "look-2-2": "event: done",
+        "curl": " s  event: done",
+        "browser": "<iframe",
+        "own-leaver": "the client left after its first event",
+    },
+    "stage2b_limits_and_sockets": {
+        "above-or-below": (
+            "/above  [200, 200, 200, 200, 200, 200]\n"
+            "/below  [200, 200, 200, 429, 429, 429]\n"
+            "/named  [500, 500, 500, 500, 500, 500]\n"
+        ),
+        "rubbish": "100 of 100",
+        "retry-after": "[500, 500, 500, 429] 60",
+        "socket-limit": "must be an instance of starlette.requests.Request",
+        "four-workers": "of 300 were let in",
+        "with-redis": "with Redis, 50 of 300 were let in",
+        "look-2-3": "429 ",
+        "deaf": "came before the last one\nand then: received 1011 (internal error) KeyError('prompt')",
+        "leaver-log": "Exception in ASGI application",
+        "look-2-4": "'stopped': True",
+    },
+    "stage2c_workers_and_measuring": {
+        "async-def": "one after the other",
+        "cpu-bound": "four processes count faster",
+        "torch-threads": "four threads multiply faster",
+        "object": "You must pass the application as an import string",
+        "look-2-5": "after one Ctrl-C 0 of 4 are left",
+        "limit-of-fifty": "a limit of 50 in memory: 200 were let in, [50, 50, 50, 50]",
+        "look-2-6": "of 16 clients at once, each process took",
+        "decided": "More workers, more throughput",
+        "yours": "yours             16",
+    },
+    "stage3b_logs": {
+        "log-id": "A: threading.local says B, ContextVar A",
+        "other-threads": "asyncio.to_thread        A\nloop.run_in_executor     nothing\noutside of the request   nothing",
+        "cpu-percent": "[CPU: 0.0]",
+        "cost": "with them a line takes",
+        "forged": "[level:CRITICAL] the price of bread is now 0",
+        "doubled": "run 1\nrun 2\nrun 2\nrun 3\nrun 3\nrun 3\n",
+        "four-workers": "a file that grows: 0 of 2000 lines are lost, 1 file(s)",
+        "middleware": "sends {'type': 'http.response.start'",
+        "look-3-4": "[logid:default]",
+        "grep": "asked: What is flour?",
+        "attack": "sent from-the-shop-1 | got from-the-shop-1",
+        "own-cost": " µs, while load hangs",
+    },
+}
+
+
+def read(name):
+    return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+
+
+def exercise_cells(notebook):
+    for number, cell in enumerate(notebook.cells):
+        id = stubs.exercise_of(cell.source) if cell.cell_type == "code" else None
+        if id:
+            yield number, id
+
+
+# form
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_is_clean(name):
+    notebook = read(name)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec == {
+        "display_name": lab.KERNEL_TITLE,
+        "language": "python",
+        "name": lab.KERNEL,
+    }
+    assert notebook.metadata.language_info == LANGUAGE_INFO
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == [] and cell.execution_count is None, cell.id
+        # a name that says what the cell is for, and not one that a tool makes up
+        assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", cell.id), cell.id
+
+
+def test_exercise_cells_are_the_stubs_of_all_exercises_in_order():
+    done = subprocess.run(
+        [sys.executable, "-m", "course.stubs", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [id for name in NAMES for _, id in exercise_cells(read(name))]
+    assert found == list(exercises())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_exercise_has_a_header_before_it_and_its_check_after_it(name):
+    notebook = read(name)
+    cells = notebook.cells
+    for number, id in exercise_cells(notebook):
+        header = cells[number - 1].source
+        assert f"Exercise {id}:" in header and "You will build" in header
+        assert re.search(r"Difficulty [●○]{5} · Importance [●○]{5} · \d+ minutes", header), id
+        assert f'hint("{id}")' in header
+        assert ("(optional)" in header) == find(id).optional
+        assert cells[number + 1].source == f'check("{id}")'
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prose_is_short(name):
+    for cell in read(name).cells:
+        if cell.cell_type != "markdown":
+            continue
+        text = re.sub(r"(?s)<details>.*?</details>|```.*?```", "", cell.source)
+        lines = [line for line in text.splitlines() if not line.startswith("#")]
+        assert sum(math.ceil(len(line) / LINE_WIDTH) for line in lines) <= MOST_LINES, cell.id
+
+
+def test_no_statement_of_a_solution_is_in_a_notebook():
+    cells = [cell for name in NAMES for cell in read(name).cells if cell.cell_type == "code"]
+    given = set().union(*(statements(cell.source) for cell in cells))
+    for each in exercises().values():
+        own = statements(each.solution_file.read_text("utf-8"))
+        # what is shorter is common to all programs
+        assert {each for each in own - given if len(each) > SHORT}, each.id
+        own -= statements(stubs.stub(each.id))
+        assert {each for each in own & given if len(each) > SHORT} == set(), each.id
+
+
+def statements(source):
+    """The simple statements of a cell or a file, each in one spelling."""
+    tree = ast.parse(TransformerManager().transform_cell(source))
+    kinds = ast.Assign | ast.AugAssign | ast.Return | ast.Raise | ast.Expr
+    return {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, kinds)}
+
+
+# run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """run(notebook) runs a copy in a fresh kernel, as the course installs it, and returns the copy.
+
+    `earlier` is what earlier notebooks have left in `work/`: {file: source}.
+
+    As with Run All in JupyterLab, an error ends it unless its cell is tagged raises-exception.
+    """
+    folder = tmp_path_factory.mktemp("notebooks")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "prefix", str(folder))
+        patch.setenv("JUPYTER_PATH", str(folder / "share" / "jupyter"))
+        lab.install_kernel()
+        patch.undo()
+        patch.setenv("JUPYTER_PATH", str(folder / "share" / "jupyter"))
+        patch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        for key in ("COURSE_MODEL", "COURSE_HUB"):
+            patch.delenv(key, raising=False)
+
+        def run(notebook, earlier={}):
+            notebook = copy.deepcopy(notebook)
+            place = tmp_path_factory.mktemp("place")
+            for file, source in earlier.items():
+                (place / "work" / file).parent.mkdir(parents=True, exist_ok=True)
+                (place / "work" / file).write_text(source, "utf-8")
+            client = NotebookClient(
+                notebook,
+                kernel_name=lab.KERNEL,
+                timeout=CELL_LIMIT_S,
+                resources={"metadata": {"path": str(place)}},
+            )
+            client.execute(
+                env={
+                    **os.environ,
+                    "COURSE_WORK": str(place / "work"),
+                    "IPYTHONDIR": str(place / "ipython"),
+                }
+            )
+            left = {each.name for each in place.iterdir()} - {"work", "ipython"}
+            assert left == set(), "a lesson leaves files beside the notebook"
+            return notebook
+
+        yield run
+
+
+def earlier(notebook, source):
+    """{file: source(exercise)} of the exercises that come before the notebook's own."""
+    own = [id for _, id in exercise_cells(notebook)]
+    before = itertools.takewhile(lambda each: each.id not in own, exercises().values())
+    return {each.file: source(each) for each in before}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def solved(request, run):
+    notebook = read(request.param)
+    for number, id in exercise_cells(notebook):
+        solution = find(id).solution_file.read_text("utf-8")
+        notebook.cells[number].source = f"{stubs.MARK}{id}\n{solution}"
+    sources = earlier(notebook, lambda each: each.solution_file.read_text("utf-8"))
+    return request.param, run(notebook, sources)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def unsolved(request, run):
+    notebook = read(request.param)
+    return run(notebook, earlier(notebook, lambda each: stubs.stub(each.id)))
+
+
+def errors(notebook):
+    return {
+        cell.id: output
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if output.output_type == "error"
+    }
+
+
+def shown(cell):
+    """All that a cell has put out, as text and as HTML."""
+    parts = []
+    for output in cell.outputs:
+        if output.output_type == "stream":
+            parts.append(output.text)
+        elif "data" in output:
+            parts += [output.data.get("text/plain", ""), output.data.get("text/html", "")]
+    return "".join(parts)
+
+
+def verdicts(notebook):
+    """The first line of the verdict under each check cell."""
+    return {
+        match[1]: shown(cell).splitlines()[0]
+        for cell in notebook.cells
+        if (match := re.fullmatch(r'check\("(.+)"\)', cell.source))
+    }
+
+
+def test_solved_every_cell_runs_and_every_verdict_says_passed(solved):
+    name, notebook = solved
+    assert {id: error.evalue for id, error in errors(notebook).items()} == {}
+    said = verdicts(notebook)
+    assert list(said) == [id for _, id in exercise_cells(notebook)]
+    assert [line for line in said.values() if ": passed," not in line] == []
+
+
+def test_solved_nothing_complains(solved):
+    _, notebook = solved
+    complaints = {
+        cell.id: output.text
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if output.output_type == "stream" and output.name == "stderr"
+    }
+    assert complaints == {}
+
+
+def test_solved_the_lessons_show_what_their_text_says(solved):
+    name, notebook = solved
+    cells = {cell.id: cell for cell in notebook.cells}
+    said = {id: shown(cells[id]) for id in SHOWS[name]}
+    assert {id: said[id] for id, text in SHOWS[name].items() if text not in said[id]} == {}
+
+
+def test_solved_plots_are_plotted(solved):
+    _, notebook = solved
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and re.search(PLOTS, cell.source, re.MULTILINE):
+            assert any("image/png" in output.get("data", {}) for output in cell.outputs), cell.id
+
+
+def test_the_lessons_on_chance_ask_where_the_model_is_not_sure():
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    question, first_word = "Tell me anything", "Many"
+    for name in ("00_start_here", "stage1_one_endpoint"):
+        source = "\n".join(cell.source for cell in read(name).cells)
+        assert f'"{question}"' in source and f'+ "{first_word}"' in source
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
+    )
+    with torch.no_grad():
+        scores = model(**tokenizer(prompt + first_word, return_tensors="pt")).logits[0, -1]
+    # a new word, and not the rest of another one
+    assert tokenizer.decode(scores.argmax()).startswith(" ")
+    settings = model.generation_config
+    # a likeliest token above top_p would leave nothing to draw
+    assert (scores / settings.temperature).softmax(dim=0).max() < settings.top_p - 0.1
+
+
+def test_unsolved_the_cells_that_need_an_exercise_fail_kindly_and_no_others(unsolved):
+    needs = {
+        cell.id: [tag.removeprefix("needs-") for tag in cell.metadata.tags if "needs-" in tag]
+        for cell in unsolved.cells
+        if "raises-exception" in cell.metadata.get("tags", [])
+    }
+    assert all(needs.values())
+    found = errors(unsolved)
+    assert list(found) == list(needs)
+    for id, error in found.items():
+        text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
+        assert "Traceback" not in text and text.count("\n") < 8, text
+        assert any(f"{each} is not written yet" in text for each in needs[id]), text
+
+
+def test_unsolved_no_verdict_says_passed(unsolved):
+    said = verdicts(unsolved)
+    assert list(said) == [id for _, id in exercise_cells(unsolved)]
+    assert [line for line in said.values() if ": not written yet, 0 of" not in line] == []
+
+
+def test_after_a_restart_an_exercise_cell_is_kept_and_checked_before_any_import(run):
+    solution = find("0.1").solution_file.read_text("utf-8")
+    cells = [f"{stubs.MARK}0.1\n{solution}", 'check("0.1")']
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    ran = run(notebook)
+    assert errors(ran) == {}
+    assert ": passed," in verdicts(ran)["0.1"]
+    assert ran.metadata.language_info == LANGUAGE_INFO
+
+
+def test_lab_renews_a_kernel_that_does_not_load_the_extension(tmp_path, monkeypatch):
+    from ipykernel.kernelspec import install
+    from jupyterlab.labapp import LabApp
+
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share" / "jupyter"))
+    monkeypatch.setattr(LabApp, "launch_instance", lambda arguments: None)
+    install(kernel_name=lab.KERNEL, prefix=str(tmp_path))
+    lab.main([])
+    spec = tmp_path / "share" / "jupyter" / "kernels" / lab.KERNEL / "kernel.json"
+    assert json.loads(spec.read_text("utf-8"))["argv"][-2:] == ["--ext", "course.notebook"]
