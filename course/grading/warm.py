@@ -38,6 +38,7 @@ WARM = [
     "course.grading.kit.logs",
     "course.grading.kit.processes",
     "course.grading.kit.readers",
+    "course.grading.kit.scripted_chat",
     "course.grading.kit.scripted_handler",
     "course.grading.kit.sse",
     "course.grading.kit.tokenizers",

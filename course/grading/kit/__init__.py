@@ -4,9 +4,10 @@ tool               lives in                what it is                           
 http               runner                  requests, waited for in the background              1.3
 sse                runner                  server-sent events, read as they arrive             2.2, 2.3
 websocket          runner                  a WebSocket client                                  2.4
-script             room, runner (`Steps`)  held, allowed, failing steps of a scripted part     scripted_handler
+script             room, runner (`Steps`)  held, allowed, failing steps of a scripted part     scripted_handler, scripted_chat
 scripted_handler   room, runner (`Model`)  2.1's handler by script                             2.2, 2.3, 2.4
 readers            room, runner (`Talk`)   readers of a held model, who come, wait and leave        2.1, 3.6
+scripted_chat      room, runner (`Chat`)   3.6's chat model by script                          3.7
 scripted_server    runner                  a server by script, for clients                     1.4, 2.6
 clock              runner, room            a clock that the test moves                         lockstep
 lockstep           runner                  a scripted server in step with the answer's clock   2.6

@@ -89,9 +89,13 @@ class Script:
         talk["steps"] += 1
         pieces_before, message, *kind = self._fails.get(key, [None, ""])
         if talk["steps"] - 1 == pieces_before:
-            name = kind[0] if kind else "RuntimeError"
-            raise (getattr(builtins, name, None) or type(name, (Exception,), {}))(message)
+            raise self.error(message, *kind)
         return True
+
+    @staticmethod
+    def error(message, name="RuntimeError"):
+        """An error of the built-in class of that name, or of an Exception of the model's own."""
+        return (getattr(builtins, name, None) or type(name, (Exception,), {}))(message)
 
     def leave(self, talk):
         """Its reader has left: no further step is made."""

@@ -1,0 +1,283 @@
+"""Exercise 3.7: the endpoint that OpenAI's own client talks to."""
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from typing import Annotated, Literal
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel, Field, field_validator
+
+logger = logging.getLogger(__name__)
+
+
+# given
+Text = Annotated[str, Field(min_length=0)]
+"""Any constraint makes pydantic look at the characters: half a surrogate is refused."""
+
+
+# given
+class TextPart(BaseModel):
+    type: Literal["text"]
+    text: Text
+
+
+# given
+class Message(BaseModel):
+    role: Literal["system", "user", "assistant"]
+    content: Text | list[TextPart]
+
+    def as_dict(self):
+        """{"role", "content"} with the content as one string."""
+        content = self.content
+        if not isinstance(content, str):
+            content = "".join(part.text for part in content)
+        return {"role": self.role, "content": content}
+
+
+# given
+class StreamOptions(BaseModel):
+    include_usage: bool | None = None
+
+
+# given
+class ChatRequest(BaseModel):
+    """The body of POST /v1/chat/completions. Fields that it does not name are ignored, and null is as
+    if left out, but for `model` and `messages`."""
+
+    model: str
+    messages: list[Message] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    n: Literal[1] | None = None
+    stop: Text | list[Text] | None = None
+    seed: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _stops(cls, stop):
+        stops = [stop] if isinstance(stop, str) else stop or []
+        if len(stops) > 4 or "" in stops:
+            raise ValueError("stop is a string that is not empty, or up to four of them")
+        return stops
+
+    @property
+    def options(self):
+        """The keyword arguments of `chat`, defaults filled in."""
+        return {
+            "max_tokens": self.max_completion_tokens or self.max_tokens,
+            "temperature": 1.0 if self.temperature is None else self.temperature,
+            "top_p": 1.0 if self.top_p is None else self.top_p,
+            "seed": self.seed,
+            "stop": self.stop or [],
+        }
+
+    @property
+    def include_usage(self):
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+# given
+def openai_error(status, message, *, type, param=None, code=None):
+    """A JSON response in the form of OpenAI's errors; `.body` holds its bytes."""
+    error = {"message": message, "type": type, "param": param, "code": code}
+    return JSONResponse({"error": error}, status)
+
+
+def create_app(load, *, model="tiny-qwen"):
+    """Make the app that OpenAI's client takes for OpenAI's.
+
+        POST /v1/chat/completions   see ChatRequest
+        GET  /v1/models             {"object": "list", "data": [{"id": "tiny-qwen", "object": "model", ...}]}
+
+    An answer in one piece (usage and reason are those of the last Piece):
+
+        {"id": "chatcmpl-...", "object": "chat.completion", "created": 1700000000, "model": "tiny-qwen",
+         "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi!"}, "finish_reason": "stop"}],
+         "usage": {"prompt_tokens": 27, "completion_tokens": 3, "total_tokens": 30}}
+
+    With `"stream": true`, events without a name, each a `chat.completion.chunk` and sent as soon as its
+    text is there. All chunks of an answer have the same id and the same `created`:
+
+        data: {..., "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": null}]}
+
+        data: {..., "choices": [{"index": 0, "delta": {"content": "Hi"}, "finish_reason": null}]}
+
+        data: {..., "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+
+        data: [DONE]
+
+    The first chunk, and only it, has `delta.role`; its content may be left out, be empty, or be the first
+    text. A content is never null. The finish_reason comes once, with an empty delta: text of the last
+    Piece is sent before it. With `stream_options.include_usage` one more chunk stands before [DONE], with
+    `"choices": []` and `usage`; in all others `usage` is left out or null.
+
+    Each request has another id. `created` is in whole seconds since 1970.
+
+    What reaches `chat`: messages as dicts of role and content, the content one string (parts are joined
+    with nothing between); the options as they were asked for, `stop` as a list. What is left out or null
+    has the default of exercise 3.6. `max_completion_tokens` wins over `max_tokens`.
+
+    Errors are `{"error": {"message", "type", "param", "code"}}`, all four there, `param` and `code` a
+    string or null:
+
+        400  invalid_request_error   anything wrong in the body, also a body that is not JSON, not UTF-8 or
+                                     nested too deep; and a ValueError of `chat` before the first piece,
+                                     code context_length_exceeded
+        404  invalid_request_error   another model than this one, code model_not_found
+        500  server_error            the model fails before its first piece, or at any time where the answer
+                                     is not streamed (after the first piece with a ValueError, too): a plain
+                                     message, nothing of the exception
+
+    If the model fails after the first piece of a stream, an event follows with such a server_error as its
+    data (named `error` or without a name), and then the end: no finish_reason, no [DONE].
+
+    What is refused costs the model no step. When the client leaves, streaming or not, also while no piece
+    comes, the model stops within three steps: what `chat` returned is closed, or its reader is cancelled.
+    No other answer is disturbed, and answers do not wait for each other.
+
+    Args:
+        load: gives an object with `chat(messages, *, max_tokens, temperature, top_p, seed, stop)` as in
+            exercise 3.6: what that returns gives Pieces and has `__anext__` and `aclose`. A ValueError may
+            be raised at its call or when the first piece is asked for. `load` is called once, when the app
+            starts, before the first request is answered.
+        model: the name by which requests call the model.
+
+    Returns:
+        The FastAPI app.
+
+    Example:
+        >>> app = create_app(lambda: ChatModel(*load_chat_model("course/qwen/tiny")))
+        >>> uvicorn.run(app)
+    """
+
+    @asynccontextmanager
+    async def lifespan(app):
+        app.state.chat_model = load()
+        yield
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.exception_handler(RequestValidationError)
+    async def say_what_is_wrong(request, error):
+        problem = error.errors()[0]
+        is_json = problem["type"] != "json_invalid"
+        param = ".".join(map(str, problem["loc"][1:])) if is_json else ""
+        message = f"{param or 'the body'}: {problem['msg']}"
+        return openai_error(400, message, type="invalid_request_error", param=param or None)
+
+    @app.exception_handler(400)
+    async def say_that_it_is_not_json(request, error):
+        # FastAPI's own answer to bytes that are no text, and to JSON that is nested too deep
+        return openai_error(400, error.detail, type="invalid_request_error")
+
+    @app.get("/v1/models")
+    async def models():
+        return {"object": "list", "data": [{"id": model, "object": "model", "created": 0, "owned_by": "you"}]}
+
+    # its end comes after the response's, also where the response never began: the answer is closed there
+    async def until_answered():
+        async with AsyncExitStack() as stack:
+            yield stack
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(
+        body: ChatRequest, request: Request, stack: Annotated[AsyncExitStack, Depends(until_answered)]
+    ):
+        if body.model != model:
+            return openai_error(
+                404, f"There is no model {body.model!r}.", type="invalid_request_error", code="model_not_found"
+            )
+        answer = _Answer(model, body.include_usage)
+        messages = [message.as_dict() for message in body.messages]
+        try:
+            pieces = app.state.chat_model.chat(messages, **body.options)
+            await stack.enter_async_context(aclosing(pieces))
+            first = await _unless_left(request, anext(pieces))
+        except ValueError as error:
+            return openai_error(400, str(error), type="invalid_request_error", code="context_length_exceeded")
+        except Exception:
+            return _failed()
+        if first is None:
+            return Response()
+        if body.stream:
+            return StreamingResponse(answer.events(first, pieces), media_type="text/event-stream")
+        try:
+            whole = await _unless_left(request, answer.whole(first, pieces))
+        except Exception:
+            return _failed()
+        return whole or Response()
+
+    return app
+
+
+async def _unless_left(request, work):
+    """What `work` gives; None if the client leaves first, and then `work` is cancelled."""
+    work = asyncio.ensure_future(work)
+    # the body has been read: all that can still come is that the client has left
+    left = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait([work, left], return_when=asyncio.FIRST_COMPLETED)
+        return work.result() if work.done() else None
+    finally:
+        left.cancel()
+        if work.cancel():
+            await asyncio.gather(work, return_exceptions=True)
+
+
+def _failed():
+    logger.exception("the model failed")
+    return openai_error(500, "The model failed to answer.", type="server_error")
+
+
+class _Answer:
+    """One answer in OpenAI's two forms."""
+
+    def __init__(self, model, include_usage):
+        self._same = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        self._include_usage = include_usage
+
+    async def whole(self, piece, pieces):
+        """The JSON of an answer in one piece."""
+        texts = [piece.text]
+        async for piece in pieces:
+            texts.append(piece.text)
+        message = {"role": "assistant", "content": "".join(texts)}
+        choice = {"index": 0, "message": message, "finish_reason": piece.finish_reason}
+        return {**self._same, "object": "chat.completion", "choices": [choice], "usage": _usage(piece)}
+
+    async def events(self, piece, pieces):
+        """The events of a streamed answer, as bytes."""
+        try:
+            yield self._chunk({"role": "assistant", "content": piece.text})
+            async for piece in pieces:
+                if piece.text:
+                    yield self._chunk({"content": piece.text})
+        except Exception:
+            yield b"data: " + _failed().body + b"\n\n"
+            return
+        yield self._chunk({}, piece.finish_reason)
+        if self._include_usage:
+            yield self._event({"choices": [], "usage": _usage(piece)})
+        yield b"data: [DONE]\n\n"
+
+    def _chunk(self, delta, finish_reason=None):
+        return self._event({"choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]})
+
+    def _event(self, data):
+        chunk = {**self._same, "object": "chat.completion.chunk", **data}
+        return b"data: " + json.dumps(chunk).encode() + b"\n\n"
+
+
+def _usage(piece):
+    used = {"prompt_tokens": piece.prompt_tokens, "completion_tokens": piece.completion_tokens}
+    return {**used, "total_tokens": sum(used.values())}
