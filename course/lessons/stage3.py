@@ -62,6 +62,14 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
     # warnings and errors in the terminal, too
     logging.getLogger().addHandler(logging.lastResort)
     app = fastapi_app("3.7", create_app(lambda: LoggedChat(chat_model(model, tokenizer))))
+
+    async def not_there(request, error):
+        response = openai_error(error.status_code, error.detail, type="invalid_request_error")
+        response.headers.update(error.headers or {})
+        return response
+
+    for status in (404, 405):
+        app.exception_handlers.setdefault(status, not_there)
     add_health(app)
     add_steps(app, model)
     services = log_service(config_handler, request_handler, factory, logs / "web_service.log")
