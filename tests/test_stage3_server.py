@@ -26,7 +26,7 @@ import openai
 import pytest
 from served import LIMIT_S, Here, Raw, wait_for
 
-from course.answers import load
+from course.answers import NotReady, load
 from course.lessons import stage3
 from course.lessons.server import serve
 from course.manifest import ROOT
@@ -387,7 +387,18 @@ def is_up(port):
     return False
 
 
-# its end
+# its start and its end
+
+
+def test_what_is_missing_is_named_before_the_start(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_WORK", str(tmp_path / "empty"))
+    with pytest.raises(NotReady) as error:
+        stage3.build(solution=False)
+    assert [line.split()[0] for line in str(error.value).splitlines()[:7]] == [f"3.{n}" for n in range(1, 8)]
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("COURSE_WORK", str(tmp_path / "file"))
+    with pytest.raises(NotReady, match="log cannot be written.*COURSE_WORK"):
+        stage3.build(solution=True)
 
 
 TERMINAL = """

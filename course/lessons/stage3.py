@@ -8,7 +8,7 @@ import time
 from pydantic import BaseModel, Field
 from starlette.types import ASGIApp
 
-from course.answers import importable, load_all
+from course.answers import NotReady, importable, load_all
 from course.lessons.stage import ByPath, add_health, add_steps, fastapi_app, load_model, with_page
 from course.manifest import work_folder
 
@@ -39,26 +39,32 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
         model: a folder or a hub name; None means COURSE_MODEL, or else the tiny model.
 
     Raises:
-        NotReady: an exercise is missing, unsolved, or cannot be loaded.
+        NotReady: an exercise is missing, unsolved, or cannot be loaded; or there is no place for the log.
         ModelUnavailable: there is no such model.
     """
     if solution is None:
         solution = os.environ.get("COURSE_SOLUTION") == "1"
     importable(solution)
+    # 3.2 and 3.5 are used by others: here, one that is not written is named before the start
     parts = load_all(
         {
             "3.1": ("ConfigHandler", "RequestHandler"),
+            "3.2": "respond",
             "3.3": "HandlerFactory",
             "3.4": ("setup_logging", "RequestLog"),
+            "3.5": "Sequence",
             "3.6": "ChatModel",
             "3.7": ("create_app", "openai_error"),
         },
         solution=solution,
     )
-    config_handler, request_handler, factory, setup_logging, request_log, chat_model, create_app, openai_error = parts
+    config, request, _, factory, setup_logging, request_log, _, chat_model, create_app, openai_error = parts
     model, tokenizer = load_model(model)
     logs = work_folder() / "logs"
-    setup_logging(logs)
+    try:
+        setup_logging(logs)
+    except OSError as error:
+        raise NotReady(f"The log cannot be written: {error}. COURSE_WORK names another folder for it.") from None
     # warnings and errors in the terminal, too
     logging.getLogger().addHandler(logging.lastResort)
     app = fastapi_app("3.7", create_app(lambda: LoggedChat(chat_model(model, tokenizer))))
@@ -72,7 +78,7 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
         app.exception_handlers.setdefault(status, not_there)
     add_health(app)
     add_steps(app, model)
-    services = log_service(config_handler, request_handler, factory, logs / "web_service.log")
+    services = log_service(config, request, factory, logs / "web_service.log")
 
     def too_large(words):
         return openai_error(413, words, type="invalid_request_error")
@@ -141,14 +147,14 @@ class LogLines(BaseModel):
     lines: list[str]
 
 
-def log_service(config_handler, request_handler, factory, file):
+def log_service(config_class, handler_class, factory, file):
     """The app that answers POST /log_lines with the last MOST_LINES lines of one request."""
 
-    class LogFile(config_handler):
+    class LogFile(config_class):
         def initialize(self):
             self.file = file
 
-    class LinesOfARequest(request_handler):
+    class LinesOfARequest(handler_class):
         def pre_process(self, request_body):
             return request_body.logid
 
