@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import re
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
+import httpx
 import torch
 import uvicorn
 
@@ -16,12 +18,34 @@ from course.grading.probe import Probe
 LIMIT_S = 60
 """Only ends a hang."""
 
+LINE = re.compile(
+    r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}] \[pid:(?P<pid>\d+)] \[level:(?P<level>[A-Z]+)] \[logid:(?P<logid>\S+)]"
+    r" \[CPU: [\d.]+] \[Memory: [\d.]+] \[GPU: [\d.]+] (?P<message>.*)"
+)
+"""A line of 3.4's log."""
+
 
 def wait_for(holds):
     until = time.monotonic() + LIMIT_S
     while not holds():
         assert time.monotonic() < until, "it did not happen"
         time.sleep(0.002)
+
+
+def steps(server):
+    return httpx.get(server.url + "/model").json()["steps"]
+
+
+def settled(server):
+    """The count of forward passes when it no longer changes; a limit only ends a hang."""
+    before, until = -1, time.monotonic() + 30
+    while time.monotonic() < until:
+        now = steps(server)
+        if now == before:
+            return now
+        before = now
+        time.sleep(0.1)
+    raise AssertionError("the model goes on and on")
 
 
 class Here:

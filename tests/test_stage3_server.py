@@ -1,5 +1,5 @@
 """The lesson server of stage 3 with the reference answers, on a real socket, with OpenAI's own client, and its
-page and its log.
+log.
 
 Where a test has to hold the model or look at what is left, the server runs in a thread of this process (`here`);
 elsewhere in a process of its own, as `course serve` starts it.
@@ -18,13 +18,12 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
 import pytest
-from served import LIMIT_S, Here, Raw, wait_for
+from served import LIMIT_S, LINE, Here, Raw, steps, wait_for
 
 from course.answers import NotReady, load
 from course.lessons import stage3
@@ -32,10 +31,6 @@ from course.lessons.server import serve
 from course.manifest import ROOT
 
 PATH = "/v1/chat/completions"
-LINE = re.compile(
-    r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}] \[pid:(?P<pid>\d+)] \[level:(?P<level>[A-Z]+)] \[logid:(?P<logid>\S+)]"
-    r" \[CPU: [\d.]+] \[Memory: [\d.]+] \[GPU: [\d.]+] (?P<message>.*)"
-)
 
 
 # the servers
@@ -79,9 +74,8 @@ def here(thread):
 def log_of(work, name="web_service.log"):
     """Each line of the log as {"pid", "level", "logid", "message"}; one that is torn fails the test."""
     lines = (work / "logs" / name).read_text("utf-8").splitlines()
-    matches = [LINE.fullmatch(line) for line in lines]
-    assert all(matches), [line for line, match in zip(lines, matches) if not match][:3]
-    return [match.groupdict() for match in matches]
+    assert [line for line in lines if not LINE.fullmatch(line)] == []
+    return [LINE.fullmatch(line).groupdict() for line in lines]
 
 
 # the clients
@@ -102,10 +96,6 @@ def async_client_of(server):
 def ask(client, text, **options):
     """A coroutine of the async client, a result of the other."""
     return client.chat.completions.create(model="tiny-qwen", messages=user(text), temperature=0, **options)
-
-
-def steps(server):
-    return httpx.get(server.url + "/model").json()["steps"]
 
 
 # OpenAI's client
@@ -136,7 +126,7 @@ def test_both_clients_are_told_the_same_in_both_modes_and_usage_is_what_was_coun
 
     answers = asyncio.run(all_of_them())
     assert len(PROMPTS) >= 50
-    for prompt, (whole, chunks) in zip(PROMPTS, answers):
+    for prompt, (whole, chunks) in zip(PROMPTS, answers, strict=True):
         before = steps(server)
         text, reason = whole.choices[0].message.content, whole.choices[0].finish_reason
         assert ask(client, prompt).choices[0].message.content == text
@@ -446,94 +436,3 @@ def last_data(url, began):
     except httpx.RemoteProtocolError:
         pass
     return last if last == "[DONE]" else "cut"
-
-
-# the page
-
-
-@pytest.fixture
-def page(browser, server):
-    page, errors = browser.new_page(locale="en-US"), []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(server.url)
-    yield page
-    page.close()
-    assert errors == []
-
-
-def say(page, text):
-    """Sends a message and waits for its answer; returns that and what stands below."""
-    page.fill("#text", text)
-    page.press("#text", "Enter")
-    answer = page.locator("#log li:not(.mine)").last
-    page.wait_for_selector("#stop:disabled")
-    return answer.locator(".bubble").inner_text(), answer.locator(".below").inner_text()
-
-
-def lines(page, words):
-    """The log pane's lines when one of them says `words`."""
-    page.locator("#lines div", has_text=words).wait_for()
-    return page.locator("#lines div").all_inner_texts()
-
-
-def test_the_page_keeps_the_conversation_and_shows_figures_and_the_log(page):
-    page.uncheck("#slow")
-    text, below = say(page, "My name is Alice.")
-    assert "Alice" in text
-    assert re.fullmatch(r"first text after [\d.]+ s · \d+ tokens/s · \d+ \+ \d+ tokens · stop", below), below
-    text, _ = say(page, "What is my name?")
-    assert text == "Your name is Alice."
-    asked, answered = lines(page, "answered: ")
-    assert "asked: What is my name?" in asked and answered.endswith(": stop")
-    logid = page.inner_text("#logid").removeprefix("X-Log-Id: ")
-    assert {LINE.fullmatch(line)["logid"] for line in (asked, answered)} == {logid}
-
-    page.click("#fresh")
-    assert page.locator("#log li").count() == 0
-    assert "Alice" not in say(page, "What is my name?")[0]
-
-
-def test_its_stop_stops_the_model_and_the_log_says_so(page, server):
-    page.fill("#text", "Tell me a story")
-    page.press("#text", "Enter")
-    page.wait_for_function("document.querySelector('#log li:last-child .bubble').textContent.length > 10")
-    assert httpx.get(server.url + "/model").json()["pause_ms"] > 0
-    page.click("#stop")
-    page.wait_for_selector("#stop:disabled")
-    assert re.fullmatch(r"first text after [\d.]+ s · \d+ pieces · stopped", page.inner_text("#log li:last-child .below"))
-    assert lines(page, "the client left")
-    before = steps(server)
-    time.sleep(0.3)
-    assert steps(server) == before and httpx.get(server.url + "/model").json()["pause_ms"] == 0
-
-
-def test_it_speaks_chinese_too(page):
-    page.uncheck("#slow")
-    page.click("#language")
-    assert page.inner_text("h1 small") == "第 3 阶段：OpenAI 接口"
-    text, below = say(page, "你好")
-    assert text == "你好！有什么我能帮助你的吗？" and "个 token" in below
-
-
-BROKEN = 'data: {"choices": [{"delta": {"content": "Once"}}]}\n\ndata: {"error": {"message": "The model failed."}}\n\n'
-
-
-@pytest.mark.parametrize(
-    ("reply", "says"),
-    [
-        ({"status": 400, "json": {"error": {"message": "too long"}}}, "The server answered with status 400. too long"),
-        ({"status": 500, "body": "no words"}, "The server answered with status 500. no words"),
-        ({"content_type": "text/event-stream", "body": BROKEN}, "Once\nThe server broke the answer off: The model failed."),
-        ({"content_type": "text/event-stream", "body": BROKEN.split("\n\n")[0] + "\n\n"}, "Once\nThe connection broke."),
-        (None, "No server answers."),
-    ],
-)  # fmt: skip
-def test_a_failed_answer_is_explained_not_remembered_and_can_be_tried_again(page, reply, says):
-    page.uncheck("#slow")
-    page.route(f"**{PATH}", lambda route: route.fulfill(**reply) if reply else route.abort())
-    assert says in say(page, "My name is Bob.")[0]
-    page.unroute(f"**{PATH}")
-    page.get_by_role("button", name="Try again").click()
-    page.wait_for_selector("#stop:disabled")
-    assert page.locator("#log li").count() == 2
-    assert "Bob" in page.locator("#log li:not(.mine) .bubble").inner_text()

@@ -105,9 +105,7 @@ def run(
         if host not in ("127.0.0.1", "localhost", "::1"):
             print(f"Careful: on {host}, all who can reach this computer can use the server.")
         listener = _bind(host, port)
-        with Server(
-            number, listener, host=host, solution=solution, model=model, to_terminal=True
-        ) as server:
+        with Server(number, listener, host=host, solution=solution, model=model, to_terminal=True) as server:
             whose = "the reference answers" if solution else "your own answers"
             print(f"Stage {number}, {whose}: {server.url}  (Ctrl-C stops it)", flush=True)
             try:

@@ -13,7 +13,6 @@ from starlette.responses import FileResponse
 from starlette.routing import Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
-
 from transformers.utils.logging import disable_progress_bar
 
 from course.answers import NotReady, load

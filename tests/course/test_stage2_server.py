@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from served import LIMIT_S, Here, Raw, settled, steps, wait_for
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
@@ -24,7 +25,6 @@ from course.lessons import server as lesson_server
 from course.lessons import stage2
 from course.lessons.server import serve
 from course.manifest import find
-from served import LIMIT_S, Here, Raw, wait_for
 
 STORY = {"prompt": "Tell me a story", "max_new_tokens": 1024}
 
@@ -61,22 +61,6 @@ def here(thread):
 
 
 # the clients
-
-
-def steps(server):
-    return httpx.get(server.url + "/model").json()["steps"]
-
-
-def settled(server):
-    """The count of forward passes when it no longer changes; a limit only ends a hang."""
-    before, until = -1, time.monotonic() + 30
-    while time.monotonic() < until:
-        now = steps(server)
-        if now == before:
-            return now
-        before = now
-        time.sleep(0.1)
-    raise AssertionError("the model goes on and on")
 
 
 def events(response):
