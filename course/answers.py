@@ -64,7 +64,7 @@ def load(id: str, name: str, solution: bool = False):
 
 
 def load_all(wanted: dict[str, str | tuple[str, ...]], *, solution: bool = False) -> list:
-    """`load` for each {exercise id: name, or names}, in that order.
+    """`load` for each {exercise id: name}, in that order; for a tuple of names, a list of what they name.
 
     Raises:
         NotReady: with a line for each that is not, and what can be done.
@@ -72,7 +72,10 @@ def load_all(wanted: dict[str, str | tuple[str, ...]], *, solution: bool = False
     found, problems = [], []
     for id, names in wanted.items():
         try:
-            found += [load(id, name, solution) for name in ([names] if isinstance(names, str) else names)]
+            if isinstance(names, str):
+                found.append(load(id, names, solution))
+            else:
+                found.append([load(id, name, solution) for name in names])
         except NotReady as problem:
             problems.append(str(problem))
     if problems:

@@ -45,12 +45,20 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
     if solution is None:
         solution = os.environ.get("COURSE_SOLUTION") == "1"
     importable(solution)
-    # 3.2 and 3.5 are used by others: here, one that is not written is named before the start
-    parts = load_all(
+    # 3.2 and 3.5 are imported by others; here, one that is not written is named before the start
+    (
+        (config_class, handler_class),
+        _,
+        (factory, create_services),
+        (setup_logging, request_log),
+        _,
+        chat_model,
+        (create_app, openai_error),
+    ) = load_all(
         {
             "3.1": ("ConfigHandler", "RequestHandler"),
             "3.2": "respond",
-            "3.3": "HandlerFactory",
+            "3.3": ("HandlerFactory", "create_app"),
             "3.4": ("setup_logging", "RequestLog"),
             "3.5": "Sequence",
             "3.6": "ChatModel",
@@ -58,7 +66,6 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
         },
         solution=solution,
     )
-    config, request, _, factory, setup_logging, request_log, _, chat_model, create_app, openai_error = parts
     model, tokenizer = load_model(model)
     logs = work_folder() / "logs"
     try:
@@ -78,12 +85,13 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
         app.exception_handlers.setdefault(status, not_there)
     add_health(app)
     add_steps(app, model)
-    services = log_service(config, request, factory, logs / "web_service.log")
+    register_log_service(config_class, handler_class, factory, logs / "web_service.log")
+    services = fastapi_app("3.3", create_services())
 
     def too_large(words):
         return openai_error(413, words, type="invalid_request_error")
 
-    apps = ByPath({"/log_lines": fastapi_app("3.3", services)}, app)
+    apps = ByPath({"/log_lines": services}, app)
     return request_log(with_page("stage3.html", apps, refusal=too_large))
 
 
@@ -147,8 +155,8 @@ class LogLines(BaseModel):
     lines: list[str]
 
 
-def log_service(config_class, handler_class, factory, file):
-    """The app that answers POST /log_lines with the last MOST_LINES lines of one request."""
+def register_log_service(config_class, handler_class, factory, file):
+    """Registers POST /log_lines, which answers with the last MOST_LINES lines of one request in `file`."""
 
     class LogFile(config_class):
         def initialize(self):
@@ -173,4 +181,3 @@ def log_service(config_class, handler_class, factory, file):
     factory.register_handler(
         "/log_lines", LogFile, LinesOfARequest, request_context=LogRequest, response_context=LogLines
     )
-    return factory.create_app()
