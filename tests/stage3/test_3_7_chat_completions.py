@@ -1,6 +1,8 @@
 """3.7: the endpoint that OpenAI's client talks to, over a real socket, around a chat model of the test's own."""
 
+import datetime
 import functools
+import json
 import re
 import time
 
@@ -50,9 +52,20 @@ def app_whose_clock_runs(answer, inside, **script):
         calls.append(None)
         return clock() + len(calls)
 
-    time.time = later
-    if getattr(answer, "time", None) is clock:
-        answer.time = later
+    class Later(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls.fromtimestamp(later(), tz)
+
+    # under whatever name the answer has imported them
+    for place, name, was, now in (
+        (time, "time", clock, later),
+        (answer, "time", clock, later),
+        (datetime, "datetime", datetime.datetime, Later),
+        (answer, "datetime", datetime.datetime, Later),
+    ):
+        if getattr(place, name, None) is was:
+            setattr(place, name, now)
     return app(answer, inside, **script)
 
 
@@ -163,7 +176,9 @@ def require_error(room, reply, sent, status, type, code=None):
         got=str(reply),
     )
     if code:
-        require(error["code"] == code, f"the `code` of this {status} is {code}", sent=sent, expected=code, got=str(reply))
+        require(
+            error["code"] == code, f"the `code` of this {status} is {code}", sent=sent, expected=code, got=str(reply)
+        )
 
 
 def require_error_form(data, **found):
@@ -579,7 +594,7 @@ def test_each_piece_is_sent_as_soon_as_it_is_there(shared_room):
     for number in range(1, len(pieces) + 1):
         chat.let("hi")
         text = "".join(pieces[:number])
-        if stream.wait(lambda most=len(text): len(text_of(stream)) >= most, WAIT_S):
+        if stream.wait(lambda text=text: text_of(stream)[: len(text)] == text, WAIT_S):
             continue
         came = text_of(stream)
         where = shared_room.where() or None
@@ -679,7 +694,7 @@ def test_the_messages_reach_the_model(shared_room):
     url = shared_room.serve(app)
     messages = [
         {"role": "system", "content": "You are terse.\n"},
-        {"role": "user", "content": "你好 👍🏽 \"quoted\" <|im_end|>"},
+        {"role": "user", "content": '你好 👍🏽 "quoted" <|im_end|>'},
         {"role": "assistant", "content": ""},
         {"role": "user", "content": " and now? "},
     ]
@@ -751,7 +766,7 @@ def test_what_is_left_out_has_its_default(shared_room):
     require_defaults(asked_with(shared_room, url, ask("hi")), ask("hi"), "that is left out")
 
 
-OPTIONAL = ["max_tokens", "max_completion_tokens", "temperature", "top_p", "n", "stop", "seed", "stream", "stream_options"]
+OPTIONAL = [*DEFAULTS, "max_completion_tokens", "n", "stream", "stream_options"]
 
 
 def test_null_is_as_if_left_out(shared_room):
@@ -937,7 +952,7 @@ def test_another_model_is_a_404(shared_room):
 
 def test_what_is_refused_has_openais_form(shared_room):
     url = shared_room.serve(app)
-    for what, body in [*((what, wrong(changes)) for what, changes in WRONG[::4]), *NO_OBJECTS[1:5]]:
+    for body in [*(wrong(changes) for _, changes in WRONG[::4]), *(body for _, body in NO_OBJECTS[1:5])]:
         reply = reply_to(shared_room, url, body)
         if reply.status >= 400:  # that it is, is another test's concern
             require_error(shared_room, reply, shown(body), 400, "invalid_request_error")
@@ -975,7 +990,7 @@ def test_a_prompt_over_the_window_is_a_400(shared_room):
         for stream in (False, True):
             url = shared_room.serve(app, **script)  # an app for each, as below
             body = ask("hi", stream=stream)
-            sent = f"{body}; chat raises ValueError({OVER!r}) {when}"
+            sent = f"{json.dumps(body)}; chat raises ValueError({OVER!r}) {when}"
             reply = reply_to(shared_room, url, body)
             mistake = f"a ValueError {when} is a {reply.status}: the prompt is too long, a 400"
             if reply.status == 200:
@@ -994,7 +1009,7 @@ def test_a_model_that_fails_before_its_first_piece_is_a_500(shared_room):
                 # an app for each: that an error costs the next request its answer is another test's concern
                 url = shared_room.serve(app, **script)
                 body = ask("hi", stream=stream)
-                sent = f"{body}; the model raises {error} {when}"
+                sent = f"{json.dumps(body)}; the model raises {error} {when}"
                 reply = failed_reply(shared_room, url, body, sent, f"the model fails {when}")
                 mistake = f"the model failed {when}, and the status is {reply.status}"
                 if reply.status == 200:
@@ -1015,7 +1030,7 @@ def failed_reply(room, url, body, sent, what):
 def test_a_model_that_fails_later_is_a_500_where_nothing_was_sent(shared_room):
     for error in [*ERRORS, "ValueError"]:
         url = shared_room.serve(app, answers={"hi": ["one ", "two "]}, fails={"hi": [1, "no GPU", error]})
-        sent = f"{ask('hi')}; the model raises {error} after a piece"
+        sent = f"{json.dumps(ask('hi'))}; the model raises {error} after a piece"
         reply = failed_reply(shared_room, url, ask("hi"), sent, "the model fails after a piece")
         mistake = f"the model failed after a piece, not streamed, and the status is {reply.status}"
         if error == "ValueError" and reply.status == 400:
@@ -1042,7 +1057,9 @@ def test_a_model_that_fails_in_mid_stream_is_an_error_event(shared_room):
         stream = send(shared_room, url, ask("hi", stream=True))
         sent = f"stream: true; the model raises {error}({message!r}) after two pieces"
         if not stream.ended(WAIT_S):
-            raise shared_room.hung("the model failed in mid-stream, and the stream does not end", sent=sent, got=str(stream))
+            raise shared_room.hung(
+                "the model failed in mid-stream, and the stream does not end", sent=sent, got=str(stream)
+            )
         if stream.status != 200:
             return  # that a stream begins with its first piece is another test's concern
         found = {"expected": expected, "got": str(stream), "where": shared_room.last_error()[1]}
@@ -1132,7 +1149,7 @@ def test_an_error_tells_nothing_of_the_exception(shared_room):
                 what = {error: "type", "Traceback": "traceback"}.get(told[0], "text")
                 fail(
                     f"the answer shows the exception's {what}: that belongs in the server's log",
-                    sent=f"{body}; the model raises {error}({secret!r})",
+                    sent=f"{json.dumps(body)}; the model raises {error}({secret!r})",
                     expected="a plain message",
                     got=str(stream),
                 )
