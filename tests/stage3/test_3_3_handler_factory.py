@@ -223,6 +223,25 @@ async def start_and_stop(answer, inside, ways=("def", "def", "def"), failing=(),
     }
 
 
+async def held_start(answer, inside):
+    """Holds an `async def initialize`: whether the app says meanwhile that it has started, and afterwards."""
+    events, go = fresh(answer, inside), asyncio.Event()
+    kind = config_class(events)
+
+    async def initialize(self):
+        events.append("entered")
+        await go.wait()
+
+    kind.initialize = initialize
+    answer.HandlerFactory.register_handler(new("/ask"), kind, handler_class(events))
+    starting = asyncio.ensure_future(Lifespan(answer.create_app()).start())
+    for _ in range(100):
+        await asyncio.sleep(0)
+    meanwhile = starting.done()
+    go.set()
+    return {"entered": "entered" in events, "meanwhile": meanwhile, "started": await starting}
+
+
 async def two_of_one_name(answer, inside):
     """Starts an app of two config classes of one name."""
     events = fresh(answer, inside)
@@ -476,6 +495,18 @@ def test_configs_are_initialised_once_each_in_order(shared_room):
             mistake = "an `async def initialize` is not awaited" if "async def" in ways else "a config is left out"
         holds = initialized == expected and found["at start"].count("A made") == 1
         require(holds, mistake, expected=", ".join(expected), **facts)
+
+
+def test_no_request_is_answered_before_all_is_initialised(shared_room):
+    found = shared_room.play(held_start)
+    if found["entered"]:  # else another test's concern
+        require(
+            not found["meanwhile"],
+            "the app takes requests while a config is still being initialised",
+            sent="an async initialize that takes long",
+            expected="the start-up waits for it",
+            got="the start-up was complete before",
+        )
 
 
 def test_two_classes_of_one_name_are_two(shared_room):
