@@ -10,11 +10,13 @@ readers           room, runner (`Talk`)   readers of a held model, who come, wai
 scripted_chat     room, runner (`Chat`)   3.6's chat model by script                         3.7
 scripted_server   runner                  a server by script, for clients                    1.4, 2.6
 clock             runner, room            a clock that the test moves                        lockstep
+rest              runner                  whether the room's threads all sleep               1.3, lockstep
 lockstep          runner                  a scripted server in step with the answer's clock  2.6
 asgi              room                    one ASGI exchange, each receive and send by hand   3.4
 logs              room, runner            the lines of a log folder                          3.4
 processes         room, runner            a program, its children, free ports                2.5
 tokenizers        room                    other templates; a tokenizer that merges newlines  1.2, 1.5, 2.1, 3.6
+settings          both                    what checkpoints set, and what is then not said    1.2, 2.1
 cases             both                    texts that must survive, wrong bodies, sleeps      1.3, 2.2, 2.4, 3.7
 
 What one exercise uses stays beside its test; what two use is here. A tool imports
