@@ -175,11 +175,11 @@ def sent(call):
 
 def require_returned(call, result):
     if "raised" in result:
+        raises = f"chat raises {result['raised'][0]}: {result['message'].partition(chr(10))[0][:200]}".rstrip(": ")
         fail(
-            ENCODING if result["about_an_encoding"] else f"chat raised {result['raised'][0]}",
+            ENCODING if result["about_an_encoding"] else raises,
             sent=sent(call),
             expected="(reply, history)",
-            got=result["said"],
             where=result["where"],
         )
 
@@ -206,11 +206,33 @@ def require_prompt(call, result, mistake):
     same_text = result["read_text"] == result["expected_text"]
     require(
         result["read"] == result["expected"],
-        "the prompt was encoded piece by piece: its text is the template's, its ids are not" if same_text else mistake,
+        wrong_in_the_prompt(call, result) or mistake,
         sent=sent(call),
         expected=result["expected" if same_text else "expected_text"],
         got=result["read" if same_text else "read_text"],
     )
+
+
+def wrong_in_the_prompt(call, result):
+    """What the model read wrongly, in a sentence; None if that cannot be said."""
+    read, expected = result["read_text"], result["expected_text"]
+    if read == expected:
+        return "the prompt was encoded piece by piece: its text is the template's, its ids are not"
+    if expected.startswith(read.rstrip()) and call["text"].strip() in read:
+        return "the generation prompt is missing: add_generation_prompt=True"
+    if "".join(read.split()) == "".join(expected.split()):
+        return "the model did not read the blanks and newlines as they are"
+    if call.get("template") or "<|im_start|>" not in read:
+        return None
+    if call["text"].strip() not in read:
+        return "the model did not read the text as it was written"
+    if call.get("system", "You are a helpful assistant.") not in read:
+        return "the model did not read the system line"
+    for pair in call.get("history") or []:
+        for said in pair:
+            if said not in read:
+                return "the model did not read all turns of the history"
+    return None
 
 
 def require_prompts(room, calls, mistake):
@@ -274,6 +296,8 @@ def test_the_reply_is_the_new_tokens_as_text(room):
     [result] = room.play(talk, calls=[call], say=LONG)
     # special tokens have a test of their own
     reply = reply_of(call, result).replace("<|im_end|>", "").strip()
+    if "helpful assistant" in reply or call["text"] in reply.removesuffix(LONG):
+        fail("the reply contains the prompt: the new tokens begin after it", sent=sent(call), expected=LONG, got=reply)
     require(
         reply == LONG,
         "the reply is not what the model said, all of it and nothing else",

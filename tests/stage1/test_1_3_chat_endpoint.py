@@ -49,6 +49,7 @@ def app(answer, inside, hold=False, slow_load=False, amplify_races=False):
     def load():
         notes["loads"] += 1
         if slow_load and until(inside.serving, 0.06):
+            notes["serves_while_it_loads"] = True
             # the app loads while it already takes requests: it gets one
             until(lambda: inside.arrived("/chat"), 1.0)
             time.sleep(0.05)
@@ -98,15 +99,20 @@ def _note_logs(notes):
 
 def app_with_the_model(answer, inside):
     """The answer's app with the tiny Qwen and the reference `chat`."""
-    chat = inside.solution("stage1/chat.py").chat
-    inside.notes["replies"] = []
+    chat, notes = inside.solution("stage1/chat.py").chat, inside.notes
+    notes.update(replies=[], loads=0, swapped=False)
+
+    def load():
+        notes["loads"] += 1
+        return inside.tiny
 
     def noted(*args, **kwargs):
+        notes["swapped"] = list(args[:2]) == [inside.tiny[1], inside.tiny[0]]
         reply, history = chat(*args, **kwargs)
-        inside.notes["replies"].append(reply)
+        notes["replies"].append(reply)
         return reply, history
 
-    return answer.create_app(lambda: inside.tiny, noted)
+    return answer.create_app(load, noted)
 
 
 def _amplify_races(inside):
@@ -219,8 +225,14 @@ def test_post_chat_answers(room):
             sent=asked,
             **facts,
         )
-    require(reply.status == 200, "POST /chat does not answer 200", sent=asked, **facts)
-    replies = room.notes()["replies"]
+    notes = room.notes()
+    mistake = "POST /chat does not answer 200"
+    if notes["swapped"]:
+        mistake = "chat is given the tokenizer before the model: load() returns (model, tokenizer)"
+    elif not notes["loads"]:
+        mistake = "load is never called: the app is not given its start-up, FastAPI(lifespan=...)"
+    require(reply.status == 200, mistake, sent=asked, **facts)
+    replies = notes["replies"]
     require(
         len(replies) == 1,
         f"one POST /chat has to call chat once, not {len(replies)} times",
@@ -262,7 +274,10 @@ def test_start_up_loads_the_model_once(room):
         expected="the server has started, so load was called once",
         got="load was not called",
     )
-    answered(http, post(http, "first"), "first", "the first request is not answered")
+    mistake = "the first request is not answered"
+    if room.notes().get("serves_while_it_loads"):
+        mistake = "a request that comes while the model is still being loaded is not answered: let it wait"
+    answered(http, post(http, "first"), "first", mistake)
     loads = room.notes()["loads"]
     require(
         loads == 1,

@@ -226,14 +226,22 @@ def where_they_differ(expected, got):
     }
 
 
+def controls_of(result):
+    return [text for kind, text in result["pieces"] if kind == "control"]
+
+
 def require_the_templates_ids(sent, result):
     expected = nearest(result)
     facts = {"expected": expected["ids"], "got": result["ids"]}
     if result["text"] != expected["text"]:
         facts = where_they_differ(expected["text"], result["text"])
     mistake = "without control tokens in the messages, the ids are not the plain template's"
-    if result["pieces"] == expected["pieces"]:
+    if result["text"] != expected["text"]:
+        mistake = "without control tokens in the messages, the ids do not say what the template renders"
+    elif result["pieces"] == expected["pieces"]:
         mistake = "the prompt was encoded piece by piece: its text is the template's, its ids are not"
+    elif fewer := [text for text in controls_of(expected) if text not in controls_of(result)]:
+        mistake = f"the chat template's own {fewer[0]} is no control token any more"
     require(
         result["ids"] == expected["ids"],
         mistake,
@@ -254,8 +262,7 @@ def require_nothing_changed(sent, result):
 
 def require_only_the_templates_controls(sent, result):
     expected = nearest(result)
-    wanted, found = ([text for kind, text in each["pieces"] if kind == "control"]
-                     for each in (expected, result))  # fmt: skip
+    wanted, found = controls_of(expected), controls_of(result)
     more = [each for each in found if found.count(each) > wanted.count(each)]
     fewer = [each for each in wanted if found.count(each) < wanted.count(each)]
     facts = {

@@ -184,6 +184,8 @@ def test_the_model_is_given_the_chat_template(room):
             mistake = "the prompt was encoded piece by piece: its text is the template's, its ids are not"
         elif template:
             mistake = "the prompt does not follow the tokenizer's own chat_template"
+        elif "<|im_start|>" not in given["prompt"]:
+            mistake = "the model is given no chat template: apply_chat_template makes its ids"
         elif "helpful assistant" not in given["prompt"]:
             mistake = "the model is given no system line: the chat template begins with one"
         elif not given["prompt"].endswith("assistant\n"):
