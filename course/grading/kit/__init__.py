@@ -7,7 +7,7 @@ websocket          runner                  a WebSocket client                   
 script             room, runner (`Steps`)  held, allowed, failing steps of a scripted part     scripted_handler
 scripted_handler   room, runner (`Model`)  2.1's handler by script                             2.2, 2.3, 2.4
 scripted_server    runner                  a server by script, for clients                     1.4, 2.6
-clock              runner, room            a clock that the test moves                         lockstep
+clock              runner, room            a clock that the test moves                         2.3, lockstep
 lockstep           runner                  a scripted server in step with the answer's clock   2.6
 asgi               room                    one ASGI exchange, each receive and send by hand        3.4
 logs               room, runner            the lines of a log folder                              3.4
