@@ -7,7 +7,7 @@ import re
 import time
 
 from course.grading.kit.cases import TEXTS, WRONG_PROMPTS, note_sleeps
-from course.grading.kit.scripted_handler import Model, ScriptedHandler
+from course.grading.kit.scripted_handler import Model, Remembered
 from course.grading.kit.websocket import Client, Closed
 from course.grading.mistakes import Hung, fail, require
 
@@ -34,16 +34,6 @@ WRONG_FRAMES = {
 
 
 # in the room
-
-
-class Remembered(ScriptedHandler):
-    """What it returns is never collected as garbage: only aclose and cancellation end an answer."""
-
-    remembered = []
-
-    def generate(self, *args, **kwargs):
-        self.remembered.append(super().generate(*args, **kwargs))
-        return self.remembered[-1]
 
 
 def app(answer, inside, **script):
