@@ -9,7 +9,7 @@ scripted_handler  room, runner (`Model`)  2.1's handler by script               
 readers           room, runner (`Talk`)   readers of a held model, who come, wait and leave  2.1, 3.6
 scripted_chat     room, runner (`Chat`)   3.6's chat model by script                         3.7
 scripted_server   runner                  a server by script, for clients                    1.4, 2.6
-clock             runner, room            a clock that the test moves                        lockstep
+clock             runner, room            a clock that the test moves                        2.3, lockstep
 rest              runner                  whether the room's threads all sleep               1.3, lockstep
 lockstep          runner                  a scripted server in step with the answer's clock  2.6
 asgi              room                    one ASGI exchange, each receive and send by hand   3.4
