@@ -111,6 +111,7 @@ SHOWS = {
         "cpu-bound": "four processes count faster",
         "torch-threads": "four threads multiply faster",
         "object": "You must pass the application as an import string",
+        "ctrl-c": "None: after 4 s it still streams\ntimeout_graceful_shutdown=1: after 4 s it has ended",
         "look-2-5": "after one Ctrl-C 0 of 4 are left",
         "limit-of-fifty": "a limit of 50 in memory: 200 were let in, [50, 50, 50, 50]",
         "look-2-6": "of 16 clients at once, each process took",

@@ -5,7 +5,7 @@ import gc
 import re
 import unicodedata
 
-from course.grading.kit.cases import NO_OBJECTS, TEXTS, WRONG_PROMPTS, note_sleeps
+from course.grading.kit.cases import NO_OBJECTS, NOT_FINITE, TEXTS, WRONG_PROMPTS, note_sleeps
 from course.grading.kit.http import facts
 from course.grading.kit.scripted_handler import Model, Remembered, ScriptedHandler
 from course.grading.kit.sse import Stream, Unread
@@ -493,7 +493,10 @@ def test_after_an_error_the_next_request_works(room):
             stream.wait(lambda stream=stream: named(stream, "error"), WAIT_S)
             continue
         if not stream.ended(WAIT_S):
-            raise room.hung(f"no answer to {prompt!r}", got=str(stream))
+            mistake = "a request gets no answer"
+            if prompt != "fine 1":
+                mistake = "after an error in the model the next request gets no answer"
+            raise room.hung(mistake, sent=asked(prompt), got=str(stream))
         if prompt == "fine 1":
             accepted(room, stream)
         require(
@@ -625,9 +628,6 @@ WRONG_BODIES = {
     **NO_OBJECTS,
 }
 
-
-NOT_FINITE = ["NaN", "Infinity", "-Infinity", "1e999"]
-"""Temperatures that Python's json takes, and that are no numbers to sample at."""
 
 NO_BODIES = {
     b"[" * 100_000: "a body that is nested too deep",
