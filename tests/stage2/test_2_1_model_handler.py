@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from course.grading.kit.readers import note_other_threads, require_woken
 from course.grading.kit.tokenizers import NAMED_ROLES, template_ids
 from course.grading.mistakes import fail, require
 
@@ -36,6 +37,7 @@ class Readers:
         self.notes = []
         self.error = None
         self.tasks, self.leave = {}, {}
+        note_other_threads(inside)
         ready = threading.Event()
         threading.Thread(target=self._run, args=(answer, pool, ready), daemon=True).start()
         ready.wait()
@@ -348,7 +350,9 @@ class Talk:
         if not self.turns(self.brief_s):
             self.blocked(self.call(number))
         reader = self.look(number)
-        raise self.room.hung(mistake, sent=as_call(reader["ask"]), got=shown(reader))
+        sent = as_call(reader["ask"])
+        require_woken(self.room, sent)
+        raise self.room.hung(mistake, sent=sent, got=shown(reader))
 
     def turns(self, limit_s=None):
         """Whether the readers' event loop still turns."""
@@ -680,6 +684,8 @@ def does_not_stream(room, talk, number, count, must, last_count):
     room.probe.release()
     talk.until("ended", number)
     reader = talk.look(number)
+    if not reader["end"]:
+        require_woken(room, as_call(reader["ask"]))
     facts = {
         "sent": as_call(reader["ask"]),
         "expected": f"{must!r} has come out when the model is held after {count} tokens",
@@ -806,7 +812,7 @@ def stopped(talk, number, step, how, left):
     if not left:
         fail(WAITS, sent=sent, expected=GONE, got=f"{steps} more steps before the reader was gone")
     fail(
-        f"the model worked on for {steps} steps after its reader had left",
+        f"the model worked on for {steps} steps after its reader had left ({how.partition(',')[0]})",
         sent=sent,
         expected=f"at most {MOST_AFTER} steps more than the one in progress",
     )
@@ -930,6 +936,7 @@ def test_64_streams_at_once_all_finish(room):
     if not talk.until("all ended"):
         if not talk.turns():
             talk.blocked(f"{MANY} streams at once", "they were answered")
+        require_woken(room, f"{MANY} streams at once")
         ended = sum(reader["end"] is not None for reader in room.play(look_at_all))
         raise room.hung(
             f"{MANY} streams at once hang: the readers fill a thread pool, and the work that they"

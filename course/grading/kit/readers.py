@@ -18,6 +18,7 @@ readers' event loop still turns.
 
 import asyncio
 import inspect
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,7 @@ class Readers:
         self.notes = []
         self.error = None
         self.tasks, self.leave = {}, {}
+        note_other_threads(inside)
         ready = threading.Event()
         threading.Thread(target=self._run, args=(pool, ready), daemon=True).start()
         ready.wait()
@@ -136,6 +138,27 @@ class Readers:
 
     def _is_of(self, number, conversation):
         return self.notes[number]["ask"]["prompt"] in conversation["prompt"]
+
+
+def note_other_threads(inside):
+    """From now on `inside.notes["from_threads"]` has each line of the answer's that fills an asyncio.Queue
+    or sets an asyncio.Event in a thread without an event loop: then nobody wakes its reader."""
+    inside.notes["from_threads"] = []
+
+    def noted(kind, name):
+        method = getattr(kind, name)
+
+        def note(self, *args):
+            caller = sys._getframe(1)
+            if asyncio._get_running_loop() is None and caller.f_code.co_filename == str(inside.answer_file):
+                inside.notes["from_threads"] = [f"line {caller.f_lineno}, in {caller.f_code.co_name}"]
+            return method(self, *args)
+
+        if method.__name__ != "note":
+            setattr(kind, name, note)
+
+    noted(asyncio.Queue, "put_nowait")
+    noted(asyncio.Event, "set")
 
 
 async def _next(thing):
@@ -313,7 +336,9 @@ class Talk:
         if not self.turns(self.brief_s):
             self.blocked(self.call(number))
         reader = self.look(number)
-        raise self.room.hung(mistake, sent=self.as_call(reader["ask"]), got=shown(reader))
+        sent = self.as_call(reader["ask"])
+        require_woken(self.room, sent)
+        raise self.room.hung(mistake, sent=sent, got=shown(reader))
 
     def turns(self, limit_s=None):
         """Whether the readers' event loop still turns."""
@@ -339,6 +364,20 @@ class Talk:
         complete = end == "end" and solid(joined(reader["pieces"])).endswith(solid(text))
         facts = {"sent": call, "expected": repr(text), "got": shown(reader), **facts}
         require(complete, mistake, **facts)
+
+
+def require_woken(room, sent):
+    """Of an answer that hangs: requires that it has filled no queue from a thread. See `note_other_threads`."""
+    room.spoiled = True
+    lines = room.notes()["from_threads"]
+    require(
+        not lines,
+        "an asyncio.Queue or Event is used from the model's thread, which is not safe: nobody wakes the reader",
+        sent=sent,
+        expected="loop.call_soon_threadsafe(queue.put_nowait, piece)",
+        got="the reader waits on, until something else wakes the event loop",
+        where=lines[0] if lines else None,
+    )
 
 
 def shown(reader):
