@@ -63,16 +63,19 @@ def load(id: str, name: str, solution: bool = False):
         raise NotReady(f"{id} defines no `{name}`: {shown(file)}") from None
 
 
-def load_all(wanted: dict[str, str], *, solution: bool = False) -> list:
-    """`load` for each {exercise id: name}, in that order.
+def load_all(wanted: dict[str, str | tuple[str, ...]], *, solution: bool = False) -> list:
+    """`load` for each {exercise id: name}, in that order; for a tuple of names, a list of what they name.
 
     Raises:
         NotReady: with a line for each that is not, and what can be done.
     """
     found, problems = [], []
-    for id, name in wanted.items():
+    for id, names in wanted.items():
         try:
-            found.append(load(id, name, solution))
+            if isinstance(names, str):
+                found.append(load(id, names, solution))
+            else:
+                found.append([load(id, name, solution) for name in names])
         except NotReady as problem:
             problems.append(str(problem))
     if problems:

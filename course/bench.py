@@ -1,4 +1,5 @@
-"""How long a learner waits: for a verdict, for a lesson's server, and for a stream. `make bench`.
+"""How long a learner waits: for a verdict, for a lesson's server, and for a stream; what a log line costs.
+`make bench`.
 
 The reference answers are checked, so that every test runs to its end; a time counts only if they
 pass. Cold is the first check, which starts the fork server; warm are those after it.
@@ -9,10 +10,12 @@ counted in forward passes, one after the other in each round.
 
 import argparse
 import asyncio
+import logging
 import os
 import statistics
 import sys
 import tempfile
+import threading
 import time
 
 import httpx
@@ -25,7 +28,17 @@ from course.lessons.server import LESSONS, serve
 from course.manifest import exercises
 from course.qwen import TINY
 
-STORY = {"prompt": "Tell me a story", "max_new_tokens": 128}
+TOKENS = 128
+LINES = 2000
+MESSAGES = [{"role": "user", "content": "Tell me a story"}]
+STREAMS = {
+    2: ("/chat_stream", {"prompt": "Tell me a story", "max_new_tokens": TOKENS}),
+    3: (
+        "/v1/chat/completions",
+        {"model": "tiny-qwen", "messages": MESSAGES, "max_tokens": TOKENS, "temperature": 0, "stream": True},
+    ),
+}
+"""{stage: (path, body)}"""
 
 
 def main() -> int:
@@ -39,8 +52,10 @@ def main() -> int:
         try:
             with console.status("measuring, some minutes"):
                 checks = _checks(runs)
+                os.environ["COURSE_WORK"] = folder  # stage 3's server writes a log there
                 servers = _servers(runs)
                 streams = _streams(runs)
+                log_lines = _log_lines(runs)
         finally:
             if hasattr(os, "fork"):
                 forkserver.stop()
@@ -49,6 +64,8 @@ def main() -> int:
     console.print(servers)
     console.print()
     console.print(streams)
+    console.print()
+    console.print(log_lines)
     return 0
 
 
@@ -90,35 +107,57 @@ def _servers(runs):
 def _streams(runs):
     model, tokenizer = load("1.1", "load_chat_model", solution=True)(str(TINY))
     measure = load("2.6", "measure", solution=True)
-    messages = [{"role": "user", "content": STORY["prompt"]}]
     inputs = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        MESSAGES, add_generation_prompt=True, return_dict=True, return_tensors="pt"
     )
     model.model.register_forward_hook(lambda *_: passes.append(1))
-    passes, ratios = [], []
-    table = Table("stream of stage 2", "", "TTFT p50", "TTFT p95", box=None)
+    passes = []
+    table = Table("stream", "", "TTFT p50", "TTFT p95", box=None)
     os.environ["COURSE_LIMIT"] = "100000/minute"
-    with serve(2, solution=True) as server, httpx.Client(timeout=60) as client:
-        for _ in range(runs + 1):
-            passes.clear()
-            start = time.perf_counter()
-            model.generate(**inputs, do_sample=False, max_new_tokens=STORY["max_new_tokens"])
-            bare = len(passes) / (time.perf_counter() - start)
-            before = client.get(f"{server.url}/model").json()["steps"]
-            start = time.perf_counter()
-            client.post(f"{server.url}/chat_stream", json=STORY)
-            seconds = time.perf_counter() - start
-            streamed = client.get(f"{server.url}/model").json()["steps"] - before
-            ratios.append(streamed / seconds / bare)
-        ratio = statistics.median(ratios[1:])  # the first warms both up
-        table.add_row("tokens/s over HTTP / model.generate", f"{ratio:.2f}", "", "")
-        for clients in (1, 4, 16):
-            url = f"{server.url}/chat_stream"
-            seen = asyncio.run(measure(url, clients=clients, **STORY))
-            if seen.errors:
-                sys.exit(f"No figures, for {seen.errors} of {clients} streams failed.")
-            speed = f"{seen.tokens_per_s:.0f} pieces/s"
-            table.add_row(f"{clients} at once", speed, _s(seen.ttft_p50_s), _s(seen.ttft_p95_s))
+    for stage, (path, body) in STREAMS.items():
+        ratios = []
+        with serve(stage, solution=True) as server, httpx.Client(timeout=60) as client:
+            for _ in range(runs + 1):
+                passes.clear()
+                start = time.perf_counter()
+                model.generate(**inputs, do_sample=False, max_new_tokens=TOKENS)
+                bare = len(passes) / (time.perf_counter() - start)
+                before = client.get(f"{server.url}/model").json()["steps"]
+                start = time.perf_counter()
+                client.post(server.url + path, json=body)
+                seconds = time.perf_counter() - start
+                streamed = client.get(f"{server.url}/model").json()["steps"] - before
+                ratios.append(streamed / seconds / bare)
+            ratio = statistics.median(ratios[1:])  # the first warms both up
+            table.add_row(f"tokens/s of POST {path} / model.generate", f"{ratio:.2f}", "", "")
+            if stage != 2:
+                continue  # 2.6 reads the events of 2.2 alone
+            for clients in (1, 4, 16):
+                seen = asyncio.run(measure(server.url + path, clients=clients, **body))
+                if seen.errors:
+                    sys.exit(f"No figures, for {seen.errors} of {clients} streams failed.")
+                speed = f"{seen.tokens_per_s:.0f} pieces/s"
+                table.add_row(f"{clients} at once", speed, _s(seen.ttft_p50_s), _s(seen.ttft_p95_s))
+    return table
+
+
+def _log_lines(runs):
+    """What a line of 3.4's log costs whoever logs it, with the usual `load` and with one that hangs."""
+    setup_logging = load("3.4", "setup_logging", solution=True)
+    system_load = load("3.4", "system_load", solution=True)
+    table = Table("a line in the log", f"median of {runs}", "slowest", box=None)
+    held = threading.Event()
+    for name, figures in (("", system_load), ("while `load` hangs", held.wait)):
+        with tempfile.TemporaryDirectory() as folder:
+            setup_logging(folder, load=figures)
+            times = []
+            for _ in range(runs):
+                start = time.perf_counter()
+                for n in range(LINES):
+                    logging.getLogger(__name__).info("line %d", n)
+                times.append((time.perf_counter() - start) / LINES * 1e6)
+            table.add_row(name, f"{statistics.median(times):.0f} µs", f"{max(times):.0f} µs")
+    held.set()
     return table
 
 

@@ -52,6 +52,7 @@ def check(
         raise desk.Refused(f"There is no file {file}.")
     verdicts = [_checked(each, file, quiet=as_json) for each in chosen]
     if as_json:
+        _write_utf_8()
         found = [verdict.as_json(full) for verdict in verdicts]
         one = len(found) == 1 and not whole
         print(json.dumps(found[0] if one else found, ensure_ascii=False, indent=2))
@@ -130,6 +131,7 @@ def report(
         output.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
         print(f"Written to {output}.", file=sys.stderr)
     else:
+        _write_utf_8()
         print(text.rstrip("\n"))
 
 
@@ -200,11 +202,19 @@ def _print_verdict(verdict, full):
         console.print(Text(line))
 
 
+def _write_utf_8():
+    """What machines read is UTF-8, whatever a terminal here would take."""
+    sys.stdout.reconfigure(encoding="utf-8")
+
+
 def _typed(command, id, anyway=False):
     return f"course {command} {id}" + " --anyway" * anyway
 
 
 def main():
+    for stream in (sys.stdout, sys.stderr):
+        # a terminal of another encoding than UTF-8, or a pipe: an emoji must not cost a verdict
+        stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except desk.Refused as refused:

@@ -5,6 +5,7 @@ A face says how a command is typed there: `typed("hint", "1.3")` is "course hint
 """
 
 import ast
+import contextlib
 import difflib
 from collections.abc import Callable
 from pathlib import Path
@@ -66,8 +67,12 @@ def check(exercise: Exercise, file=None, show: Callable[[str], None] = lambda li
         Refused: the grader did not start, or Ctrl-C came.
     """
     own = file is None or Path(file).resolve() == exercise.work_file
+    not_kept = ""
     if own:
-        records.keep(exercise)
+        try:
+            records.keep(exercise)
+        except records.CannotKeep as problem:
+            not_kept = str(problem)
     try:
         warming = f"checking {exercise.id}, and warming up the grader, once ..."
         show(_under_way(exercise) if is_warm() else warming)
@@ -76,9 +81,14 @@ def check(exercise: Exercise, file=None, show: Callable[[str], None] = lambda li
         raise Refused("Stopped.") from None
     except NoForkServer as error:
         raise Refused(f"{error}\nTo see what is wrong: course doctor") from None
-    if own:
-        records.note(exercise, verdict)
-    if verdict.passed and own:
+    if own and not not_kept:
+        try:
+            records.note(exercise, verdict)
+        except records.CannotKeep as problem:
+            not_kept = str(problem)
+    if not_kept:
+        verdict.what_next = f"This verdict is not kept. {not_kept}"
+    elif verdict.passed and own:
         verdict.what_next = _what_next(exercise)
     elif not verdict.passed and not verdict.not_written and not verdict.never_ran:
         verdict.next_hint = _hint_in_a_verdict(exercise, verdict.first_wrong)
@@ -89,7 +99,8 @@ def hint(exercise: Exercise) -> str:
     """The next rung of the ladder; the last one again when there is no more."""
     most = len(exercise.hints)
     rung = min(records.hints_seen(exercise.id) + 1, most)
-    records.note_hint(exercise.id, rung)
+    with _refusing():
+        records.note_hint(exercise.id, rung)
     text = f"Hint {rung} of {most}: {exercise.hints[rung - 1]}"
     if rung < most:
         return text
@@ -128,7 +139,8 @@ def solution(exercise: Exercise, anyway: bool, typed: Callable[..., str]) -> tup
 
 def reset(exercise: Exercise) -> str:
     """Puts the stub back into `work/`, and keeps what was there."""
-    kept = records.write(exercise, stubs.stub(exercise.id))
+    with _refusing():
+        kept = records.write(exercise, stubs.stub(exercise.id))
     said = [f"{shown(exercise.work_file)} is the stub again."]
     if kept:
         said.append(f"What was there is kept in {shown(kept)}.")
@@ -156,7 +168,10 @@ def keep_cell(source: str) -> str | None:
     text = source.rstrip() + "\n"
     file = find(id).work_file
     if not file.is_file() or file.read_text(encoding="utf-8", errors="replace") != text:
-        records.write(find(id), text)
+        try:
+            records.write(find(id), text)
+        except records.CannotKeep as problem:
+            return f"This cell was run, but not kept. {problem}"
     return None
 
 
@@ -194,7 +209,15 @@ def summary() -> str:
         what += f" open: {_listed(left_out)}."
     else:
         what = "All done."
-    return f"{score} of {most} points. {what}"
+    return " ".join([f"{score} of {most} points. {what}", *records.unread()])
+
+
+@contextlib.contextmanager
+def _refusing():
+    try:
+        yield
+    except records.CannotKeep as problem:
+        raise Refused(str(problem)) from None
 
 
 def _following(after):

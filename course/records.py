@@ -1,52 +1,68 @@
 """What is kept of a learner's work: every checked version, every verdict, the hints seen.
 
-All of it lies in `work/.history/` as plain files.
+All of it lies in `work/.history/` as plain files. A file is written beside its place and renamed, so that a
+full disk leaves what was there; it is believed by what is in it, never by its name. A record that cannot
+be read is left out, and `unread` says so.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import time
 from pathlib import Path
 
 from course import answers
 from course.grading import Verdict
-from course.manifest import Exercise, exercises, work_folder
+from course.manifest import Exercise, exercises, shown, work_folder
+
+
+_KEYS = {"exercise", "passed", "score", "max_score", "sha256"}
+
+
+class CannotKeep(Exception):
+    """Something of the learner's cannot be written. The message says why and what to do; nothing that
+    was there has changed."""
 
 
 def keep(exercise: Exercise) -> Path | None:
-    """Copies the learner's file into the history, unless that version is there or nothing is."""
+    """Copies the learner's file into the history, unless that version is there or nothing is.
+
+    Raises:
+        CannotKeep: there is no such copy.
+    """
     file = exercise.work_file
     if not file.is_file():
         return None
     source = file.read_bytes()
     digest = hashlib.sha256(source).hexdigest()[:10]
     folder = _history() / exercise.id
-    folder.mkdir(parents=True, exist_ok=True)
-    known = next(folder.glob(f"*-{digest}.py"), None)
-    if known:
-        return known
+    for known in folder.glob(f"*-{digest}.py"):
+        if known.read_bytes() == source:
+            return known
     copy = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{digest}.py"
-    copy.write_bytes(source)
+    _write(copy, source)
     return copy
 
 
 def write(exercise: Exercise, text: str) -> Path | None:
-    """Writes the learner's file; returns where the version before is kept, if there was one."""
+    """Writes the learner's file; returns where the version before is kept, if there was one.
+
+    Raises:
+        CannotKeep: the file is as it was.
+    """
     kept = keep(exercise)
-    exercise.work_file.parent.mkdir(parents=True, exist_ok=True)
-    exercise.work_file.write_text(text, encoding="utf-8")
+    _write(exercise.work_file, text.encode())
     return kept
 
 
 def hints_seen(id: str) -> int:
-    return _hints().get(id, 0)
+    return (_hints() or {}).get(id, 0)
 
 
 def note_hint(id: str, rung: int) -> None:
     """Notes that the hints up to that one, from 1, have been seen."""
-    path = _history() / "hints.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_hints() | {id: rung}), encoding="utf-8")
+    _write(_history() / "hints.json", json.dumps((_hints() or {}) | {id: rung}).encode())
 
 
 def note(exercise: Exercise, verdict: Verdict) -> None:
@@ -63,9 +79,10 @@ def note(exercise: Exercise, verdict: Verdict) -> None:
         "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     path = _history() / "verdicts.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as out:
-        out.write(json.dumps(line) + "\n")
+    before = path.read_bytes() if path.is_file() else b""
+    if before and not before.endswith(b"\n"):
+        before += b"\n"  # a line that was cut stays one line
+    _write(path, before + json.dumps(line).encode() + b"\n")
 
 
 def ever_passed(id: str) -> bool:
@@ -102,16 +119,62 @@ def standing() -> list[dict]:
     return found
 
 
+def unread() -> list[str]:
+    """A sentence for each file of the history of which something cannot be read."""
+    said = []
+    if bad := sum(record is None for record in _records()):
+        said.append(f"{shown(_history() / 'verdicts.jsonl')}: {bad} of its lines cannot be read and are left out.")
+    if _hints() is None:
+        said.append(f"{shown(_history() / 'hints.json')} cannot be read: the hints that you saw are forgotten.")
+    return said
+
+
 def _verdicts():
+    return [record for record in _records() if record is not None]
+
+
+def _records():
+    """The verdicts, in order; None for a line that is not one."""
     path = _history() / "verdicts.jsonl"
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    return [_record(line) for line in lines if line.strip()]
+
+
+def _record(line):
+    with contextlib.suppress(ValueError):
+        record = json.loads(line)
+        if isinstance(record, dict) and _KEYS <= record.keys():
+            return record
+    return None
 
 
 def _hints():
+    """{exercise id: hints seen}; None if the file cannot be read."""
     path = _history() / "hints.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    with contextlib.suppress(ValueError):
+        hints = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(hints, dict) and all(type(seen) is int for seen in hints.values()):
+            return hints
+    return None
+
+
+def _write(path, data):
+    """Writes the file whole, or leaves it as it was."""
+    path = path.resolve()
+    half = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        half.write_bytes(data)
+        half.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            half.unlink()
+        raise CannotKeep(
+            f"Make room, or set COURSE_WORK to a folder of yours: {shown(path)} cannot be written"
+            f" ({error.strerror or error}). What was there is as it was."
+        ) from None
 
 
 def _sha256(file):

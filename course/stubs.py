@@ -93,7 +93,7 @@ def _cut(node, lines, id):
         return [*head, f'{indent}raise NotImplementedError("{id}")']
     for child in node.body:
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-            if not child.name.startswith("_") or child.name == "__init__" or is_given(child, lines):
+            if not child.name.startswith("_") or child.name.endswith("__") or is_given(child, lines):
                 head += ["", *_cut(child, lines, id)]
         elif child is not document:
             head += lines[child.lineno - 1 : child.end_lineno]

@@ -37,6 +37,7 @@ WARM = [
     "course.grading.kit.lockstep",
     "course.grading.kit.logs",
     "course.grading.kit.processes",
+    "course.grading.kit.readers",
     "course.grading.kit.scripted_chat",
     "course.grading.kit.scripted_handler",
     "course.grading.kit.sse",

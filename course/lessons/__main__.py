@@ -1,6 +1,6 @@
 """The process of a lesson server. It ends when its standard input does, and so with its parent.
 
-    python -m course.lessons STAGE (--fd N | --host HOST --port PORT) [--solution] [--model NAME]
+    python -m course.lessons STAGE (--fd N | --host HOST --port PORT) [--grace S] [--solution] [--model NAME]
 """
 
 import argparse
@@ -22,6 +22,7 @@ def main():
     parser.add_argument("--fd", type=int, help="a socket that is already bound")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--grace", type=float, help="how long answers may go on after SIGTERM, seconds")
     parser.add_argument("--solution", action="store_true")
     parser.add_argument("--model")
     arguments = parser.parse_args()
@@ -47,7 +48,7 @@ def main():
             app,
             host=arguments.host,
             port=arguments.port,
-            timeout_graceful_shutdown=LET_GO_S,
+            timeout_graceful_shutdown=arguments.grace,
         )
     )
     # the page asks twice a second how far the model is: nobody could find anything else
@@ -62,6 +63,7 @@ def _end_with_input(servers):
     while os.read(0, 1):
         pass
     for server in servers:
+        server.config.timeout_graceful_shutdown = LET_GO_S
         server.should_exit = True
         time.sleep(LET_GO_S + 1)
     os._exit(0)

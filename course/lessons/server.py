@@ -8,6 +8,7 @@ import contextlib
 import errno
 import html
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,9 +17,11 @@ import time
 
 from course.manifest import ROOT, UnknownExercise, find
 
-LESSONS = {1: "course.lessons.stage1", 2: "course.lessons.stage2"}
+LESSONS = {1: "course.lessons.stage1", 2: "course.lessons.stage2", 3: "course.lessons.stage3"}
 LET_GO_S = 1
-"""How long answers that are being made may go on after the server is told to stop."""
+"""How long answers that are being made may go on after a notebook stops the server."""
+GRACE_S = 8
+"""And after SIGTERM or Ctrl-C in a terminal: `docker stop` kills what is there after 10."""
 LOG_BYTES = 65_536
 NOTICE_S = 15
 
@@ -86,30 +89,38 @@ def run(
     host: str = "127.0.0.1",
     model: str | None = None,
 ) -> int:
-    """Serve a lesson in a terminal until Ctrl-C; the server's log goes to the terminal.
+    """Serve a lesson in a terminal until Ctrl-C or SIGTERM; the server's log goes to the terminal.
+
+    Then no request is taken any longer; answers that are being made may end within GRACE_S. A second
+    Ctrl-C ends them at once.
 
     Arguments as for `serve`.
 
     Returns:
-        The exit code: 0 after Ctrl-C; 1 if the server did not start or ended by itself.
+        The exit code: 0 after Ctrl-C or SIGTERM; 1 if the server did not start or ended by itself.
     """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         number = stage_number(stage)
         if host not in ("127.0.0.1", "localhost", "::1"):
             print(f"Careful: on {host}, all who can reach this computer can use the server.")
         listener = _bind(host, port)
-        with Server(
-            number, listener, host=host, solution=solution, model=model, to_terminal=True
-        ) as server:
+        with Server(number, listener, host=host, solution=solution, model=model, to_terminal=True) as server:
             whose = "the reference answers" if solution else "your own answers"
             print(f"Stage {number}, {whose}: {server.url}  (Ctrl-C stops it)", flush=True)
-            server.process.wait()
+            try:
+                server.process.wait()
+            except KeyboardInterrupt:
+                server.shut_down()
+                raise
     except KeyboardInterrupt:
         print("\nStopped.")
         return 0
     except ServeError as error:
         print(error, file=sys.stderr)
         return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print("The server has ended by itself.", file=sys.stderr)
     return 1
 
@@ -165,6 +176,14 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+    def shut_down(self) -> None:
+        """End the server when the answers that are being made have ended, after GRACE_S at the latest."""
+        if os.name == "posix":
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(GRACE_S + 3)
+        self.stop()
 
     def logs(self) -> str:
         """The last 64 KB that the server has printed, also after its end."""
@@ -261,7 +280,7 @@ def _bind(host, port):
 
 def _start(stage, listener, host, solution, model, to_terminal):
     # -P: a file in the current folder must not be taken for one of our modules
-    command = [sys.executable, "-P", "-m", "course.lessons", str(stage)]
+    command = [sys.executable, "-P", "-m", "course.lessons", str(stage), "--grace", str(GRACE_S)]
     options = {}
     if os.name == "posix":
         command += ["--fd", str(listener.fileno())]

@@ -1,15 +1,18 @@
-"""What the stages' servers share: the model, a page, a health check, and a limit for bodies."""
+"""What the stages' servers share: the model and its pace, a page, a health check, a limit for bodies."""
 
+import os
+import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import psutil
 from fastapi import FastAPI
+from pydantic import BaseModel, Field
 from starlette.applications import Starlette
 from starlette.responses import FileResponse
 from starlette.routing import Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
-
 from transformers.utils.logging import disable_progress_bar
 
 from course.answers import NotReady, load
@@ -57,14 +60,58 @@ def add_health(app: FastAPI) -> None:
         return {"status": "ok"}
 
 
-def with_page(name: str, app: ASGIApp) -> ASGIApp:
-    """The app with a chat page at `/`, the file `name` of `pages/`; bodies have a limit."""
+class Pace(BaseModel):
+    pause_ms: int = Field(ge=0, le=200, strict=True)
+
+
+def add_steps(app: FastAPI, model) -> None:
+    """What can be seen of the model, and how to slow it down.
+
+    GET  /model   {"steps": forward passes so far, "pid": ..., "memory_mb": ..., "parameters": ...,
+                   "pause_ms": 0}: so one sees that an answer that was stopped costs no more steps
+    PUT  /pace    {"pause_ms": 40}: so long is the model idle after each step, for all; the page asks
+                  for it, since nobody can watch the tiny model's own pace
+    """
+    steps, pause_s = 0, 0.0
+
+    def after_a_step(*_):
+        nonlocal steps
+        steps += 1
+        if pause_s:
+            time.sleep(pause_s)
+
+    model.model.register_forward_hook(after_a_step)
+
+    @app.get("/model")
+    async def model_state():
+        # the resident set counts pages that workers share; a copy's own cost is its unique set
+        memory = psutil.Process().memory_full_info()
+        return {
+            "steps": steps,
+            "pid": os.getpid(),
+            "memory_mb": memory.uss / 1e6,
+            "parameters": model.num_parameters(),
+            "pause_ms": round(pause_s * 1000),
+        }
+
+    @app.put("/pace")
+    async def model_pace(pace: Pace):
+        nonlocal pause_s
+        pause_s = pace.pause_ms / 1000
+
+
+def with_page(name: str, app: ASGIApp, **limit) -> ASGIApp:
+    """The app with a chat page at `/`, the file `name` of `pages/`; bodies have a limit.
+
+    Args:
+        limit: as for BodyLimit.
+    """
 
     async def page(_):
         return FileResponse(PAGES / name)
 
     pages = Starlette(routes=[Route("/", page), Mount("/", StaticFiles(directory=PAGES))])
-    return BodyLimit(ByPath(dict.fromkeys(["/", "/common.css", "/common.js"], pages), app))
+    return BodyLimit(ByPath(dict.fromkeys(["/", "/common.css", "/common.js"], pages), app), **limit)
 
 
 class ByPath:

@@ -3,15 +3,13 @@
 import asyncio
 import logging
 import os
-import time
 
-import psutil
 from fastapi import HTTPException, Request
 from pydantic import BaseModel, Field
 from starlette.types import ASGIApp
 
 from course.answers import importable, load_all
-from course.lessons.stage import ByPath, add_health, fastapi_app, load_model, with_page
+from course.lessons.stage import ByPath, add_health, add_steps, fastapi_app, load_model, with_page
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +20,6 @@ class ChatRequest(BaseModel):
     temperature: float = Field(0.0, ge=0, le=2, strict=True, allow_inf_nan=False)
 
 
-class Pace(BaseModel):
-    pause_ms: int = Field(ge=0, le=200, strict=True)
-
-
 def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
     """One app of exercises 2.1 to 2.4, and the chat page at `/`.
 
@@ -33,10 +27,7 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
         WS   /ws            2.4
         POST /chat          {"result": ...}: 2.1's answer in one piece, to compare; without a limit
         GET  /health        {"status": "ok"}
-        GET  /model         {"steps": forward passes so far, "pid": ..., "memory_mb": ...,
-                             "parameters": ..., "pause_ms": 0}
-        PUT  /pace          {"pause_ms": 40}: so long is the model idle after each step, for all;
-                            the page asks for it, since nobody can watch the tiny model's own pace
+        GET  /model         what can be seen of the model, and PUT /pace: see `add_steps`
 
     It needs no arguments, so that `uvicorn --factory course.lessons.stage2:build` and the workers
     of exercise 2.5 can call it; COURSE_SOLUTION=1 then stands for `solution=True`. The limit and
@@ -57,7 +48,6 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
         {"2.1": "ModelHandler", "2.3": "create_app", "2.4": "create_app"}, solution=solution
     )
     model, tokenizer = load_model(model)
-    steps = _Steps(model)
     handler = model_handler(model, tokenizer)
     limited_app = create_limited_app(
         handler,
@@ -67,6 +57,7 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
     app = fastapi_app("2.3", limited_app)
     socket_app = fastapi_app("2.4", create_socket_app(handler))
     add_health(app)
+    add_steps(app, model)
 
     @app.post("/chat")
     async def chat(body: ChatRequest, request: Request):
@@ -84,22 +75,6 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
             answer.cancel()
             left.cancel()
 
-    @app.get("/model")
-    async def model_state():
-        # the resident set counts pages that workers share; a copy's own cost is its unique set
-        memory = psutil.Process().memory_full_info()
-        return {
-            "steps": steps.count,
-            "pid": os.getpid(),
-            "memory_mb": memory.uss / 1e6,
-            "parameters": model.num_parameters(),
-            "pause_ms": round(steps.pause_s * 1000),
-        }
-
-    @app.put("/pace")
-    async def model_pace(pace: Pace):
-        steps.pause_s = pace.pause_ms / 1000
-
     return with_page("stage2.html", ByPath({"/ws": socket_app}, app))
 
 
@@ -111,18 +86,3 @@ async def _whole(handler, body):
         temperature=body.temperature,
     )
     return "".join([piece async for piece in pieces])
-
-
-class _Steps:
-    """Counts forward passes, so that one can see that a stopped answer costs no more of them, and
-    makes them last longer."""
-
-    def __init__(self, model):
-        self.count = 0
-        self.pause_s = 0.0
-        model.model.register_forward_hook(self._add)
-
-    def _add(self, *_):
-        self.count += 1
-        if self.pause_s:
-            time.sleep(self.pause_s)

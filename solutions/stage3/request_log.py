@@ -57,7 +57,7 @@ def setup_logging(folder, *, load=system_load):
 
     CPU, Memory, GPU: what `load` returned last, as `str` shows it; before its first result 0.0, 0.0
     and 0. A thread in the background calls it soon after `setup_logging` and then again every one to
-    two seconds. Whoever logs never waits for it. If it raises, the last figures stay, and it is
+    two seconds. A logging call never waits for it. If it raises, the last figures stay, and it is
     called again all the same. None of this keeps the process from ending.
 
     A second call with another folder moves the log there: nothing more is written into the old one.
@@ -90,12 +90,13 @@ class RequestLog:
     """ASGI middleware that gives each HTTP request and each WebSocket connection a logid.
 
     It is the request's own header `X-Log-Id` if that is 1 to 64 of `A-Z a-z 0-9 _ -`; otherwise a new
-    one of such characters, different for each. An HTTP response carries it as `X-Log-Id`.
+    one of such characters, different for each. An HTTP response carries it as `X-Log-Id` (the answer to
+    a WebSocket's handshake may).
 
     Each line that is logged for the request has it: in `async def` and `def` endpoints, in
     `asyncio.to_thread`, in tasks that the request starts, while the response streams and after its
     last piece. Requests at once do not mix. Nothing of it is left in the caller's context afterwards,
-    however the app ended.
+    also where the app has raised.
 
     Everything else passes as it is: each message of the app's at once and unchanged, each error, and
     what is neither HTTP nor WebSocket (lifespan).
@@ -108,7 +109,7 @@ class RequestLog:
         self.app = app
 
     async def __call__(self, scope, receive, send):
-        """The ASGI interface: `app` with a logid around it."""
+        """Run `app` with a logid around it. A server awaits this for each connection, as ASGI says."""
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return

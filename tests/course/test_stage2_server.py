@@ -4,7 +4,6 @@ Where a test has to hold the model or look at what is left, the server runs in a
 process (`here`); elsewhere in a process of its own, as `course serve` starts it.
 """
 
-import asyncio
 import contextlib
 import gc
 import json
@@ -14,26 +13,20 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from unittest import mock
 
 import httpx
 import pytest
-import torch
-import uvicorn
+from served import LIMIT_S, Here, Raw, settled, steps, wait_for
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
-from course.grading.probe import Probe
 from course.lessons import server as lesson_server
 from course.lessons import stage2
 from course.lessons.server import serve
 from course.manifest import find
 
 STORY = {"prompt": "Tell me a story", "max_new_tokens": 1024}
-LIMIT_S = 60
-"""Only ends a hang."""
-
 
 # the servers
 
@@ -52,62 +45,9 @@ def server(no_limit):
     assert "Traceback" not in server.logs()
 
 
-class Here:
-    """The server in a thread of this process, with a probe on its model.
-
-    Its event loop's default pool has 6 threads, as many as asyncio gives a computer with 2 cores.
-    """
-
-    def __init__(self, **config):
-        torch.set_num_threads(1)
-        model, tokenizer = stage2.load_model(None)
-        self.probe = Probe(model, tokenizer)
-        with mock.patch.object(stage2, "load_model", lambda name: (model, tokenizer)):
-            app = stage2.build(solution=True)
-        # without uvicorn's own log_config all that is logged reaches caplog
-        self.server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, **config))
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
-        wait_for(lambda: self.server.started)
-        self.own_tasks = len(asyncio.all_tasks(self.loop))
-        self.address = self.server.servers[0].sockets[0].getsockname()
-        self.url = "http://{}:{}".format(*self.address)
-
-    def _run(self):
-        # with the event loop that uvicorn prefers, as in a process of its own
-        with asyncio.Runner(loop_factory=self.server.config.get_loop_factory()) as runner:
-            runner.run(self._serve())
-
-    async def _serve(self):
-        self.loop = asyncio.get_running_loop()
-        self.loop.set_default_executor(ThreadPoolExecutor(6))
-        await self.server.serve()
-
-    def stop(self):
-        # whoever is still being answered, after a test that failed
-        self.probe.end()
-        self.server.should_exit = True
-        self.thread.join(LIMIT_S)
-        assert not self.thread.is_alive()
-
-    def left(self):
-        """(tasks, connections) that are there for clients."""
-        tasks = len(asyncio.all_tasks(self.loop)) - self.own_tasks
-        return tasks, len(self.server.server_state.connections)
-
-    def steps(self, prompt):
-        """How many steps the model has made for each answer to such a prompt."""
-        conversations = self.probe.report()["conversations"]
-        return [each["steps"] for each in conversations if prompt in each["prompt"]]
-
-    def say(self, prompt, text, times=1):
-        ids = self.probe.tokenizer(text)["input_ids"] * times
-        self.probe.say_ids([*ids, self.probe.eos_id], prompt)
-
-
 @pytest.fixture(scope="module")
 def thread(no_limit):
-    here = Here()
+    here = Here(stage2)
     yield here
     here.stop()
 
@@ -121,29 +61,6 @@ def here(thread):
 
 
 # the clients
-
-
-def wait_for(holds):
-    until = time.monotonic() + LIMIT_S
-    while not holds():
-        assert time.monotonic() < until, "it did not happen"
-        time.sleep(0.002)
-
-
-def steps(server):
-    return httpx.get(server.url + "/model").json()["steps"]
-
-
-def settled(server):
-    """The count of forward passes when it no longer changes; a limit only ends a hang."""
-    before, until = -1, time.monotonic() + 30
-    while time.monotonic() < until:
-        now = steps(server)
-        if now == before:
-            return now
-        before = now
-        time.sleep(0.1)
-    raise AssertionError("the model goes on and on")
 
 
 def events(response):
@@ -184,44 +101,7 @@ def plain(url, **body):
     return httpx.post(url + "/chat", json=body, timeout=LIMIT_S)
 
 
-class Raw:
-    """A client on a bare socket, which can leave without a word, or never read."""
-
-    def __init__(self, address, way, *, receive_buffer=None, **body):
-        self.socket = socket.socket()
-        if receive_buffer:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.socket.settimeout(LIMIT_S)
-        self.socket.connect(tuple(address))
-        self.come = b""
-        data = json.dumps(body).encode()
-        if way == "websocket":
-            self.socket.sendall(
-                b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
-            )
-            self.read_to(b"\r\n\r\n")
-            # a short text frame, with a mask of zeros
-            data = bytes([0x81, 0x80 | len(data), 0, 0, 0, 0]) + data
-        else:
-            path = {"sse": "/chat_stream", "plain": "/chat"}[way]
-            head = (
-                f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-                f"Content-Length: {len(data)}\r\n\r\n"
-            )
-            data = head.encode() + data
-        self.socket.sendall(data)
-
-    def read_to(self, end):
-        while end not in self.come:
-            chunk = self.socket.recv(65_536)
-            assert chunk, self.come
-            self.come += chunk
-
-    def close(self):
-        self.socket.close()
-
-
+PATH = {"sse": "/chat_stream", "websocket": "/ws", "plain": "/chat"}
 WORD = {"sse": b"token", "websocket": b"token", "plain": None}
 """What is in the first piece that a client gets."""
 
@@ -265,7 +145,7 @@ def test_who_leaves_stops_the_model_200_times_in_a_row(here, way, caplog):
 
     def one():
         here.probe.hold(held)
-        client = Raw(here.address, way, prompt=prompt, max_new_tokens=800)
+        client = Raw(here.address, PATH[way], prompt=prompt, max_new_tokens=800)
         if WORD[way]:
             client.read_to(WORD[way])
         wait_for(lambda: here.probe.report()["held"] == 1)
@@ -293,7 +173,7 @@ def test_for_a_client_that_never_reads_the_model_waits(squeezed, way):
     prompt = f"never reads {way}"
     squeezed.say(prompt, "一", times=2000)
     squeezed.say("who reads", "一二三四五六七八九十")
-    client = Raw(squeezed.address, way, receive_buffer=4096, prompt=prompt, max_new_tokens=1024)
+    client = Raw(squeezed.address, PATH[way], receive_buffer=4096, prompt=prompt, max_new_tokens=1024)
     wait_for(lambda: squeezed.steps(prompt))
     before, now = None, squeezed.steps(prompt)
     # the model makes its steps in turn: if another one's whole answer comes and this one has not
@@ -318,7 +198,7 @@ class SmallBuffers(HttpToolsProtocol):
 
 @pytest.fixture(scope="module")
 def squeezed(no_limit):
-    here = Here(http=SmallBuffers)
+    here = Here(stage2, http=SmallBuffers)
     yield here
     here.stop()
 

@@ -4,13 +4,11 @@ The model is held, stepped, broken and told what to say; a test decides by what 
 until then, by how many steps the model made, and by whether the readers' event loop still turns.
 """
 
-import asyncio
 import inspect
 import re
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
+from course.grading.kit.readers import Readers, Talk, joined, plain_end, shown, solid
 from course.grading.kit.tokenizers import NAMED_ROLES, template_ids
 from course.grading.mistakes import fail, require
 
@@ -28,205 +26,18 @@ GONE = "the reader is gone at once, and the model stops a step later"
 # in the room
 
 
-class Readers:
-    """The answer's handler and those who read from it, on an event loop in a thread of its own."""
-
-    def __init__(self, answer, inside, pool):
-        self.inside = inside
-        self.notes = []
-        self.error = None
-        self.tasks, self.leave = {}, {}
-        ready = threading.Event()
-        threading.Thread(target=self._run, args=(answer, pool, ready), daemon=True).start()
-        ready.wait()
-
-    def _run(self, answer, pool, ready):
-        async def main():
-            self.loop = asyncio.get_running_loop()
-            if pool:
-                self.loop.set_default_executor(ThreadPoolExecutor(pool))
-            model, tokenizer = self.inside.tiny_without_layers
-            settings = model.generation_config  # they sample, as those of most chat models do
-            settings.do_sample, settings.temperature, settings.top_p = True, 0.7, 0.8
-            settings.top_k = 20
-            with self.inside.probe.unwatched():  # it may warm the model up
-                self.handler = answer.ModelHandler(model, tokenizer)
-            ready.set()
-            await asyncio.Event().wait()
-
-        try:
-            asyncio.run(main())
-        except BaseException as error:  # noqa: BLE001 - goes to the test
-            self.error = error
-            ready.set()
-
-    def begin(self, ask):
-        """Has a reader ask: {"prompt", "options", "stops_after": after how many pieces it reads no
-        more and waits to be sent away}. Returns its number."""
-        number = len(self.notes)
-        note = {"ask": ask, "asked": False, "pieces": [], "end": None}
-        note |= {"closing": False, "left": False}
-        self.notes.append(note)
-        self.loop.call_soon_threadsafe(self._begin, number, note)
-        return number
-
-    def _begin(self, number, note):
-        self.leave[number] = asyncio.Event()
-        task = asyncio.create_task(self._read(note, self.leave[number]))
-        self.tasks[number] = task
-        task.add_done_callback(lambda task: self._ended(number, note, task))
-
-    def _ended(self, number, note, task):
-        del self.tasks[number]  # an ended task keeps its traceback's frames, and what is in them
-        note["end"] = note["end"] or "CancelledError"
-        note["left"] = True
-        if not task.cancelled() and task.exception():
-            self.error = task.exception()
-
-    async def _read(self, note, leave):
-        try:
-            await self._read_all(note, leave)
-        except Exception as error:  # noqa: BLE001 - the answer may raise anything
-            note["end"] = self.inside.outcome(_raise, error)
-
-    async def _read_all(self, note, leave):
-        ask, thing = note["ask"], None
-        try:
-            note["asked"] = True
-            thing = self.handler.generate(ask["prompt"], **ask["options"])
-            # other forms than the contract's are read as well: one test is about them
-            if inspect.isawaitable(thing):
-                thing = await thing
-            if hasattr(thing, "__aiter__") and not hasattr(thing, "__anext__"):
-                thing = aiter(thing)
-            while len(note["pieces"]) != ask.get("stops_after"):
-                try:
-                    piece = await _next(thing)
-                except StopAsyncIteration:
-                    note["end"] = "end"
-                    return
-                note["pieces"].append(self.inside.plain(piece))
-            await leave.wait()
-            if hasattr(thing, "aclose"):
-                note["closing"] = True
-                await thing.aclose()
-            note["end"] = "closed"
-        finally:
-            del thing  # one who is cancelled keeps nothing
-
-    def send_away(self, number, how):
-        def go():
-            if how == "close":
-                self.leave[number].set()
-            elif number in self.tasks:
-                self.tasks[number].cancel()
-
-        self.loop.call_soon_threadsafe(go)
-
-    def steps(self, number):
-        """How many steps the model has made for that reader's prompt."""
-        conversations = self.inside.probe.report()["conversations"]
-        return sum(each["steps"] for each in conversations if self._is_of(number, each))
-
-    def new_ids(self, number):
-        conversations = self.inside.probe.report()["conversations"]
-        return [id for each in conversations if self._is_of(number, each) for id in each["new_ids"]]
-
-    def _is_of(self, number, conversation):
-        return self.notes[number]["ask"]["prompt"] in conversation["prompt"]
-
-
-async def _next(thing):
-    if hasattr(thing, "__anext__"):
-        return await thing.__anext__()
-    try:
-        return next(thing)
-    except StopIteration:
-        raise StopAsyncIteration from None
-
-
-def _raise(error):
-    raise error
-
-
 def open_readers(answer, inside, pool=None):
-    readers = inside.kept["readers"] = Readers(answer, inside, pool)
-    if readers.error:
-        raise readers.error
+    def make():
+        model, tokenizer = inside.tiny_without_layers
+        settings = model.generation_config  # they sample, as those of most chat models do
+        settings.do_sample, settings.temperature, settings.top_p = True, 0.7, 0.8
+        settings.top_k = 20
+        return answer.ModelHandler(model, tokenizer)
 
+    def call(handler, ask):
+        return handler.generate(ask["prompt"], **ask["options"])
 
-def begin(answer, inside, asks):
-    return [inside.kept["readers"].begin(ask) for ask in asks]
-
-
-def send_away(answer, inside, number, how):
-    inside.kept["readers"].send_away(number, how)
-
-
-def until(answer, inside, what, number, value, limit_s):
-    """Waits until that holds; whether it came to hold before nothing moved for `limit_s`."""
-    readers, probe = inside.kept["readers"], inside.probe
-    note = None if number is None else readers.notes[number]
-
-    def held():
-        # at its first step a prompt that comes in parts does not yet say whose it is
-        return (value == 1 or readers.steps(number) >= value) and probe.report()["held"] > 0
-
-    holds = {
-        "all asked": lambda: all(each["asked"] for each in readers.notes),
-        "all ended": lambda: all(each["end"] for each in readers.notes),
-        "ended": lambda: note["end"] is not None,
-        "left": lambda: note["left"],
-        "has pieces": lambda: len(note["pieces"]) >= value or note["end"],
-        "has text": lambda: _solid(value) in _solid(_joined(note["pieces"])),
-        "held": lambda: note["end"] or held(),
-    }[what]
-    seen, end = None, 0.0
-    while not holds():
-        if readers.error:
-            raise readers.error
-        moved = [probe.report()["steps"]]
-        for each in readers.notes:
-            moved += [each["asked"], len(each["pieces"]), bool(each["end"])]
-        if moved != seen:
-            seen, end = moved, time.monotonic() + limit_s
-        elif time.monotonic() > end:
-            return False
-        time.sleep(0.001)
-    return True
-
-
-def _solid(text):
-    return "".join(text.split())
-
-
-def _joined(pieces):
-    return "".join(piece for piece in pieces if isinstance(piece, str))
-
-
-def loop_turns(answer, inside, limit_s):
-    """Whether the readers' event loop turns some rounds within the limit."""
-    loop, turned = inside.kept["readers"].loop, threading.Event()
-
-    def turn(rounds):
-        if rounds:
-            loop.call_later(0.001, turn, rounds - 1)
-        else:
-            turned.set()
-
-    loop.call_soon_threadsafe(turn, 4)
-    return turned.wait(limit_s)
-
-
-def look(answer, inside, number):
-    """What that reader has got, and what the model did for it."""
-    readers = inside.kept["readers"]
-    note = readers.notes[number]
-    return {**note, "steps": readers.steps(number), "new_ids": readers.new_ids(number)}
-
-
-def look_at_all(answer, inside):
-    return inside.kept["readers"].notes
+    inside.kept["readers"] = Readers(inside, make, call, pool)
 
 
 def what_generate_returns(answer, inside):
@@ -234,7 +45,7 @@ def what_generate_returns(answer, inside):
     inside.probe.say("Yes.")
     found = []
     for stream in (True, False):
-        thing = inside.kept["readers"].handler.generate("Hello", stream=stream)
+        thing = inside.kept["readers"].made.generate("Hello", stream=stream)
         has = [name for name in ("__anext__", "aclose") if hasattr(thing, name)]
         found.append({"type": type(thing).__name__, "has": has})
         if inspect.iscoroutine(thing):
@@ -276,127 +87,15 @@ def as_call(ask):
     return f"generate({ask['prompt']!r}{options})"
 
 
-class Talk:
-    """The readers in the room, as a test sees and steers them."""
-
-    def __init__(self, room, pool=None):
-        self.room = room
-        # how long nothing may move before a thing that needs milliseconds counts as not happening;
-        # less where another test decides about that thing
-        self.soon_s, self.brief_s = 0.3 * room.limit_s, 0.1 * room.limit_s
-        room.play(open_readers, pool=pool)
-
-    def begin(self, *asks):
-        """Has a reader ask each of them, all at once; returns the readers' numbers."""
-        return self.room.play(begin, asks=list(asks))
-
-    def cancel(self, number, limit_s=None):
-        """Cancels the reader while it waits; whether it was soon gone."""
-        self.room.play(send_away, number=number, how="cancel")
-        return self.until("left", number, None, limit_s or self.brief_s)
-
-    def close(self, number, limit_s=None):
-        """Has a reader that has stopped reading call aclose(); whether it was soon gone."""
-        self.room.play(send_away, number=number, how="close")
-        return self.until("left", number, None, limit_s or self.brief_s)
-
-    def until_two_pieces(self, number):
-        """Waits until it has them; if they do not come while the model is held, lets the model go:
-        what does not stream is another test's concern. Returns the step the model has come to."""
-        if not self.until("has pieces", number, 2, self.brief_s):
-            self.room.probe.release()
-            self.until("has pieces", number, 2)
-        return self.look(number)["steps"]
-
-    def until(self, what, number=None, value=None, limit_s=None):
-        """Waits until that holds; False when nothing has moved for a while and it does not."""
-        arguments = {"what": what, "number": number, "value": value}
-        return self.room.play(until, limit_s=limit_s or self.soon_s, **arguments)
-
-    def look(self, number):
-        return self.room.play(look, number=number)
-
-    def call(self, number):
-        return as_call(self.look(number)["ask"])
-
-    def until_held(self, number, step):
-        """Waits until that reader's conversation is held before that step."""
-        if not self.until("held", number, step):
-            self.hangs(number, "the model is not asked for the answer's next step")
-        reader = self.look(number)
-        if reader["end"]:
-            require_end(reader)
-            fail("the answer ends too soon", sent=as_call(reader["ask"]), got=shown(reader))
-
-    def finish(self, number, mistake="the answer does not come to its end"):
-        """Waits until that reader has come to an end, of whatever kind; returns `look` of it."""
-        if not self.until("ended", number):
-            self.hangs(number, mistake)
-        return self.look(number)
-
-    def answer(self, ask):
-        """Asks, and waits for the whole answer: `look` of its reader, with "said" too.
-
-        Raises:
-            Mistake: it does not come to an end, or with an error.
-        """
-        reader = self.finish(self.begin(ask)[0])
-        require_end(reader)
-        return {**reader, "said": _joined(reader["pieces"])}
-
-    def hangs(self, number, mistake):
-        if not self.turns(self.brief_s):
-            self.blocked(self.call(number))
-        reader = self.look(number)
-        raise self.room.hung(mistake, sent=as_call(reader["ask"]), got=shown(reader))
-
-    def turns(self, limit_s=None):
-        """Whether the readers' event loop still turns."""
-        in_a_loop = self.room.probe.report()["steps_in_a_loop"] > 0
-        limit_s = limit_s or (self.brief_s if in_a_loop else self.soon_s)
-        return self.room.play(loop_turns, limit_s=limit_s)
-
-    def blocked(self, call, when="the model was held"):
-        raise self.room.hung(
-            f"a blocking call inside async def: the event loop stood still while {when}",
-            sent=call,
-            expected="other coroutines go on: the model runs in another thread, and who waits for it"
-            " does so with await",
-            got="nothing else ran in the event loop",
-        )
+def talk_in(room, pool=None):
+    return Talk(room, open_readers, as_call, pool)
 
 
 def shared(room):
     """The Talk of a room that tests share."""
     if "talk" not in room.kept:
-        room.kept["talk"] = Talk(room)
+        room.kept["talk"] = talk_in(room)
     return room.kept["talk"]
-
-
-def require_end(reader, text="", mistake="the answer is not complete", **facts):
-    """Requires that the answer came to its end, and with that text."""
-    end, call = reader["end"], as_call(reader["ask"])
-    if isinstance(end, dict):
-        fail(f"generate raises {end['raised'][0]}", sent=call, got=end["said"], where=end["where"])
-    said = plain_end(_joined(reader["pieces"]))
-    complete = end == "end" and _solid(said).endswith(_solid(text))
-    facts = {"sent": call, "expected": repr(text), "got": shown(reader), **facts}
-    require(complete, mistake, **facts)
-
-
-def shown(reader):
-    """What a reader has got, in one line."""
-    pieces, end = reader["pieces"], reader["end"]
-    if isinstance(end, dict):
-        end = end["said"]
-    what = f"{len(pieces)} piece{'s' if len(pieces) != 1 else ''}"
-    what += f", joined {_joined(pieces)!r}" if pieces else ""
-    return what + (f", then {end.replace('end', 'the end', end == 'end')}" if end else ", no end")
-
-
-def plain_end(said):
-    """Without special tokens and blanks at the end: they are other tests' concern."""
-    return re.sub(r"<\|[^|]*\|>", "", said).rstrip()
 
 
 def must_be_out(so_far):
@@ -434,7 +133,7 @@ def test_generate_returns_an_async_iterator(shared_room):
 
 
 def test_the_model_is_given_the_chat_template(room):
-    talk = Talk(room)
+    talk = talk_in(room)
     room.probe.say("Yes.")
     asks = [
         ask("What is a token?", stream=True),
@@ -448,7 +147,7 @@ def test_the_model_is_given_the_chat_template(room):
         reader = talk.finish(talk.begin(call)[0])
         conversations = room.probe.report()["conversations"]
         if len(conversations) <= number:
-            require_end(reader)
+            talk.require_end(reader)
             fail("generate does not ask the model", sent=as_call(call))
         given = conversations[number]
         mistake = "the model is not given the chat template: apply_chat_template makes its ids"
@@ -643,7 +342,7 @@ def test_a_temperature_above_0_samples_at_it(shared_room):
 
 
 def test_text_comes_out_while_the_model_is_held(room):
-    talk = Talk(room)
+    talk = talk_in(room)
     texts = {
         "English": "Streaming shows each word while the model works.",
         "a list": "Here:\n- one\n- two\n",
@@ -672,11 +371,11 @@ def test_text_comes_out_while_the_model_is_held(room):
 
 
 def does_not_stream(room, talk, number, count, must, last_count):
-    came = _joined(talk.look(number)["pieces"])
+    came = joined(talk.look(number)["pieces"])
     where = room.where() or None
     room.probe.hold(last_count + 1)
     talk.until("has pieces", number, 1, talk.brief_s)
-    came_late = _joined(talk.look(number)["pieces"])
+    came_late = joined(talk.look(number)["pieces"])
     room.probe.release()
     talk.until("ended", number)
     reader = talk.look(number)
@@ -698,7 +397,7 @@ def does_not_stream(room, talk, number, count, must, last_count):
 
 
 def test_the_event_loop_never_waits_for_the_model(room):
-    talk = Talk(room)
+    talk = talk_in(room)
     room.probe.say(COUNTING)
     for asks in (
         [ask("Count: streaming", stream=True)],
@@ -726,7 +425,7 @@ def test_an_error_in_the_model_reaches_the_reader(room):
     cases = [(1, "RuntimeError", True), (1, "OverflowError", False)]
     cases += [(5, "OverflowError", True), (5, "RuntimeError", False)]
     for step, error, stream in cases:
-        talk = Talk(room)  # a handler that has not failed yet
+        talk = talk_in(room)  # a handler that has not failed yet
         message = f"broken at step {step}"
         room.probe.fail(step, message, error)
         call = ask(f"Break at {step} with {error}", stream=stream)
@@ -752,18 +451,18 @@ def test_an_error_in_the_model_reaches_the_reader(room):
 def test_after_an_error_the_next_answer_works(room):
     room.probe.say(COUNTING)
     for step, stream in ((1, True), (3, False)):
-        talk = Talk(room)
+        talk = talk_in(room)
         room.probe.fail(step)
         [broken] = talk.begin(ask(f"Break at {step}", stream=stream))
         talk.until("ended", broken)
         room.probe.mend()
         mistake = "after an error in the model the next answer does not come"
         [number] = talk.begin(ask(f"Count after {step}", stream=stream))
-        require_end(talk.finish(number, mistake), COUNTING, mistake)
+        talk.require_end(talk.finish(number, mistake), COUNTING, mistake)
 
 
 def test_a_reader_who_closes_stops_the_model(room):
-    talk = Talk(room)
+    talk = talk_in(room)
     room.probe.say(LONG)
     room.probe.hold(6)
     [number] = talk.begin({**ask("Count far", stream=True), "stops_after": 2})
@@ -813,7 +512,7 @@ def stopped(talk, number, step, how, left):
 
 
 def test_a_cancelled_reader_stops_the_model(room):
-    talk = Talk(room)
+    talk = talk_in(room)
     room.probe.say(LONG)
     # four steps on end: who looks for a leaver at every fourth token only is late at one of them
     cases = [(f"Count {step}", step, True) for step in (4, 5, 6, 7)] + [("Count at once", 4, False)]
@@ -831,14 +530,14 @@ def test_a_cancelled_reader_stops_the_model(room):
 
 
 def test_a_reader_who_leaves_the_queue_stops_the_model(room):
-    talk = Talk(room)
+    talk = talk_in(room)
     room.probe.say(COUNTING)
     room.probe.say(LONG, "Wait")
     room.probe.hold(1)
     [first] = talk.begin(ask("Be first", stream=True))
     talk.until_held(first, 1)
     queued = talk.begin(ask("Wait streaming", stream=True), ask("Wait for it all"))
-    wait_in_the_handler(talk)
+    talk.until_all_wait()
     left = [talk.cancel(number) for number in queued]
     room.probe.release()
     talk.until("ended", first, None, talk.brief_s)
@@ -848,16 +547,10 @@ def test_a_reader_who_leaves_the_queue_stops_the_model(room):
         stopped(talk, number, 1, how, gone)
 
 
-def wait_in_the_handler(talk):
-    """Waits until all readers wait for their answers; or as many as can."""
-    talk.until("all asked", limit_s=talk.brief_s)
-    talk.room.play(loop_turns, limit_s=talk.brief_s)
-
-
 def test_leaving_does_not_wait_for_the_model(room):
     room.probe.say(LONG)
     for how, stream in (("close", True), ("cancel", True), ("cancel", False)):
-        talk = Talk(room)
+        talk = talk_in(room)
         room.probe.hold(6)
         call = ask(f"Count, {how}, {stream}", stream=stream)
         [number] = talk.begin({**call, "stops_after": 2} if how == "close" else call)
@@ -880,57 +573,54 @@ def test_answers_at_once_do_not_mix(room):
         # its first tokens are bytes of a character: whose they are, what decodes them has to know
         room.probe.say(f"龘 {name}", f"Say {name}")
         asks.append(ask(f"Say {name}", stream=number % 2 == 0))
-    alone, talk = Talk(room), Talk(room)
-    texts = [_joined(alone.finish(alone.begin(call)[0])["pieces"]) for call in asks]
+    alone, talk = talk_in(room), talk_in(room)
+    texts = [joined(alone.finish(alone.begin(call)[0])["pieces"]) for call in asks]
     room.probe.hold(1)
     numbers = talk.begin(*asks)
-    wait_in_the_handler(talk)
+    talk.until_all_wait()
     for step in (2, 3):
         room.probe.hold(step)
-        talk.room.play(loop_turns, limit_s=talk.brief_s)
+        talk.turns(talk.brief_s)
     room.probe.release()
     for number, text in zip(numbers, texts, strict=True):
         reader = talk.finish(number, MIXED)
         sent = f"{as_call(reader['ask'])}, and {len(texts) - 1} others at once"
-        require_end(reader, "", MIXED, sent=sent)
-        came, expected = _joined(reader["pieces"]), f"{text!r}, as it came when asked alone"
+        talk.require_end(reader, "", MIXED, sent=sent)
+        came, expected = joined(reader["pieces"]), f"{text!r}, as it came when asked alone"
         require(came == text, MIXED, sent=sent, expected=expected, got=shown(reader))
 
 
 def test_one_leaver_stops_only_its_own(room):
-    talk = Talk(room)
+    talk = talk_in(room)
     room.probe.say(COUNTING)
     room.probe.hold(3)
     numbers = talk.begin(*[ask(f"Count {number}", stream=number < 3) for number in range(4)])
     talk.until("held", numbers[0], 3, talk.brief_s)
-    wait_in_the_handler(talk)
+    talk.until_all_wait()
     for number in (numbers[0], numbers[2]):
         talk.cancel(number)
     room.probe.release()
     mistake = "when one reader leaves, another one's answer stops too"
     for number in (numbers[1], numbers[3]):
         reader = talk.finish(number, mistake)
-        stops = _solid(COUNTING).startswith(_solid(_joined(reader["pieces"])))
-        require_end(reader, COUNTING, mistake if stops else MIXED)
+        stops = solid(COUNTING).startswith(solid(joined(reader["pieces"])))
+        talk.require_end(reader, COUNTING, mistake if stops else MIXED)
 
 
 def test_64_streams_at_once_all_finish(room):
-    talk = Talk(room, pool=POOL)
+    talk = talk_in(room, pool=POOL)
     room.probe.say("", "Be quiet")
     room.probe.say("Yes", "Say yes")
     room.probe.hold(1)
     talk.begin(
-        *[
-            ask(f"{'Say yes' if number % 8 == 0 else 'Be quiet'} {number}.", stream=True)
-            for number in range(MANY)
-        ]
+        *[ask(f"{'Say yes' if number % 8 == 0 else 'Be quiet'} {number}.", stream=True) for number in range(MANY)]
     )
-    wait_in_the_handler(talk)
+    talk.until_all_wait()
     room.probe.release()
     if not talk.until("all ended"):
         if not talk.turns():
             talk.blocked(f"{MANY} streams at once", "they were answered")
-        ended = sum(reader["end"] is not None for reader in room.play(look_at_all))
+        ended = sum(reader["end"] is not None for reader in talk.look_at_all())
         raise room.hung(
             f"{MANY} streams at once hang: the readers fill a thread pool, and the work that they"
             " wait for stands in its queue",
@@ -938,8 +628,8 @@ def test_64_streams_at_once_all_finish(room):
             expected=f"all {MANY} finish",
             got=f"{ended} have finished, and nothing moves any more",
         )
-    for reader in room.play(look_at_all):
+    for reader in talk.look_at_all():
         text = "Yes" if "Say yes" in reader["ask"]["prompt"] else ""
         sent = f"{as_call(reader['ask'])}, and {MANY - 1} others at once"
         mistake = f"one of {MANY} streams at once has no whole answer"
-        require_end(reader, text, mistake, sent=sent)
+        talk.require_end(reader, text, mistake, sent=sent)

@@ -139,7 +139,7 @@ class Driver:
         self.room = room
 
     def play(self, asks, at_once, disturbed):
-        """A list of {"pieces", "so_far", "drawn", "prompt_tokens", "count", "raised"}."""
+        """A list of {"pieces", "so_far", "drawn", "prompt_tokens", "count", "limit", "raised"}."""
         raise NotImplementedError
 
     def __call__(self, *asks, at_once=False, disturbed=False):
@@ -147,7 +147,9 @@ class Driver:
         generators are seeded between two tokens."""
         found = []
         for each, result in zip(asks, self.play(list(asks), at_once, disturbed), strict=True):
-            sent = self.shown(each) + (f", and {len(asks) - 1} more at once" if at_once else "")
+            sent = self.shown({**each, "limit": result.pop("limit")}) + (
+                f", and {len(asks) - 1} more at once" if at_once else ""
+            )
             if raised := result.pop("raised", None):
                 fail(
                     f"{self.call} raises {raised['raised'][0]}: {raised['message']}".rstrip(": "),
@@ -162,9 +164,8 @@ class Driver:
 
     def shown(self, ask):
         options = dict(ask["options"])
-        if ask["limit_after"] or ask["limit"] < 200:
-            after = f"<the tokens of {ask['limit_after']} parts>"
-            options[self.limit] = after if ask["limit_after"] else ask["limit"]
+        if ask["limit"] < 200:
+            options[self.limit] = ask["limit"]
         if ask["ends"]:
             options[self.ends] = ask["ends"]
         options = ", ".join(f"{name}={value!r}" for name, value in options.items())
@@ -415,14 +416,16 @@ def what_only_looked_like_a_stop_sequence_comes_out(drive):
 
 def the_stop_sequence_that_begins_first_counts(drive):
     cases = [
-        (ask("one", " token", " two", stop=["ken", " tok", "oke"]), "one"),
-        (ask("one", " token", " two", stop=["to", "en", " t"]), "one"),
+        (ask("one", " token", " two", stop=["ken", "tok"]), "one ", "one to"),
+        (ask("two", " token", " two", stop=["n", "ok"]), "two t", "two toke"),
     ]
-    for answer, expected in asked(drive, cases):
-        mistake = "of two stop sequences in one token the first in the list counts: it is the one that begins first"
-        others = ["one token".partition(stop)[0] for stop in answer.stop]
+    for answer, (_, expected, first_in_the_list) in zip(drive(*(each[0] for each in cases)), cases, strict=True):
         # one that does not end the answer there is another rule's concern
-        require(answer.said == expected or answer.said not in others, mistake, **answer.facts(expected))
+        require(
+            answer.said != first_in_the_list,
+            "of two stop sequences in one token the first in the list counts: it is the one that begins first",
+            **answer.facts(expected),
+        )
     answer = drive.one(ask(b"a", b"b", b"c", b"d", " two", stop=["abcd", "bc"]))
     mistake = "a stop sequence is complete, and the answer goes on: a longer one might begin before it"
     require(answer.said not in ("abc", "") or answer.last["completion_tokens"] == 3, mistake, **answer.facts("a"))
@@ -466,11 +469,11 @@ def the_counts_are_those_of_tokens(drive):
 
 def temperature_0_is_greedy(drive):
     for answer in drive(
-        ask(draws=[1.0, 0.99], temperature=0, limit=20), ask(draws=[1.0, 0.99], temperature=0.0, limit=20, seed=3)
+        ask(draws=[1.0, 0.99], temperature=0, limit=12), ask(draws=[1.0, 0.99], temperature=0.0, limit=12, seed=3)
     ):
         others = sum(word != 0 for word in answer.drawn)
         require(
-            len(answer.drawn) >= 15 and others == 0,
+            len(answer.drawn) >= 5 and others == 0,
             "temperature 0 does not always take the likeliest token: it draws",
             sent=answer.sent,
             expected="the likeliest at each step",
@@ -491,20 +494,20 @@ def drawn_from(drive, **asked):
 def tokens_are_drawn_at_the_temperature(drive):
     cases = [
         # at 10 nine of ten are others than the first, at 1 one of a hundred
-        ({"temperature": 10.0}, [8.0] + [0.0] * 19, lambda words: sum(word > 0 for word in words) >= 15),
+        ({"temperature": 10.0}, [8.0] + [0.0] * 19, lambda words: sum(word > 0 for word in words) >= 10),
         # at 0.2 nearly half are the second and one of a thousand is another, at 1 more than half are
         (
             {"temperature": 0.2},
             [1.9, 1.85] + [0.0] * 18,
-            lambda words: sum(word > 1 for word in words) <= 4 and 1 in words,
+            lambda words: sum(word > 1 for word in words) <= 3 and 1 in words,
         ),
         # three of ten are the first
-        ({}, [2.0] + [0.0] * 19, lambda words: 0 < sum(word == 0 for word in words) <= 35),
+        ({}, [2.0] + [0.0] * 19, lambda words: 0 < sum(word == 0 for word in words) <= 25),
     ]
     for options, logits, right in cases:
-        answer, words = drawn_from(drive, draws=logits, limit=25, **options)
+        answer, words = drawn_from(drive, draws=logits, limit=16, **options)
         require(
-            words is None or len(words) >= 40 and right(words),
+            words is None or len(words) >= 16 and right(words),
             "the tokens are not drawn at the temperature"
             if options
             else "without a temperature the tokens are not drawn at 1.0, from all of them",
@@ -521,9 +524,9 @@ def tokens_are_drawn_from_top_p(drive):
         ({"top_p": 0.7, "temperature": 2.0}, {0, 1, 2}, "at temperature 2 0.38 + 0.29 do not reach it"),
     ]
     for options, expected, why in cases:
-        answer, words = drawn_from(drive, draws=thirds, limit=30, **options)
+        answer, words = drawn_from(drive, draws=thirds, limit=22, **options)
         require(
-            words is None or len(words) >= 45 and set(words) == expected,
+            words is None or len(words) >= 20 and set(words) == expected,
             "the tokens are not drawn from the likeliest ones that reach `top_p`",
             sent=f"{answer.sent}, probable at temperature 1 0.50, 0.30, 0.15, 0.05",
             expected=f"words {sorted(expected)}: {why}",
@@ -536,15 +539,15 @@ FLAT = [0.0] * 50
 
 def equal_seeds_draw_alike(drive):
     for seed in (7, 2**32 - 1, 0):
-        first, second = (answer.said for answer in drive(*[ask(draws=FLAT, limit=12, seed=seed)] * 2))
-        sent = f"twice {drive.shown(ask(draws=FLAT, limit=12, seed=seed))}"
+        first, second = (answer.said for answer in drive(*[ask(draws=FLAT, limit=8, seed=seed)] * 2))
+        sent = f"twice {drive.shown(ask(draws=FLAT, limit=8, seed=seed))}"
         mistake = "seed 0 is taken for no seed" if seed == 0 else "the same seed draws differently"
         require(first == second and len(first) > 0, mistake, sent=sent, expected=repr(first), got=repr(second))
 
 
 def each_token_is_drawn_anew(drive):
     for options in ({"seed": 5}, {}):
-        answer = drive.one(ask(draws=FLAT, limit=12, **options))
+        answer = drive.one(ask(draws=FLAT, limit=8, **options))
         require(
             len(set(answer.drawn)) > 1 or set(answer.drawn) == {0},
             "each token is drawn with the same random number: the generator is seeded again at each step",
@@ -554,7 +557,7 @@ def each_token_is_drawn_anew(drive):
 
 
 def nothing_else_changes_what_a_seed_draws(drive):
-    seeded, unseeded = ask(draws=FLAT, limit=12, seed=5), ask(draws=FLAT, limit=12)
+    seeded, unseeded = ask(draws=FLAT, limit=8, seed=5), ask(draws=FLAT, limit=8)
     alone = drive.one(seeded).said
     disturbed = drive(seeded, disturbed=True)[0]
     facts = {"sent": disturbed.sent, "expected": f"{alone!r}, as without", "got": repr(disturbed.said)}
@@ -577,7 +580,7 @@ def other_seeds_and_none_draw_differently(drive):
     seeds = [0, 1, 2, 2**31, 2**32 - 1, 1]
     said = {
         seed: answer.said
-        for seed, answer in zip(seeds, drive(*(ask(draws=FLAT, limit=12, seed=s) for s in seeds)), strict=True)
+        for seed, answer in zip(seeds, drive(*(ask(draws=FLAT, limit=8, seed=s) for s in seeds)), strict=True)
     }
     require(
         len(set(said.values())) == len(said),
@@ -585,7 +588,7 @@ def other_seeds_and_none_draw_differently(drive):
         sent=f"{drive.call}(..., seed=...) for {list(said)}",
         got=list(said.values()),
     )
-    unseeded, seeded = ask(draws=FLAT, limit=12), ask(draws=FLAT, limit=12, seed=5)
+    unseeded, seeded = ask(draws=FLAT, limit=8), ask(draws=FLAT, limit=8, seed=5)
     for asks, between in (([unseeded] * 3, ""), ([seeded, unseeded] * 2, ", each after one with seed=5")):
         answers = [answer.said for answer, each in zip(drive(*asks), asks, strict=True) if each is unseeded]
         require(

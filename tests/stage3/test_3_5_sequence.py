@@ -84,6 +84,7 @@ class Taking:
             "drawn": cases.drawn(self.tokenizer, said),
             "prompt_tokens": len(self.prompt),
             "count": len(self.pieces),
+            "limit": self.ask["limit"],
             "raised": self.raised,
         }
 

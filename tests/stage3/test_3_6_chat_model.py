@@ -6,9 +6,11 @@ Not covered: the texts of errors but the window's; roles beyond system, user, as
 """
 
 import asyncio
+import contextlib
 import re
 import time
 
+import pytest
 import sequence_cases as cases
 from sequence_cases import COUNTING, ask, must_be_out
 
@@ -112,8 +114,7 @@ async def chat_all(answer, inside, asks, at_once, disturbed):
         result = await read(inside, chat_model, user(prompt), options)
         said = said_in(result)
         result |= {"so_far": ask["so_far"], "drawn": cases.drawn(tokenizer, said) if ask["values"] else []}
-        given = [each for each in inside.probe.report()["conversations"] if prompt in each["prompt"]]
-        result |= {"prompt_tokens": len(given[0]["prompt_ids"]) if given else 0, "count": None}
+        result |= {"prompt_tokens": prompt, "count": None, "limit": ask["limit"]}
         return result
 
     seeding = model.model.register_forward_pre_hook(seed_everything) if disturbed else None
@@ -124,6 +125,10 @@ async def chat_all(answer, inside, asks, at_once, disturbed):
         results += await asyncio.gather(*(one(chat_model, each) for each in together))
     if seeding:
         seeding.remove()
+    conversations = inside.probe.report()["conversations"]
+    for result in results:
+        given = [each["prompt_ids"] for each in conversations if result["prompt_tokens"] in each["prompt"]]
+        result["prompt_tokens"] = len(given[0]) if given else 0
     return results
 
 
@@ -159,7 +164,7 @@ async def chat_in_a_window(answer, inside, left, options):
     """What comes when the model's window has room for so many tokens more than the prompt."""
     prompt = user("How much room is left?")
     model, tokenizer = settled(inside)
-    inside.probe.say(LONG)
+    inside.probe.say(LONG * 2)
     # how many ids the answer makes of the prompt; whether they are the right ones is another test's concern
     await read(inside, made(answer, inside, model, tokenizer), prompt, {"max_tokens": 1})
     length = len(inside.probe.report()["conversations"][-1]["prompt_ids"])
@@ -170,7 +175,7 @@ async def chat_in_a_window(answer, inside, left, options):
     steps = inside.probe.report()["steps"] - before
     settled(inside)
     said = said_in(result)
-    tokens = [count for count, text in enumerate(texts_so_far(answer, inside, LONG)) if said == text]
+    tokens = [count for count, text in enumerate(texts_so_far(answer, inside, LONG * 2)) if said == text]
     return {**result, "said": said, "tokens": tokens, "steps": steps, "prompt": length, "window": length + left}
 
 
@@ -246,6 +251,13 @@ def as_call(ask):
 
 def talk_in(room, pool=None):
     return Talk(room, open_readers, as_call, pool)
+
+
+@pytest.fixture
+def talk(shared_room):
+    """Readers in the room that tests share: whatever is held there goes on in the end."""
+    yield talk_in(shared_room)
+    shared_room.probe.release()
 
 
 def require_no_error(result, sent):
@@ -383,7 +395,13 @@ def test_max_tokens_ends_the_answer(shared_room):
 
 
 def test_what_is_left_of_the_window_is_the_limit(shared_room):
-    cases_of_it = [(5, {}, 5), (5, {"max_tokens": 3}, 3), (5, {"max_tokens": 9}, 5), (1, {"max_tokens": None}, 1)]
+    cases_of_it = [
+        (5, {}, 5),
+        (5, {"max_tokens": 3}, 3),
+        (5, {"max_tokens": 9}, 5),
+        (140, {"max_tokens": None}, 140),
+        (1, {}, 1),
+    ]
     for left, options, expected in cases_of_it:
         result = shared_room.play(chat_in_a_window, left=left, options={"temperature": 0, **options})
         sent = f"chat(a prompt of {result['prompt']} ids, {options}) with a window of {result['window']}"
@@ -496,15 +514,15 @@ def test_the_stop_sequence_that_begins_first_counts(shared_room):
     cases.the_stop_sequence_that_begins_first_counts(Chats(shared_room))
 
 
-def test_a_stop_sequence_stops_the_model(room):
-    talk = talk_in(room)
-    room.probe.say(LONG)
+def test_a_stop_sequence_stops_the_model(shared_room):
+    talk = talk_in(shared_room)
+    shared_room.probe.say(LONG, "Count until")
     for stop, text in ((" two", "one"), ("our", "one two three f")):
         call = question(f"Count until {stop}.", stop=[stop])
         [number] = talk.begin(call)
         talk.until("ended", number)
         next_one_comes(talk, f"After {stop}.")
-        so_far = room.play(texts_so_far, text=LONG)
+        so_far = shared_room.play(texts_so_far, text=LONG)
         complete = next(count for count, each in enumerate(so_far) if text + stop in each)
         reader = settled_reader(talk, number)
         steps = reader["steps"] - complete
@@ -544,8 +562,7 @@ def test_other_seeds_and_none_draw_differently(shared_room):
     cases.other_seeds_and_none_draw_differently(Chats(shared_room))
 
 
-def test_text_comes_out_while_the_model_is_held(room):
-    talk = talk_in(room)
+def test_text_comes_out_while_the_model_is_held(shared_room, talk):
     texts = {
         "English": ("Streaming shows each word while the model works.", ()),
         "a list": ("Here:\n- one\n- two\n", ()),
@@ -553,20 +570,20 @@ def test_text_comes_out_while_the_model_is_held(room):
         "what a stop may begin": ("one two Every three SENT four", ["END"]),
     }
     for name, (text, stop) in texts.items():
-        so_far = room.play(texts_so_far, text=text)
-        room.probe.say(text, f"Say it in {name}")
+        so_far = shared_room.play(texts_so_far, text=text)
+        shared_room.probe.say(text, f"Say it in {name}")
         must = [must_be_out(so_far[: count + 1], stop) for count in range(len(so_far))]
         more = [count for count in range(2, len(so_far)) if len(must[count]) > len(must[count - 1])]
         counts = [more[0], more[-1]]
-        room.probe.hold(counts[0] + 1)
+        shared_room.probe.hold(counts[0] + 1)
         call = question(f"Say it in {name}", stop=list(stop)) if stop else question(f"Say it in {name}")
         [number] = talk.begin(call)
         for count in counts:
-            room.probe.hold(count + 1)
+            shared_room.probe.hold(count + 1)
             talk.until_held(number, count + 1)
             if not talk.until("has text", number, must[count].rstrip()):
-                does_not_stream(room, talk, number, count, must[count], counts[-1])
-        room.probe.release()
+                does_not_stream(shared_room, talk, number, count, must[count], counts[-1])
+        shared_room.probe.release()
         talk.finish(number)
 
 
@@ -616,15 +633,24 @@ def test_the_event_loop_never_waits_for_the_model(room):
             talk.until("ended", number)
 
 
-def test_an_error_in_the_model_reaches_the_reader(room):
-    room.probe.say(COUNTING)
+@contextlib.contextmanager
+def broken(room, step, message="the model is broken", error="RuntimeError"):
+    room.probe.fail(step, message, error)
+    try:
+        yield
+    finally:
+        room.probe.mend()
+
+
+def test_an_error_in_the_model_reaches_the_reader(shared_room):
+    shared_room.probe.say(COUNTING, "Break at")
     for step, error in ((1, "RuntimeError"), (1, "OverflowError"), (5, "OverflowError")):
-        talk = talk_in(room)  # a model that has not failed yet
+        talk = talk_in(shared_room)  # a model that has not failed yet
         message = f"broken at step {step}"
-        room.probe.fail(step, message, error)
         call = question(f"Break at {step} with {error}")
-        [number] = talk.begin(call)
-        reader = talk.finish(number, "the model's error is lost: its reader waits for ever")
+        with broken(shared_room, step, message, error):
+            [number] = talk.begin(call)
+            reader = talk.finish(number, "the model's error is lost: its reader waits for ever")
         facts = {"sent": as_call(call), "expected": f"{error}: {message}"}
         end = reader["end"]
         if not isinstance(end, dict):
@@ -639,27 +665,25 @@ def test_an_error_in_the_model_reaches_the_reader(room):
         )
 
 
-def test_after_an_error_the_next_answer_works(room):
-    room.probe.say(COUNTING)
+def test_after_an_error_the_next_answer_works(shared_room):
+    shared_room.probe.say(COUNTING, "Count after")
     for step in (1, 3):
-        talk = talk_in(room)
-        room.probe.fail(step)
-        [broken] = talk.begin(question(f"Break at {step}"))
-        talk.until("ended", broken)
-        room.probe.mend()
+        talk = talk_in(shared_room)
+        with broken(shared_room, step):
+            [number] = talk.begin(question(f"Fail at {step}"))
+            talk.until("ended", number)
         mistake = "after an error in the model the next answer does not come"
         [number] = talk.begin(question(f"Count after {step}"))
         talk.require_end(talk.finish(number, mistake), COUNTING, mistake)
 
 
-def test_a_reader_who_closes_stops_the_model(room):
-    talk = talk_in(room)
-    room.probe.say(LONG)
-    room.probe.hold(6)
+def test_a_reader_who_closes_stops_the_model(shared_room, talk):
+    shared_room.probe.say(LONG)
+    shared_room.probe.hold(6)
     [number] = talk.begin({**question("Count far"), "stops_after": 2})
     step = max(6, talk.until_two_pieces(number))
     left = talk.close(number)
-    room.probe.release()
+    shared_room.probe.release()
     next_one_comes(talk, "Then count")
     how = f"aclose() after two pieces, when the model was at step {step}"
     reader = talk.look(number)
@@ -708,16 +732,15 @@ def stopped(talk, number, step, how, left):
     )
 
 
-def test_a_cancelled_reader_stops_the_model(room):
-    talk = talk_in(room)
-    room.probe.say(LONG)
+def test_a_cancelled_reader_stops_the_model(shared_room, talk):
+    shared_room.probe.say(LONG)
     # four steps on end: who looks for a leaver at every fourth token only is late at one of them
     for step in (4, 5, 6, 7):
-        room.probe.hold(step)
+        shared_room.probe.hold(step)
         [number] = talk.begin(question(f"Count {step}"))
         talk.until_held(number, step)
         left = talk.cancel(number)
-        room.probe.release()
+        shared_room.probe.release()
         next_one_comes(talk, f"After step {step}")
         how = f"cancellation while it waited, when the model was at step {step}"
         stopped(talk, number, step, how, left)
@@ -763,22 +786,21 @@ def test_leaving_does_not_wait_for_the_model(room):
         room.probe.release()
 
 
-def test_answers_at_once_do_not_mix(room):
+def test_answers_at_once_do_not_mix(shared_room, talk):
     asks = []
     for name in ("red", "green", "blue", "white", "black"):
         # its first tokens are bytes of a character: whose they are, what decodes them has to know
-        room.probe.say(f"龘 {name} STEP", f"Say {name}")
+        shared_room.probe.say(f"龘 {name} STEP", f"Say {name}")
         asks.append(question(f"Say {name}", stop=["STOP"]))
-    alone, talk = talk_in(room), talk_in(room)
-    texts = [joined(alone.finish(alone.begin(call)[0])["pieces"]) for call in asks]
-    talk = talk_in(room)
-    room.probe.hold(1)
+    texts = [joined(talk.finish(talk.begin(call)[0])["pieces"]) for call in asks]
+    talk = talk_in(shared_room)
+    shared_room.probe.hold(1)
     numbers = talk.begin(*asks)
     talk.until_all_wait()
     for step in (2, 3):
-        room.probe.hold(step)
+        shared_room.probe.hold(step)
         talk.turns(talk.brief_s)
-    room.probe.release()
+    shared_room.probe.release()
     for number, text in zip(numbers, texts, strict=True):
         reader = talk.finish(number, MIXED)
         sent = f"{as_call(reader['ask'])}, and {len(texts) - 1} others at once"
@@ -787,16 +809,15 @@ def test_answers_at_once_do_not_mix(room):
         require(came == text, MIXED, sent=sent, expected=expected, got=shown(reader))
 
 
-def test_one_leaver_stops_only_its_own(room):
-    talk = talk_in(room)
-    room.probe.say(COUNTING)
-    room.probe.hold(3)
+def test_one_leaver_stops_only_its_own(shared_room, talk):
+    shared_room.probe.say(COUNTING)
+    shared_room.probe.hold(3)
     numbers = talk.begin(*[question(f"Count {number}") for number in range(4)])
     talk.until("held", numbers[0], 3, talk.brief_s)
     talk.until_all_wait()
     for number in (numbers[0], numbers[2]):
         talk.cancel(number)
-    room.probe.release()
+    shared_room.probe.release()
     mistake = "when one reader leaves, another one's answer stops too"
     for number in (numbers[1], numbers[3]):
         reader = talk.finish(number, mistake)

@@ -6,6 +6,7 @@ sse                runner                  server-sent events, read as they arri
 websocket          runner                  a WebSocket client                                  2.4
 script             room, runner (`Steps`)  held, allowed, failing steps of a scripted part     scripted_*
 scripted_handler   room, runner (`Model`)  2.1's handler by script                             2.2, 2.3, 2.4
+readers            room, runner (`Talk`)   readers of a held model, who come, wait and leave        2.1, 3.6
 scripted_chat      room, runner (`Chat`)   3.6's chat model by script                          3.7
 scripted_server    runner                  a server by script, for clients                     1.4, 2.6
 clock              runner, room            a clock that the test moves                         lockstep
@@ -13,7 +14,7 @@ lockstep           runner                  a scripted server in step with the an
 asgi               room                    one ASGI exchange, each receive and send by hand        3.4
 logs               room, runner            the lines of a log folder                              3.4
 processes          room, runner            a program, its children, free ports                 2.5
-tokenizers         room                    other templates; a tokenizer that merges newlines   1.2, 1.5, 2.1
+tokenizers         room                    other templates; a tokenizer that merges newlines   1.2, 1.5, 2.1, 3.6
 cases              both                    texts that must survive, wrong bodies, sleeps       1.3, 2.2, 2.4, 3.7
 
 What one exercise uses stays beside its test; what two use is here. A tool imports

@@ -78,6 +78,23 @@ const WORDS = {
     "{pieces} 段 · {ttft} 秒后到第一段 · 每秒 {rate} 段 · 已停止",
   ],
   broken: ["The connection broke.", "连接中断了。"],
+
+  stage3: ["Stage 3: an OpenAI endpoint", "第 3 阶段：OpenAI 接口"],
+  lead3: [
+    "The whole conversation goes to your own server as POST /v1/chat/completions, each time.",
+    "每一次，整个对话都以 POST /v1/chat/completions 发给你自己的服务器。",
+  ],
+  fresh: ["New conversation", "新对话"],
+  firstAfter: ["first text after {ttft} s", "{ttft} 秒后到第一段文字"],
+  tokens: [
+    "first text after {ttft} s · {rate} tokens/s · {prompt} + {completion} tokens · {reason}",
+    "{ttft} 秒后到第一段文字 · 每秒 {rate} 个 token · {prompt} + {completion} 个 token · {reason}",
+  ],
+  left: ["first text after {ttft} s · {pieces} pieces · stopped", "{ttft} 秒后到第一段文字 · {pieces} 段 · 已停止"],
+  brokeOff: ["The server broke the answer off: {words}", "服务器中断了回答：{words}"],
+  lines: ["The log of the last request", "最近一次请求的日志"],
+  noLines: ["Ask something: its lines in work/logs/ appear here.", "发一条消息，它在 work/logs/ 里的日志行就会显示在这里。"],
+  logidIs: ["X-Log-Id: {logid}", "X-Log-Id：{logid}"],
 };
 
 const $ = (id) => document.getElementById(id);
@@ -218,4 +235,38 @@ async function look() {
     if ($("status").dataset.state === "down") setTimeout(look, 2000);
     setStatus("down");
   }
+}
+
+// What the model does: the count of its steps, and its pace. The pace is the server's, for all who ask it:
+// so it is slow only while this page is being answered.
+
+const LARGE = 100e6; // a model of so many parameters is slow enough
+let answering = false;
+
+async function countSteps() {
+  try {
+    const { steps, parameters } = await (await fetch("model", { cache: "no-store" })).json();
+    $("pace").hidden = parameters > LARGE;
+    put($("steps"), "steps", { n: steps });
+    $("steps").dataset.n = steps;
+  } catch {
+    put($("steps"), "down");
+  }
+  setTimeout(countSteps, 500);
+}
+
+function setPace(is = answering) {
+  answering = is;
+  const slow = answering && $("slow").checked && !$("pace").hidden;
+  return fetch("pace", {
+    method: "PUT",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ pause_ms: slow ? 40 : 0 }),
+    keepalive: true,
+  }).catch(() => { /* the answers will say that no server is there */ });
+}
+
+if ($("slow")) {
+  $("slow").addEventListener("change", () => setPace());
+  addEventListener("pagehide", () => setPace(false));
 }

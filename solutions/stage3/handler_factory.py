@@ -1,0 +1,130 @@
+"""Exercise 3.3: from classes to a running service, by one registration for each path."""
+
+import inspect
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Annotated, Any
+
+import uvicorn
+from fastapi import Body, FastAPI, Request
+from four_actions import ConfigHandler, RequestHandler
+from respond import respond
+
+_registered = {}
+
+
+class HandlerFactory:
+    """Where a service's module says which classes answer which path.
+
+    Example:
+        >>> HandlerFactory.register_handler("/chat", ChatConfig, ChatHandler, request_context=Question)
+        >>> app = create_app()
+    """
+
+    @classmethod
+    def register_handler(cls, path, config_class, handler_class, *, request_context=None, response_context=None):
+        """Note that `POST path` is answered by `handler_class`, with a config of `config_class`.
+
+        It only notes: nothing is made, loaded or called. So it may stand at the top of a module
+        that many processes import.
+
+        Args:
+            path: begins with "/".
+            config_class: a subclass of `ConfigHandler`.
+            handler_class: a subclass of `RequestHandler`.
+            request_context: a pydantic model of the request's body, or None: then any JSON will do.
+            response_context: a pydantic model of the answer, or None; see `respond`.
+
+        Raises:
+            ValueError: the path does not begin with "/", or is registered already. The message
+                contains it.
+            TypeError: a class is not a subclass of what it has to be. The message contains its name,
+                or the `repr` of what is not a class.
+
+        What was refused leaves nothing behind.
+        """
+        if not isinstance(path, str) or not path.startswith("/"):
+            raise ValueError(f"a path begins with /, and {path!r} does not")
+        if path in _registered:
+            raise ValueError(f"{path} is registered already")
+        for given, base in ((config_class, ConfigHandler), (handler_class, RequestHandler)):
+            if not inspect.isclass(given):
+                raise TypeError(f"{given!r} is not a class: a subclass of {base.__name__} is needed")
+            if not issubclass(given, base):
+                raise TypeError(f"{given.__name__} is not a subclass of {base.__name__}")
+        _registered[path] = (config_class, handler_class, request_context, response_context)
+
+
+def create_app() -> FastAPI:
+    """Make the app of all that has been registered since the last `create_app()`.
+
+    The registry is empty afterwards, so that a second app, a test or a cell that runs again starts
+    afresh; two apps share nothing. Nothing of the registered classes is called yet.
+
+    When the app starts, each config class is made and initialised once, however many paths name it,
+    in the order of registration, before any request is answered. Two classes of one name are two.
+    If one fails, so does the start-up, and those initialised before are closed. At shutdown each is
+    closed once, in reverse order, even if another one's `close` raises. `initialize` and `close`
+    may be `def` or `async def`.
+
+    `POST path` makes a handler for this request alone, `handler_class(config)`, and answers as
+    `respond` of exercise 3.2 does. With `request_context` a body that does not fit is a 422 that
+    calls no action, and `pre_process` gets an instance of the model; without it `pre_process` gets
+    the JSON value, and a body that is not JSON, or no body, is a 422 (or a 400, if it is not even
+    text). The OpenAPI document shows both models: as the request's body, and as the 200 answer's.
+
+    Raises:
+        ValueError: nothing has been registered.
+    """
+    if not _registered:
+        raise ValueError("nothing is registered: call HandlerFactory.register_handler first")
+    handlers = dict(_registered)
+    _registered.clear()
+    configs = {}
+
+    @asynccontextmanager
+    async def lifespan(app):
+        async with AsyncExitStack() as initialised:
+            for config_class, *_ in handlers.values():
+                if config_class not in configs:
+                    config = configs[config_class] = config_class()
+                    await _called(config.initialize)
+                    initialised.push_async_callback(_called, config.close)
+            yield
+
+    app = FastAPI(lifespan=lifespan)
+    for path, (config_class, handler_class, request_context, response_context) in handlers.items():
+        endpoint = _endpoint(configs, config_class, handler_class, request_context, response_context)
+        app.add_api_route(path, endpoint, methods=["POST"], response_model=response_context)
+    return app
+
+
+def start_app(*, host="127.0.0.1", port=8000) -> FastAPI:
+    """Make the app, serve it until Ctrl-C, and return it.
+
+    All configs are closed then. SIGTERM closes them, too; it may end the process.
+
+    Args:
+        host, port: where to listen.
+
+    Raises:
+        ValueError: nothing has been registered.
+    """
+    app = create_app()
+    # without a limit, an answer that is still streaming would keep the server running
+    uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=5)
+    return app
+
+
+def _endpoint(configs, config_class, handler_class, request_context, response_context):
+    kind = Any if request_context is None else request_context
+
+    async def endpoint(request: Request, request_body: Annotated[kind, Body()]):
+        return await respond(handler_class(configs[config_class]), request_body, request, response_context)
+
+    return endpoint
+
+
+async def _called(method):
+    result = method()
+    if inspect.isawaitable(result):
+        await result
