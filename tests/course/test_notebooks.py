@@ -155,6 +155,27 @@ SHOWS = {
         "attack": "sent from-the-shop-1 | got from-the-shop-1",
         "own-cost": " µs, while load hangs",
     },
+    "stage3c_openai": {
+        "tokens": "stop: thousand",
+        "leaks": "by_text   has the stop: False  ends with",
+        "generators": "C [0.267295241355896, 0.8725283145904541",
+        "one-seed": "B asks, too [",
+        "always-stop": "and writes tokens, not letters.', 'finish_reason': 'stop'}",
+        "the-end": "the last id is 3071",
+        "look-3-5": "leaks: False",
+        "seeds": "None ",
+        "look-3-6": "tokens, length: Once",
+        "window": "ValueError: ",
+        "one-quote": "APIError: the \"GPU\" is gone",
+        "no-done": "cut_off      'Once upon', finish_reason None, no error",
+        "look-3-7": "data: [DONE]\n\n",
+        "errors": "NotFoundError        {'message': ",
+        "leaver": "stream False: ",
+        "serve": "tiny-qwen | An endpoint is a path of the server",
+        "curl": "data: [DONE]\n\n",
+        "logid": "asked: What is an endpoint?",
+        "another": "parrot | Once he said \"quack\"",
+    },
 }
 
 
@@ -411,7 +432,7 @@ def test_unsolved_the_cells_that_need_an_exercise_fail_kindly_and_no_others(unso
     assert list(found) == list(needs)
     for id, error in found.items():
         text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
-        assert "Traceback" not in text and text.count("\n") < 8, text
+        assert "Traceback" not in text and text.count("\n") < 10, text
         assert any(f"{each} is not written yet" in text for each in needs[id]), text
 
 
