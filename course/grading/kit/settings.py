@@ -34,7 +34,7 @@ CASES = [
     # last: a streamer refuses beams, and who waits for it in another thread may wait for ever
     ({"num_beams": 4, "length_penalty": 0.0}, 0.0, {"x": 2.0, END: 1.6}, "x"),
 ]
-MOST_TOKENS = 16
+MOST_TOKENS = 8
 
 
 def with_ids(tokenizer, value):
