@@ -774,7 +774,6 @@ def test_the_work_stops_when_the_client_leaves(shared_room):
             waited(shared_room, functools.partial(has_ended, shared_room, stream.port))
             shared_room.set(stream.id)
         stops = service(shared_room).until(stream.id, functools.partial(stopped, script))
-        note = service(shared_room).note(stream.id)
         shared_room.set(stream.id)
         sent = f"{script.get('way', '')} {script['kind']}; the client leaves {when}".strip()
         steps = service(shared_room).note(stream.id)["steps"]
