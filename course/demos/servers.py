@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -45,8 +46,8 @@ def factory_in_a_process(app):
     """
     port = _free_port()
     options = ["--factory", "--port", str(port), "--log-level", "error"]
-    with _ended([sys.executable, "-m", "uvicorn", app, *options]) as process:
-        yield _answering(process, port)
+    with _served([sys.executable, "-m", "uvicorn", app, *options], port) as url:
+        yield url
 
 
 @contextlib.contextmanager
@@ -57,13 +58,29 @@ def main_in_a_process(workers, app):
         NotImplementedError: 2.5 is not written yet.
         RuntimeError: the process ended, or did not answer.
     """
-    file = find("2.5").work_file
-    if not file.exists() or answers.is_stub("2.5", file.read_text("utf-8")):
-        raise NotImplementedError("2.5")
+    _need("2.5")
     port = _free_port()
     call = f"from workers import main; main({port}, {workers}, {app!r})"
-    with _ended([sys.executable, "-c", call], file.parent) as process:
-        yield _answering(process, port)
+    with _served([sys.executable, "-c", call], port, find("2.5").work_file.parent) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def script_in_a_process(file, needs=()):
+    """Run a script in its own folder; it serves on the port that PORT names. Its address.
+
+    Args:
+        needs: ids of the exercises that it imports.
+
+    Raises:
+        NotImplementedError: one of them is not written yet.
+        RuntimeError: the process ended, or did not answer; with the last that it said.
+    """
+    for id in needs:
+        _need(id)
+    port = _free_port()
+    with _served([sys.executable, file.name], port, cwd=file.parent) as url:
+        yield url
 
 
 def end(process):
@@ -83,22 +100,30 @@ def end(process):
         process.communicate()
 
 
+def _need(id):
+    file = find(id).work_file
+    if not file.exists() or answers.is_stub(id, file.read_text("utf-8")):
+        raise NotImplementedError(id)
+
+
 @contextlib.contextmanager
-def _ended(command, *folders):
+def _served(command, port, *folders, cwd=None):
     paths = [*map(str, folders), str(ROOT), os.environ.get("PYTHONPATH", "")]
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        yield process
-    finally:
-        end(process)
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env={**os.environ, "PORT": str(port), "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+        )
+        try:
+            yield _answering(process, port, said)
+        finally:
+            end(process)
 
 
-def _answering(process, port):
+def _answering(process, port, said):
     url = f"http://127.0.0.1:{port}"
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
@@ -107,7 +132,9 @@ def _answering(process, port):
             return url
         except httpx.TransportError:
             time.sleep(0.1)
-    raise RuntimeError("the server did not start")
+    said.seek(0)
+    last = said.read().decode(errors="replace").strip().rpartition("\n")[2]
+    raise RuntimeError(f"the server did not start. {last}")
 
 
 def _free_port():

@@ -22,8 +22,10 @@ def chat(
         history: earlier turns, oldest first: pairs (user, assistant), as tuples or lists.
         system: the system line.
         max_new_tokens: the answer has at most this many tokens.
-        temperature: 0 always takes the likeliest token, whatever the checkpoint's own generation
-            settings say. Above 0 the tokens are drawn at that temperature.
+        temperature: 0 always takes the likeliest token. Above 0 each token is drawn from
+            softmax(logits / temperature). The checkpoint's own settings change nothing: top_k, top_p,
+            min_p, repetition_penalty, no_repeat_ngram_size, num_beams, min_length, min_new_tokens,
+            suppress_tokens, bad_words_ids.
 
     Returns:
         (reply, history): the new tokens as text, without special tokens; and a new list, the
@@ -53,19 +55,30 @@ def chat(
         messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
     ).to(model.device)
 
-    # what is left out here, generate() takes from the checkpoint's generation_config
-    output = model.generate(
+    output = _without_settings(model, tokenizer).generate(
         **inputs,
         do_sample=temperature > 0,
         temperature=float(temperature) if temperature > 0 else None,
-        top_k=None,
-        top_p=None,
-        num_beams=1,
-        repetition_penalty=1.0,
         max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id,
     )
 
     new_tokens = output[0, inputs["input_ids"].shape[1] :]
     reply = tokenizer.decode(new_tokens, skip_special_tokens=True)
     return reply, [*history, (text, reply)]
+
+
+def _without_settings(model, tokenizer):
+    """The same model, and of its generation settings only those that end an answer."""
+    import copy
+
+    from transformers import GenerationConfig
+
+    # what generate() is not given, it takes from the model's own generation_config: even what a
+    # `generation_config=` leaves out
+    model = copy.copy(model)
+    model.generation_config = GenerationConfig(
+        eos_token_id=model.generation_config.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        top_k=0,  # left out, it is 50
+    )
+    return model

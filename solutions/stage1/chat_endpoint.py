@@ -14,15 +14,17 @@ logger = logging.getLogger(__name__)
 
 
 def create_app(load, chat):
-    """Make the app that answers one text at a time, without a history.
+    """Make the app that answers texts, each without a history.
 
         POST /chat    {"text": "你好"}  ->  200  {"result": "..."}
         GET  /health                    ->  200  {"status": "ok"}
 
-    `text` has 1 to 4,000 Unicode code points, else the answer is 422; it reaches `chat` unchanged.
+    `text` has 1 to 4,000 Unicode code points, else the answer is 422, as for any other body (one that
+    holds a NaN or half a surrogate pair is not promised); it reaches `chat` unchanged.
     `/health` answers at once, however many answers are being made or waited for. Requests at once
     each get the answer that they would get alone, and none is refused. When `chat` raises, the
-    answer is a 500 that shows nothing of the error, and the next request is answered normally.
+    answer is a 500 with a few plain words that show nothing of the error, the server's log names the
+    error, and the next request is answered normally.
 
     Args:
         load: `load()` returns (model, tokenizer). `create_app` does not call it: the app's

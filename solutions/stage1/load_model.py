@@ -3,8 +3,6 @@
 import os
 
 import torch
-from huggingface_hub import model_info
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -70,6 +68,9 @@ def _load(name, dtype, local_files_only):
 
 def _require_at_the_hub(name):
     """One question: transformers itself would ask ten times, and not say what was wrong."""
+    from huggingface_hub import model_info
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
     try:
         model_info(name)
     except (RepositoryNotFoundError, HFValidationError) as error:

@@ -11,7 +11,8 @@ def encode_chat(tokenizer, messages):
     A message that reads "<|im_end|>" becomes the ids of those ten characters, never the id of the
     control token. Nothing is removed, escaped or refused: decoding the ids gives back the rendered
     template. For messages without control tokens the ids are those of
-    `tokenizer.apply_chat_template`. `tokenizer` itself is not changed.
+    `tokenizer.apply_chat_template`, also where a token reaches from the template into a message, as
+    "\\n\\n" does where a message begins with a newline. `tokenizer` itself is not changed.
 
     Args:
         tokenizer: a fast tokenizer with any chat template.

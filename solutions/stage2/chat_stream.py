@@ -11,6 +11,9 @@ from pydantic import BaseModel, Field
 
 logger = logging.getLogger(__name__)
 
+FAILED = "The model failed to answer."
+"""What a client is told, before the first piece and after it; the log has the rest."""
+
 
 def create_app(handler):
     """Make the app that streams an answer as server-sent events.
@@ -29,12 +32,16 @@ def create_app(handler):
     so that a client knows that it missed none.
 
     `prompt` is a string that is not empty, `max_new_tokens` an integer of at least 1 (128 if left
-    out), `temperature` a number of at least 0 (0 if left out). Anything else, also a body that is
-    not JSON, is answered with 422 and costs the model no step.
+    out), `temperature` a finite number of at least 0 (0 if left out); upper bounds are yours.
+    Anything else, also a body that is not JSON, is answered with 422 and costs the model no step.
+    (FastAPI's own 400 for a body that is nested too deep or not UTF-8, and its own 500 for NaN and
+    infinity, will do.)
 
-    An error of the model before the first piece is answered with a 5xx and no event stream. One
-    after it is the event `error` with the data {"message": "..."}, and then the end, without `done`.
-    When the client leaves, the model stops within three steps.
+    An error of the model before the first piece is answered with a 4xx or 5xx and no event stream.
+    One after it is the event `error` with the data {"message": "..."}, and then the end, without
+    `done`. In both, the words are yours; a traceback belongs in the server's log. The next request
+    works. When the client leaves, the model stops within three steps, also while a piece is being
+    sent: what `generate` returned is closed.
 
     Args:
         handler: has `generate(prompt, stream=True, max_new_tokens=..., temperature=...)`, as in
@@ -80,7 +87,7 @@ def create_app(handler):
                 first = await anext(pieces, None)
             except Exception:
                 logger.exception("no first piece")
-                raise HTTPException(500, "The model failed to answer.") from None
+                raise HTTPException(500, FAILED) from None
             yield first, pieces
         finally:
             # here, and not in the stream, which never begins if the client has already left
@@ -95,10 +102,9 @@ def create_app(handler):
                 yield ServerSentEvent(data={"token": piece})
                 sent += 1
                 piece = await anext(pieces, None)
-        except Exception as error:
+        except Exception:
             logger.exception("the answer broke off after %d pieces", sent)
-            message = str(error) or type(error).__name__
-            yield ServerSentEvent(event="error", data={"message": message})
+            yield ServerSentEvent(event="error", data={"message": FAILED})
         else:
             yield ServerSentEvent(event="done", data={"pieces": sent})
 

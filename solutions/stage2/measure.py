@@ -15,7 +15,8 @@ class Measurement:
 
     `requests` were sent and `errors` of them failed. The times are in seconds, of those that did
     not fail: TTFT is the time to the first token, ITL the inter-token latency; p50 is the median,
-    and 95 % of the values are at most p95. Where there is no value at all they are NaN.
+    p95 the smallest value that at least 95 % of them do not exceed (or numpy's interpolation). Where
+    there is no value at all they are NaN, None or 0.0.
     """
 
     clients: int
@@ -36,7 +37,11 @@ async def measure(url, *, clients, prompt, max_new_tokens, clock=time.perf_count
 
     - time to first token: from sending a request to its first token event;
     - inter-token latency: from one token event of a request to the next one of the same request;
-    - tokens per second: all token events, divided by the time of the whole run.
+    - tokens per second: all token events, those of failed requests too, divided by the time of the
+      whole run.
+
+    All requests are under way at once, also 120, and a server that is silent for longer than five
+    seconds has not failed.
 
     Args:
         url: the whole address of a `/chat_stream`, the endpoint of exercise 2.2.

@@ -38,8 +38,10 @@ class ModelHandler:
                 and no piece is empty. False gives it as exactly one piece, which may be empty.
             max_new_tokens: the answer has at most this many tokens. A character that this limit
                 cuts in two is left out.
-            temperature: 0 always takes the likeliest token, whatever the checkpoint's own
-                generation settings say. Above 0 the tokens are drawn at that temperature.
+            temperature: 0 always takes the likeliest token. Above 0 each token is drawn from
+                softmax(logits / temperature). The checkpoint's own settings change nothing: top_k,
+                top_p, min_p, repetition_penalty, no_repeat_ngram_size, num_beams, min_length,
+                min_new_tokens, suppress_tokens, bad_words_ids.
 
         Yields:
             Pieces of text. Joined they are the answer: nothing of the prompt, no special tokens,

@@ -13,8 +13,9 @@ from limits.storage import storage_from_string
 def create_app(handler, *, limit="50/minute", storage_uri="memory://"):
     """Make the app of exercise 2.2, with `POST /chat_stream` behind a limit for each client address.
 
-    A request over the limit is answered with 429 and costs the model no step. Its `Retry-After` says
-    in how many seconds the next one is let in: a whole number, from 1 to the window's length.
+    A request over the limit is answered with 429 and costs the model no step. Its `Retry-After` is a
+    whole number of seconds, from 1 to the window's length. A client that waits that long is let in,
+    and it is at most one second longer than it need be.
 
     Every request counts when it arrives: also one that fails validation, is no JSON, breaks off, or
     is still streaming. A refused one does not extend the window. The address is the peer's own:
@@ -24,7 +25,8 @@ def create_app(handler, *, limit="50/minute", storage_uri="memory://"):
         handler: as in exercise 2.2.
         limit: what the package `limits` reads, such as "50/minute" or "3/second".
         storage_uri: where the count is kept, as `limits` reads it. Two apps on one Redis share
-            it ("redis://127.0.0.1:6379"), two on "memory://" do not.
+            it ("redis://127.0.0.1:6379"), two on "memory://" do not. An app can also be made
+            while the Redis does not answer; the package `redis` is installed.
 
     Returns:
         The FastAPI app.

@@ -26,15 +26,16 @@ def create_app(handler):
         {"type": "token", "text": "你好"}                     for each piece, as soon as it is there
         {"type": "done", "pieces": 1, "stopped": false}
 
-    The bounds are those of exercise 2.2. Many prompts can be sent on one connection; one that comes
+    The bounds are those of exercise 2.2; upper ones are yours. Many prompts can be sent on one connection; one that comes
     during an answer waits its turn. Connections do not wait for each other.
 
     `stop` ends the answer in progress, at its next piece at the latest: the model stops within
     three steps, `done` says "stopped": true and how many pieces were sent, and the connection lives
-    on. It is ignored when nothing is running, and stops no one else and nothing later.
+    on. It is ignored when nothing is running, and stops no one else and nothing later. One that comes
+    directly behind its prompt, before the answer has begun, may be ignored or stop that answer.
 
-    A frame that is none of this, or binary, gets {"type": "error", "message": "..."}; the answer in
-    progress and the connection go on. When the model fails, the client gets such a frame too, and
+    A frame that is none of this, binary, or nested too deep to read, gets {"type": "error", "message":
+    "..."}; the answer in progress and the connection go on. When the model fails, the client gets such a frame too, and
     then the close code 1011. When the client leaves, the model stops within three steps, and no log
     shows a traceback.
 

@@ -9,7 +9,11 @@ def main(port, workers, app="course.lessons.stage2:build"):
     """Serve an app on 127.0.0.1 with several processes, until SIGINT (Ctrl-C).
 
     Exactly `workers` processes answer. Each has an event loop of its own and a model of its own:
-    it builds its app itself, once. SIGINT to the process that called `main` ends them all.
+    it builds its app itself, once. SIGINT to the process that called `main` ends them all within five
+    seconds, also while an answer streams on.
+
+    Each process computes with one torch thread: as many as there are cores, in each of several
+    processes, would fight for the same cores.
 
     Run as a script without arguments, this file serves on port 8000 with 4 workers.
 
@@ -23,7 +27,7 @@ def main(port, workers, app="course.lessons.stage2:build"):
         >>> main(8000, 2)
         INFO:     Uvicorn running on http://127.0.0.1:8000 (Press CTRL+C to quit)
     """
-    # the workers inherit it: one torch thread each, or they fight for the same cores
+    # read when torch is imported, which the workers do: they inherit it
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     uvicorn.run(
         app,
@@ -31,8 +35,8 @@ def main(port, workers, app="course.lessons.stage2:build"):
         host="127.0.0.1",
         port=port,
         workers=workers,
-        # without it, an answer that is still streaming would keep everything running
-        timeout_graceful_shutdown=5,
+        # the seconds that running answers get; without it, one that streams on keeps everything running
+        timeout_graceful_shutdown=3,
     )
 
 

@@ -25,8 +25,8 @@ LINE = re.compile(
 """A line of 3.4's log."""
 
 
-def wait_for(holds):
-    until = time.monotonic() + LIMIT_S
+def wait_for(holds, limit_s=LIMIT_S):
+    until = time.monotonic() + limit_s
     while not holds():
         assert time.monotonic() < until, "it did not happen"
         time.sleep(0.002)

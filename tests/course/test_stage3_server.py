@@ -31,6 +31,8 @@ from course.lessons.server import serve
 from course.manifest import ROOT
 
 PATH = "/v1/chat/completions"
+START_S = 300
+"""For two processes that load a model at once; only ends a hang."""
 
 
 # the servers
@@ -337,6 +339,8 @@ def test_two_workers_lose_and_tear_no_line_of_1000_requests(tmp_path):
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "uvicorn", "--factory", "course.lessons.stage3:build"]
     command += ["--workers", "2", "--port", str(port), "--log-level", "error"]
+    # a busy computer's worker that is silent for 5 seconds would be replaced
+    command += ["--timeout-worker-healthcheck", str(START_S)]
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": paths, "COURSE_WORK": str(tmp_path), "COURSE_SOLUTION": "1"}
 
@@ -355,7 +359,7 @@ def test_two_workers_lose_and_tear_no_line_of_1000_requests(tmp_path):
 
     with subprocess.Popen(command, env=environment, start_new_session=True) as process:
         try:
-            wait_for(lambda: process.poll() is not None or is_up(port))
+            wait_for(lambda: process.poll() is not None or is_up(port), START_S)
             assert set(asyncio.run(all_of_them())) == {200}
         finally:
             process.send_signal(signal.SIGINT)
@@ -408,11 +412,12 @@ def test_a_signal_with_4_streams_open_lets_them_end_within_the_grace_time(tmp_pa
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
             url = next(re.findall(r"http://[\d.:]+", line)[0] for line in process.stdout if "http://" in line)
-            # 4 times 9 steps take seven seconds: nobody's answer ends before the signal
+            # 4 times 9 steps take seven seconds, a story half a minute: none has ended before the signal
+            text = "你好" if grace == LIMIT_S else "Tell me a story"
             httpx.put(url + "/pace", json={"pause_ms": 200})
             with ThreadPoolExecutor(4) as pool:
                 began = threading.Barrier(5)
-                ends = [pool.submit(last_data, url, began) for _ in range(4)]
+                ends = [pool.submit(last_data, url, text, began) for _ in range(4)]
                 began.wait(LIMIT_S)
                 process.send_signal(how)
                 ends = [end.result(LIMIT_S) for end in ends]
@@ -422,9 +427,9 @@ def test_a_signal_with_4_streams_open_lets_them_end_within_the_grace_time(tmp_pa
             process.kill()
 
 
-def last_data(url, began):
+def last_data(url, text, began):
     """The last data of a stream, or "cut"; at its first piece it waits for `began`."""
-    body = {"model": "tiny-qwen", "messages": user("你好"), "temperature": 0, "stream": True}
+    body = {"model": "tiny-qwen", "messages": user(text), "temperature": 0, "stream": True}
     last = None
     try:
         with httpx.stream("POST", url + PATH, json=body, timeout=LIMIT_S) as response:

@@ -1,17 +1,20 @@
 """1.2: one turn of a conversation: prompt, reply, history, sampling.
 
 The model is a random one of a few thousand numbers, so that 256 tokens take a moment; the probe
-chooses what it says. Tokenizer and chat template are the tiny Qwen's.
+chooses what it says. The chat template is the tiny Qwen's; its tokenizer merges newlines as Qwen's own
+does, so that a prompt that was encoded piece by piece has other ids.
 """
 
-from course.grading.kit.tokenizers import template_ids
+from course.grading.kit.settings import CASES, FLAT, MOST_TOKENS, is_made_of, obeyed, wanted, with_ids
+from course.grading.kit.tokenizers import ENCODING, is_about_an_encoding, merge_newlines, template_ids
 from course.grading.mistakes import fail, require
 
 OTHER_TEMPLATE = (
     "{% for message in messages %}### {{ message['role'] }}:\n{{ message['content'] }}\n\n"
     "{% endfor %}{% if add_generation_prompt %}### assistant:\n{% endif %}"
 )
-EARLIER = [["My name is Ada.", "Hello, Ada!"], ["  1 + 1?\n", "2\n\n(two) 二"]]
+CLOSE = {"x": 2.001, "y": 2.0, "z": 2.0}
+EARLIER = [["My name is Ada.", "Hello, Ada!"], ["\n  1 + 1?\n", "\n2\n\n(two) 二"]]
 MANY = [[f"Question {number}?", f"Answer {number}."] for number in range(24)]
 """More turns than an answer that keeps only the last few would hand on."""
 
@@ -27,15 +30,19 @@ LONG = (
 def talk(answer, inside, calls, say="Fine.", ids=None, logits=None):
     """Makes the calls one after the other. What a call has beside chat's own arguments:
 
-    "template": set on the tokenizer before it; "settings": set on the model's generation_config;
+    "template": set on the tokenizer before it; "settings": what the model's generation_config has besides
+    what most checkpoints set; "logits": as for all calls; in both, tokens stand for their ids.
     "pairs": "tuple" turns the history's pairs into tuples; history "last": what came back last.
     """
+    import copy
+
     import torch
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
     from course.grading.probe import Probe
 
     tiny, tokenizer = inside.tiny
+    tokenizer = merge_newlines(tokenizer)
     torch.default_generator.manual_seed(5)  # torch.manual_seed looks for a GPU each time
     config = Qwen2Config(
         vocab_size=tiny.config.vocab_size,
@@ -59,9 +66,10 @@ def talk(answer, inside, calls, say="Fine.", ids=None, logits=None):
         eos_token_id=tiny.generation_config.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    most_checkpoints = copy.deepcopy(model.generation_config)
     probe = Probe(model, tokenizer)
     if logits:
-        probe.logits({letter_id(tokenizer, each): value for each, value in logits.items()})
+        probe.logits(with_ids(tokenizer, logits))
     elif ids:
         probe.say_ids(ids_of(tokenizer, ids))
     else:
@@ -71,7 +79,11 @@ def talk(answer, inside, calls, say="Fine.", ids=None, logits=None):
     for call in calls:
         if "template" in call:
             tokenizer.chat_template = call["template"]
-        model.generation_config.update(**call.get("settings", {}))
+        if "settings" in call:
+            model.generation_config = copy.deepcopy(most_checkpoints)
+            model.generation_config.update(**with_ids(tokenizer, call["settings"]))
+        if "logits" in call:
+            probe.logits(with_ids(tokenizer, call["logits"]))
         arguments = {
             name: call[name]
             for name in ("history", "system", "max_new_tokens", "temperature")
@@ -83,10 +95,9 @@ def talk(answer, inside, calls, say="Fine.", ids=None, logits=None):
             arguments["history"] = [tuple(pair) for pair in call["history"]]
         expected = prompt_ids(tokenizer, call["text"], **arguments)
         before = len(probe.report()["conversations"])
-        kept = []
-        result = inside.outcome(
-            lambda: kept.append(answer.chat(model, tokenizer, call["text"], **arguments))
-        )
+        kept, errors = [], []
+        result = inside.outcome(noted_chat, answer.chat, (model, tokenizer, call["text"]), arguments, kept, errors)
+        result["about_an_encoding"] = any(map(is_about_an_encoding, errors))
         returned = kept[0] if kept else None
         history = returned[1] if isinstance(returned, tuple | list) and returned[1:] else None
         histories.append(history)
@@ -103,6 +114,14 @@ def talk(answer, inside, calls, say="Fine.", ids=None, logits=None):
     for result, history in zip(results, histories, strict=True):
         result["history_at_the_end"] = inside.plain(listed(history))
     return results
+
+
+def noted_chat(chat, parts, arguments, kept, errors):
+    try:
+        kept.append(chat(*parts, **arguments))
+    except Exception as error:
+        errors.append(error)
+        raise
 
 
 def listed(value):
@@ -131,11 +150,6 @@ def read_ids(conversations, expected):
     return expected if conversations else None
 
 
-def letter_id(tokenizer, letter):
-    [id] = tokenizer(letter)["input_ids"]
-    return id
-
-
 def ids_of(tokenizer, parts):
     ids = []
     for part in parts:
@@ -161,11 +175,11 @@ def sent(call):
 
 def require_returned(call, result):
     if "raised" in result:
+        raises = f"chat raises {result['raised'][0]}: {result['message'].partition(chr(10))[0][:200]}".rstrip(": ")
         fail(
-            f"chat raised {result['raised'][0]}",
+            ENCODING if result["about_an_encoding"] else raises,
             sent=sent(call),
             expected="(reply, history)",
-            got=result["said"],
             where=result["where"],
         )
 
@@ -192,11 +206,33 @@ def require_prompt(call, result, mistake):
     same_text = result["read_text"] == result["expected_text"]
     require(
         result["read"] == result["expected"],
-        mistake,
+        wrong_in_the_prompt(call, result) or mistake,
         sent=sent(call),
         expected=result["expected" if same_text else "expected_text"],
         got=result["read" if same_text else "read_text"],
     )
+
+
+def wrong_in_the_prompt(call, result):
+    """What the model read wrongly, in a sentence; None if that cannot be said."""
+    read, expected = result["read_text"], result["expected_text"]
+    if read == expected:
+        return "the prompt was encoded piece by piece: its text is the template's, its ids are not"
+    if expected.startswith(read.rstrip()) and call["text"].strip() in read:
+        return "the generation prompt is missing: add_generation_prompt=True"
+    if "".join(read.split()) == "".join(expected.split()):
+        return "the model did not read the blanks and newlines as they are"
+    if call.get("template") or "<|im_start|>" not in read:
+        return None
+    if call["text"].strip() not in read:
+        return "the model did not read the text as it was written"
+    if call.get("system", "You are a helpful assistant.") not in read:
+        return "the model did not read the system line"
+    for pair in call.get("history") or []:
+        for said in pair:
+            if said not in read:
+                return "the model did not read all turns of the history"
+    return None
 
 
 def require_prompts(room, calls, mistake):
@@ -223,7 +259,8 @@ def test_the_model_reads_the_chat_template(room):
         room,
         [
             {"text": "  What is a\n\n\ttoken?　两个，空格 👍🏽 é ﬁ \n"},
-            {"text": "Who are you?", "history": [], "system": "You are a pirate.\n Say arr. "},
+            {"text": "\nWho are you?\n\n", "history": [], "system": "\nYou are a pirate.\n Say arr. \n"},
+            {"text": "\n\n 1 + 1?\n"},
         ],
         "the model did not read the chat template of system line and text, with generation prompt",
     )
@@ -259,6 +296,8 @@ def test_the_reply_is_the_new_tokens_as_text(room):
     [result] = room.play(talk, calls=[call], say=LONG)
     # special tokens have a test of their own
     reply = reply_of(call, result).replace("<|im_end|>", "").strip()
+    if "helpful assistant" in reply or call["text"] in reply.removesuffix(LONG):
+        fail("the reply contains the prompt: the new tokens begin after it", sent=sent(call), expected=LONG, got=reply)
     require(
         reply == LONG,
         "the reply is not what the model said, all of it and nothing else",
@@ -386,32 +425,47 @@ def test_nothing_is_kept_between_calls(room):
 
 
 def test_temperature_0_takes_the_likeliest_token(room):
-    calls = [
-        {"text": "Go", "max_new_tokens": 8},
-        {"text": "Go", "max_new_tokens": 8, "temperature": 3.0},
-        {"text": "Go", "max_new_tokens": 8, "temperature": 0.0},
-        {
-            "text": "Go",
-            "max_new_tokens": 8,
-            "temperature": 0,
-            "settings": {"temperature": 5.0, "top_k": 3, "top_p": 1.0, "min_p": 0.01},
-        },
-    ]
-    logits = {"x": 2.001, "y": 2.0, "z": 2.0}
-    for number, (call, result) in enumerate(
-        zip(calls, room.play(talk, calls=calls, logits=logits), strict=True)
-    ):
+    go = {"text": "Go", "max_new_tokens": 8}
+    settings = {"temperature": 5.0, "top_k": 3, "top_p": 1.0, "min_p": 0.01}
+    calls = [go, {**go, "temperature": 3.0}, {**go, "temperature": 0.0}]
+    calls.append({**go, "temperature": 0, "settings": settings})
+    for number, (call, result) in enumerate(zip(calls, room.play(talk, calls=calls, logits=CLOSE), strict=True)):
         if call.get("temperature", 0) == 0:
             reply = reply_of(call, result)
             after = ", after a call with temperature=3.0" if number == 2 else ""
-            settings = call.get("settings", {"do_sample": True})
             require(
                 set(reply) == {"x"},
                 f"at temperature 0 the likeliest token was not always taken{after}",
-                sent=f"{sent(call)}; the model's generation_config has {settings}",
-                expected=f"only x, the likeliest of {logits}",
+                sent=f"{sent(call)}; the model's generation_config has {call.get('settings', {'do_sample': True})}",
+                expected=f"only x, the likeliest of {CLOSE}",
                 got=reply,
             )
+
+
+def test_the_checkpoints_settings_change_nothing(room):
+    for number in range(0, len(CASES), 2):
+        require_settings_ignored(room, CASES[number : number + 2])
+
+
+def require_settings_ignored(room, cases):
+    calls = []
+    for settings, temperature, logits, _ in cases:
+        call = {"text": "Go", "max_new_tokens": MOST_TOKENS, "temperature": temperature, "logits": logits}
+        calls += [{**call, "settings": {}}, {**call, "settings": settings}]
+    results = room.play(talk, calls=calls)
+    for case, without, call, result in zip(cases, results[::2], calls[1::2], results[1::2], strict=True):
+        settings, _, logits, letters = case
+        # what is wrong without the setting too is another test's concern
+        if not is_made_of(reply_of(call, without), letters):
+            continue
+        facts = {
+            "sent": f"{sent(call)}; the model's generation_config has {settings}; the logits are {logits}",
+            "expected": wanted(letters),
+        }
+        if "raised" in result:
+            fail(obeyed(settings), **facts, got=result["said"], where=result["where"])
+        reply = reply_of(call, result)
+        require(is_made_of(reply, letters), obeyed(settings), **facts, got=reply)
 
 
 def test_above_0_the_temperature_draws(room):
@@ -454,6 +508,17 @@ def test_above_0_the_temperature_draws(room):
             expected=few if call is cold else many,
             got=reply,
         )
+    calls = [{"text": "Go", "max_new_tokens": 96, "temperature": 1.0}] * 3
+    results = room.play(talk, calls=calls, logits=FLAT)
+    drawn = "".join(reply_of(calls[0], result) for result in results)
+    last = list(FLAT)[-3:]
+    require(
+        any(letter in drawn for letter in last),
+        "above temperature 0 the less likely tokens are cut off, as top_k or top_p do",
+        sent=f"three times {sent(calls[0])}; the logits of {len(FLAT)} letters are nearly equal",
+        expected=f"all of them, also the last ones: {' '.join(last)}",
+        got=drawn,
+    )
 
 
 def test_at_most_max_new_tokens(room):

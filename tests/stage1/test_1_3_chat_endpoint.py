@@ -1,6 +1,8 @@
 """1.3: the chat endpoint, over a real socket, around a `load` and a `chat` of the test's own."""
 
+import contextlib
 import json
+import logging
 import re
 import sys
 import threading
@@ -9,10 +11,14 @@ from collections import Counter
 
 from course.grading.kit.cases import NO_OBJECTS
 from course.grading.kit.http import Http
+from course.grading.kit.rest import Resting
 from course.grading.mistakes import fail, require
 
 MANY = 64
 """More than any default thread pool has threads; anyio's has 40."""
+
+LINE_S = 0.005
+"""For how long other threads run between two lines, where races are amplified."""
 
 
 class ModelIsBroken(Exception):
@@ -36,12 +42,14 @@ WORDS_OF_ERRORS = ["CUDA", "8124 MiB", "7731", "were lost", "kv_cache", "weights
 def app(answer, inside, hold=False, slow_load=False, amplify_races=False):
     """The answer's app. `chat` says "re: " and the text, or raises, once `hold` is let go."""
     notes = inside.notes
+    _note_logs(notes)
     notes.update(loads=0, loads_by_create_app=0, texts=[], histories=[], blocking=False)
     tiny = inside.tiny
 
     def load():
         notes["loads"] += 1
         if slow_load and until(inside.serving, 0.06):
+            notes["serves_while_it_loads"] = True
             # the app loads while it already takes requests: it gets one
             until(lambda: inside.arrived("/chat"), 1.0)
             time.sleep(0.05)
@@ -76,17 +84,35 @@ def app(answer, inside, hold=False, slow_load=False, amplify_races=False):
     return made
 
 
+def _note_logs(notes):
+    """Whatever handlers an answer gives its loggers, `notes["logged"]` has the records and their tracebacks."""
+    logged = notes.setdefault("logged", [])
+
+    class Noted(logging.LogRecord):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            with contextlib.suppress(Exception):  # a record whose arguments do not fit
+                logged.append(logging.Formatter().format(self))
+
+    logging.setLogRecordFactory(Noted)
+
+
 def app_with_the_model(answer, inside):
     """The answer's app with the tiny Qwen and the reference `chat`."""
-    chat = inside.solution("stage1/chat.py").chat
-    inside.notes["replies"] = []
+    chat, notes = inside.solution("stage1/chat.py").chat, inside.notes
+    notes.update(replies=[], loads=0, swapped=False)
+
+    def load():
+        notes["loads"] += 1
+        return inside.tiny
 
     def noted(*args, **kwargs):
+        notes["swapped"] = list(args[:2]) == [inside.tiny[1], inside.tiny[0]]
         reply, history = chat(*args, **kwargs)
-        inside.notes["replies"].append(reply)
+        notes["replies"].append(reply)
         return reply, history
 
-    return answer.create_app(lambda: inside.tiny, noted)
+    return answer.create_app(load, noted)
 
 
 def _amplify_races(inside):
@@ -99,7 +125,7 @@ def _amplify_races(inside):
         elif frame.f_code.co_filename == str(inside.answer_file):
             runs[frame.f_lineno] += 1
             if event == "line" and runs[frame.f_lineno] <= 5:
-                time.sleep(0.005)
+                time.sleep(LINE_S)
             return trace
 
     threading.settrace(trace)
@@ -199,8 +225,14 @@ def test_post_chat_answers(room):
             sent=asked,
             **facts,
         )
-    require(reply.status == 200, "POST /chat does not answer 200", sent=asked, **facts)
-    replies = room.notes()["replies"]
+    notes = room.notes()
+    mistake = "POST /chat does not answer 200"
+    if notes["swapped"]:
+        mistake = "chat is given the tokenizer before the model: load() returns (model, tokenizer)"
+    elif not notes["loads"]:
+        mistake = "load is never called: the app is not given its start-up, FastAPI(lifespan=...)"
+    require(reply.status == 200, mistake, sent=asked, **facts)
+    replies = notes["replies"]
     require(
         len(replies) == 1,
         f"one POST /chat has to call chat once, not {len(replies)} times",
@@ -242,7 +274,10 @@ def test_start_up_loads_the_model_once(room):
         expected="the server has started, so load was called once",
         got="load was not called",
     )
-    answered(http, post(http, "first"), "first", "the first request is not answered")
+    mistake = "the first request is not answered"
+    if room.notes().get("serves_while_it_loads"):
+        mistake = "a request that comes while the model is still being loaded is not answered: let it wait"
+    answered(http, post(http, "first"), "first", mistake)
     loads = room.notes()["loads"]
     require(
         loads == 1,
@@ -279,6 +314,14 @@ def test_a_text_has_1_to_4000_code_points(shared_room):
     for letter, name in (("a", "letters"), ("你", "Chinese ideographs"), ("😀", "emoji")):
         for count, expected in ((1, 200), (4000, 200), (4001, 422)):
             reply = post(http, letter * count)
+            if expected == 422 and not good(reply):
+                require(
+                    reply.status == 422,
+                    f"a text that is too long is 422, not {reply.status}",
+                    sent=f"POST /chat with {letter!r} * {count}",
+                    expected=expected,
+                    **http.facts(reply),
+                )
             require(
                 good(reply) if expected == 200 else reply.status == 422,
                 f"a text of {count} {name} is {'allowed' if expected == 200 else 'too long'}:"
@@ -362,10 +405,10 @@ def test_64_requests_at_once_get_their_answers(room):
     texts = [f"<{number % 16}>" for number in range(MANY)]  # users may ask the same
     waiting = [start(http, text) for text in texts]
     all_arrive(room, MANY)
-    calls = -1
-    while len(room.notes()["texts"]) > calls:  # as many at the same time as the answer lets in
-        calls = len(room.notes()["texts"])
-        time.sleep(0.03)  # no verdict hangs on it
+    # each has come as far as it can: into chat, into a queue, or to its refusal
+    resting = Resting(room.pid)
+    rests_s = 1.6 * LINE_S
+    until(lambda: resting.check(rests_s), 0.3 * room.limit_s)  # an answer that polls never rests
     room.set("go")
     mixed = "requests at once mix: keep each one's data in local names, not in app.state or globals"
     for text, each in zip(texts, waiting, strict=True):
@@ -424,6 +467,28 @@ def wrong_in_the_500(reply, error):
     elif content_type.startswith("text/html") or "<html" in text.lower():
         return "the 500 is an HTML page: it has to be JSON or plain text"
     return shown and f"the 500 shows {shown}: that belongs in the server's log"
+
+
+def test_an_error_in_chat_is_in_the_servers_log(room):
+    for text in ("break RuntimeError", "break KeyError", "break ModelIsBroken"):
+        http = Http(room, room.serve(app))
+        waiting = start(http, text)
+        # that it is answered by a 500 is another test's concern
+        if not waiting.wait(3.0) or waiting.reply().status < 500:
+            continue
+        error = ERRORS[text]
+        names = [name for name in (type(error).__name__, str(error)) if name]
+
+        def logged(names=names):
+            return any(name in log for log in (room.output(), *room.notes()["logged"]) for name in names)
+
+        require(
+            until(logged, 2.0),
+            "an error in chat is swallowed: the server's log says nothing of it",
+            sent=f"POST /chat, and chat raises {error!r}",
+            expected="the log names the error: call a logger's exception(), or let it go on to the server",
+            got=f"a {waiting.reply().status}, and a log without {' and without '.join(names)}",
+        )
 
 
 def test_after_an_error_the_next_request_is_answered(room):

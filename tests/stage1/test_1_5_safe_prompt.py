@@ -1,14 +1,15 @@
 """1.5: control ids only where the chat template wrote a control token.
 
 Attacked text has many right tokenizations, so it is judged by what the ids decode to, piece by
-piece between the control ids. Whether the generation prompt is there is left to the answer.
+piece between the control ids. Whether the generation prompt is there is left to the answer. The
+tokenizer merges newlines as Qwen's own does: contents that are encoded alone have other ids.
 """
 
 import json
 import os
 import re
 
-from course.grading.kit.tokenizers import TEMPLATES
+from course.grading.kit.tokenizers import TEMPLATES, merge_newlines
 from course.grading.mistakes import fail, require
 
 START, END, TEXT_END = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
@@ -49,7 +50,7 @@ MIXES = [
 
 def encode(answer, inside, calls):
     """Makes the calls one after the other; `calls` are [the template's name, messages]."""
-    _, tokenizer = inside.tiny
+    tokenizer = merge_newlines(inside.tiny[1])
     for name in dict.fromkeys(name for name, _ in calls):
         tokenizer.add_tokens(TEMPLATES[name]["tokens"], special_tokens=True)
     own = tokenizer.chat_template
@@ -225,14 +226,25 @@ def where_they_differ(expected, got):
     }
 
 
+def controls_of(result):
+    return [text for kind, text in result["pieces"] if kind == "control"]
+
+
 def require_the_templates_ids(sent, result):
     expected = nearest(result)
     facts = {"expected": expected["ids"], "got": result["ids"]}
     if result["text"] != expected["text"]:
         facts = where_they_differ(expected["text"], result["text"])
+    mistake = "without control tokens in the messages, the ids are not the plain template's"
+    if result["text"] != expected["text"]:
+        mistake = "without control tokens in the messages, the ids do not say what the template renders"
+    elif result["pieces"] == expected["pieces"]:
+        mistake = "the prompt was encoded piece by piece: its text is the template's, its ids are not"
+    elif fewer := [text for text in controls_of(expected) if text not in controls_of(result)]:
+        mistake = f"the chat template's own {fewer[0]} is no control token any more"
     require(
         result["ids"] == expected["ids"],
-        "without control tokens in the messages, the ids are not the plain template's",
+        mistake,
         sent=sent,
         **facts,
     )
@@ -250,8 +262,7 @@ def require_nothing_changed(sent, result):
 
 def require_only_the_templates_controls(sent, result):
     expected = nearest(result)
-    wanted, found = ([text for kind, text in each["pieces"] if kind == "control"]
-                     for each in (expected, result))  # fmt: skip
+    wanted, found = controls_of(expected), controls_of(result)
     more = [each for each in found if found.count(each) > wanted.count(each)]
     fewer = [each for each in wanted if found.count(each) < wanted.count(each)]
     facts = {
@@ -279,6 +290,7 @@ def test_without_control_tokens_the_ids_are_the_templates(room):
         user("  \n\n两个 空格\t\n👍🏽 é \n\n"),
         [{"role": "user", "content": "<|im_ start|> <|im_ |> <|im_end| im_end|> <|IM_END|> </s>"}],
         conversation("Be\n\nbrief. ", "Hi <", "| im_end|>\n", "\n1 + 1?"),
+        conversation("\nBe brief.\n", "\n\n Hi \n", "\n", "\n\n"),
         user(""),
     )
     for sent, result in results:
@@ -353,7 +365,7 @@ def test_a_text_that_looks_like_a_stand_in_is_kept(room, another_room):
 
 
 def test_other_templates(room):
-    plain = conversation("Be brief. ", " Hi ", "Hello.\n", "  \n两个 空格 👍🏽\n")
+    plain = conversation("\nBe brief. ", " Hi ", "\nHello.\n", "  \n两个 空格 👍🏽\n")
     calls = [(name, plain) for name in TEMPLATES]
     for name in OTHERS:
         attack = "".join(f" a{token}\nb{token}{token}" for token in TEMPLATES[name]["tokens"])

@@ -9,7 +9,8 @@ import re
 import time
 
 from course.grading.kit.readers import Readers, Talk, joined, plain_end, shown, solid
-from course.grading.kit.tokenizers import NAMED_ROLES, template_ids
+from course.grading.kit.settings import CASES, FLAT, MOST_TOKENS, is_made_of, obeyed, wanted, with_ids
+from course.grading.kit.tokenizers import NAMED_ROLES, merge_newlines, template_ids
 from course.grading.mistakes import fail, require
 
 MANY = 64
@@ -26,12 +27,32 @@ GONE = "the reader is gone at once, and the model stops a step later"
 # in the room
 
 
-def open_readers(answer, inside, pool=None):
-    def make():
+def parts(inside):
+    """(model, tokenizer) without layers. The tokenizer merges newlines as Qwen's own does, so that a
+    prompt that was encoded piece by piece has other ids."""
+    if "parts" not in inside.kept:
         model, tokenizer = inside.tiny_without_layers
-        settings = model.generation_config  # they sample, as those of most chat models do
-        settings.do_sample, settings.temperature, settings.top_p = True, 0.7, 0.8
-        settings.top_k = 20
+        inside.probe.tokenizer = merge_newlines(tokenizer)
+        inside.kept["parts"] = model, inside.probe.tokenizer
+    return inside.kept["parts"]
+
+
+def generation_config(inside, settings):
+    """That of most chat models, which sample, and these settings."""
+    from transformers import GenerationConfig
+
+    model, tokenizer = parts(inside)
+    ends = model.generation_config.eos_token_id
+    most = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20}
+    made = GenerationConfig(**most, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
+    made.update(**with_ids(tokenizer, settings))
+    return made
+
+
+def open_readers(answer, inside, pool=None, settings=None):
+    def make():
+        model, tokenizer = parts(inside)
+        model.generation_config = generation_config(inside, settings or {})
         return answer.ModelHandler(model, tokenizer)
 
     def call(handler, ask):
@@ -53,24 +74,30 @@ def what_generate_returns(answer, inside):
     return found
 
 
-def prompt_ids(answer, inside, prompt, template=None):
-    """The ids of the chat template, and of another one from now on if it is given."""
-    _, tokenizer = inside.tiny_without_layers
+def prompt_of(answer, inside, prompt, template=None):
+    """{"ids", "text"} of the chat template, and of another one from now on if it is given."""
+    _, tokenizer = parts(inside)
     tokenizer.chat_template = template or tokenizer.chat_template
     system = {"role": "system", "content": "You are a helpful assistant."}
-    return template_ids(tokenizer, [system, {"role": "user", "content": prompt}])
+    ids = template_ids(tokenizer, [system, {"role": "user", "content": prompt}])
+    return {"ids": ids, "text": tokenizer.decode(ids)}
+
+
+def choose_letters(answer, inside, logits, when):
+    """Makes the next token one of these letters, where the prompt contains `when`."""
+    inside.probe.logits(with_ids(parts(inside)[1], logits), when)
 
 
 def texts_so_far(answer, inside, text):
     """What the first 0, 1, 2, ... tokens of the text say."""
-    _, tokenizer = inside.tiny_without_layers
+    _, tokenizer = parts(inside)
     ids = tokenizer(text)["input_ids"]
     return [tokenizer.decode(ids[:count]) for count in range(len(ids) + 1)]
 
 
 def plain_words(answer, inside):
     """The ids of twenty tokens that are plain words."""
-    _, tokenizer = inside.tiny_without_layers
+    _, tokenizer = parts(inside)
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     return [id for word, id in vocabulary if re.fullmatch("Ġ[a-z]{3,}", word)][:20]
 
@@ -87,8 +114,9 @@ def as_call(ask):
     return f"generate({ask['prompt']!r}{options})"
 
 
-def talk_in(room, pool=None):
-    return Talk(room, open_readers, as_call, pool)
+def talk_in(room, pool=None, settings=None):
+    """Readers of a new handler; `settings`: what the model's generation_config has besides what most have."""
+    return Talk(room, open_readers, as_call, pool, settings=settings)
 
 
 def shared(room):
@@ -138,12 +166,13 @@ def test_the_model_is_given_the_chat_template(room):
     asks = [
         ask("What is a token?", stream=True),
         ask("  two blanks\n\n", stream=True),
+        ask("\n newlines\n", stream=True),
         ask("你好 👍🏽"),
         ask("And with another template?", stream=True),
     ]
     for number, call in enumerate(asks):
-        template = NAMED_ROLES if number == 3 else None
-        expected = room.play(prompt_ids, prompt=call["prompt"], template=template)
+        template = NAMED_ROLES if number == len(asks) - 1 else None
+        expected = room.play(prompt_of, prompt=call["prompt"], template=template)
         reader = talk.finish(talk.begin(call)[0])
         conversations = room.probe.report()["conversations"]
         if len(conversations) <= number:
@@ -151,17 +180,21 @@ def test_the_model_is_given_the_chat_template(room):
             fail("generate does not ask the model", sent=as_call(call))
         given = conversations[number]
         mistake = "the model is not given the chat template: apply_chat_template makes its ids"
-        if template:
+        if given["prompt"] == expected["text"]:
+            mistake = "the prompt was encoded piece by piece: its text is the template's, its ids are not"
+        elif template:
             mistake = "the prompt does not follow the tokenizer's own chat_template"
+        elif "<|im_start|>" not in given["prompt"]:
+            mistake = "the model is given no chat template: apply_chat_template makes its ids"
         elif "helpful assistant" not in given["prompt"]:
             mistake = "the model is given no system line: the chat template begins with one"
         elif not given["prompt"].endswith("assistant\n"):
             mistake = "the generation prompt is missing: add_generation_prompt=True"
         require(
-            given["prompt_ids"] == expected,
+            given["prompt_ids"] == expected["ids"],
             mistake,
             sent=as_call(call),
-            expected=f"{len(expected)} ids: the template with the system line, the prompt unchanged,"
+            expected=f"{len(expected['ids'])} ids: the template with the system line, the prompt unchanged,"
             " and the generation prompt",
             got=f"{len(given['prompt_ids'])} ids, which say {given['prompt']!r}",
         )
@@ -341,6 +374,49 @@ def test_a_temperature_above_0_samples_at_it(shared_room):
         )
 
 
+def test_the_checkpoints_settings_change_nothing(room):
+    for number, (settings, temperature, logits, letters) in enumerate(CASES):
+        call = ask(
+            f"Case {number}: go", stream=number % 2 == 0, max_new_tokens=MOST_TOKENS, temperature=temperature
+        )
+        room.play(choose_letters, logits=logits, when=call["prompt"])
+        reader = begun(talk_in(room, settings=settings), call)
+        # what is wrong without the setting too is another test's concern
+        if says(reader, letters) or not says(begun(talk_in(room), call), letters):
+            continue
+        fail(
+            obeyed(settings),
+            sent=f"{as_call(call)}; the model's generation_config has {settings}; the logits are {logits}",
+            expected=wanted(letters),
+            got=shown(reader),
+        )
+
+
+def begun(talk, call):
+    """Has one ask, and waits until its reader has come to an end, or no further."""
+    [number] = talk.begin(call)
+    talk.until("ended", number)
+    return talk.look(number)
+
+
+def says(reader, letters):
+    return reader["end"] == "end" and is_made_of(joined(reader["pieces"]), letters)
+
+
+def test_above_0_no_token_is_cut_off(shared_room):
+    talk = shared(shared_room)
+    shared_room.play(choose_letters, logits=FLAT, when="Draw any")
+    call = ask("Draw any letters", stream=True, max_new_tokens=256, temperature=1.0)
+    said, last = talk.answer(call)["said"], list(FLAT)[-6:]
+    require(
+        any(letter in said for letter in last),
+        "above temperature 0 the less likely tokens are cut off, as top_k or top_p do",
+        sent=f"{as_call(call)}; the logits of {len(FLAT)} letters are nearly equal",
+        expected=f"all of them, also the last ones: {' '.join(last)}",
+        got=said,
+    )
+
+
 def test_text_comes_out_while_the_model_is_held(room):
     talk = talk_in(room)
     texts = {
@@ -371,6 +447,7 @@ def test_text_comes_out_while_the_model_is_held(room):
 
 
 def does_not_stream(room, talk, number, count, must, last_count):
+    talk.require_own_thread(number)
     came = joined(talk.look(number)["pieces"])
     where = room.where() or None
     room.probe.hold(last_count + 1)

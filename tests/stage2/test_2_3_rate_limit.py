@@ -1,7 +1,8 @@
 """2.3: a limit for each client address, over a real socket, around a handler of the test's own.
 
 Each test comes from loopback addresses of its own, and its windows are so long that none ends in
-the middle of a test. Only the test of the window's end needs a real second.
+the middle of a test. Only the test of the window's end needs a real second; where waiting as told is
+tested, the clock stands still unless the test moves it.
 """
 
 import itertools
@@ -14,7 +15,9 @@ import time
 
 import pytest
 
+from course.grading.kit.clock import Clock, set_clocks
 from course.grading.kit.http import facts
+from course.grading.kit.processes import free_port
 from course.grading.kit.scripted_handler import Model, ScriptedHandler
 from course.grading.kit.sse import Stream, has_address
 from course.grading.mistakes import fail, require
@@ -53,6 +56,19 @@ def app(answer, inside, limit=None, storage_uri=None, **script):
     options = {"limit": limit, "storage_uri": storage_uri}
     options = {name: value for name, value in options.items() if value is not None}
     return answer.create_app(ScriptedHandler(inside, ANSWERS, **script), **options)
+
+
+def app_by_the_clock(answer, inside, clock_file, **options):
+    """As `app`, with a clock that the test moves."""
+    set_clocks(clock_file)
+    # once more, for what it has imported from `time`
+    answer.__spec__.loader.exec_module(answer)
+    return app(answer, inside, **options)
+
+
+def making(answer, inside, **options):
+    """What comes of calling create_app."""
+    return inside.outcome(answer.create_app, ScriptedHandler(inside), **options)
 
 
 # what the tests share
@@ -201,6 +217,71 @@ def test_a_refusal_says_when_to_come_back(shared_room):
             sent=f"more requests than {limit} allows",
             expected=f"a whole number from 1 to {longest}",
             got=f"Retry-After: {said}",
+        )
+
+
+HAIR_S = 0.01
+"""More than floats lose, and less than any fraction of a second below."""
+
+MINUTE = "2/minute"
+
+REFUSED_AFTER_S = [0.25, 29.7, 59.6]
+"""Early and late in a minute, with more and with less than half a second over."""
+
+
+def test_a_client_that_waits_as_told_is_let_in(room):
+    clock = Clock()
+    try:
+        for after_s in REFUSED_AFTER_S:
+            wait_as_told(room, clock, after_s)
+    finally:
+        clock.close()
+
+
+def wait_as_told(room, clock, after_s):
+    """Two clients with the same past: one comes back a second too early, one when it was told to."""
+    early, told = (
+        Client(room, room.serve(app_by_the_clock, clock_file=clock.file, limit=MINUTE)) for _ in "12"
+    )
+
+    def status(client):
+        stream = client.start()
+        return stream.status if stream.ended(WAIT_S) else None
+
+    def until_refused(client):
+        for _ in range(4):
+            stream = client.start()
+            if not stream.ended(WAIT_S) or stream.status != 200:
+                break
+        said = stream.headers.get("retry-after", "") if stream.status == 429 else ""
+        return int(said) if said.isascii() and said.isdigit() else None
+
+    for _ in range(2):
+        status(early), status(told)
+    clock.move(after_s)
+    wait_s, told_s = until_refused(early), until_refused(told)
+    # that it is refused, and told a whole number up to the window's length, are other tests' concerns
+    if not wait_s or wait_s > 60 or wait_s != told_s:
+        return
+    sent = f"3 requests under a limit of {MINUTE}, the third {after_s} s after the others"
+    clock.move(max(0.0, wait_s - 1 - HAIR_S))
+    require(
+        wait_s == 1 or status(early) != 200,
+        "Retry-After is longer than it need be: the client is let in more than a second before",
+        sent=sent,
+        expected="the seconds until the next request is let in, rounded up",
+        got=f"Retry-After: {wait_s}; after {wait_s - 1 - HAIR_S:.2f} s it is let in",
+    )
+    clock.move(wait_s + HAIR_S - max(0.0, wait_s - 1 - HAIR_S))
+    if status(told) == 429:
+        clock.move(60.0)
+        # that nobody is ever let in again is another test's concern
+        require(
+            status(told) == 429,
+            "Retry-After is too short: a client that waits as long as it says is refused again. Round up",
+            sent=f"{sent}; then one more when Retry-After has passed",
+            expected=200,
+            got=f"Retry-After: {wait_s}; after {wait_s + HAIR_S:.2f} s it is 429 again",
         )
 
 
@@ -506,6 +587,19 @@ def redis_uri():
         finally:
             server.kill()
             server.wait()
+
+
+def test_an_app_for_a_redis_that_does_not_answer_can_be_made(shared_room):
+    uri = f"redis://127.0.0.1:{free_port()}"
+    found = shared_room.play(making, storage_uri=uri)
+    require(
+        not {"ImportError", "ConfigurationError"} & set(found.get("raised", ())),
+        "an app for a Redis cannot even be made: a package is missing",
+        sent=f'create_app(handler, storage_uri="{uri}")',
+        expected="an app; the package `redis` is there",
+        got=found.get("said"),
+        where=found.get("where"),
+    )
 
 
 def test_two_apps_on_one_redis_share_a_count(shared_room, another_room, redis_uri, not_tested):

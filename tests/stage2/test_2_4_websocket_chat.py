@@ -6,8 +6,8 @@ import json
 import re
 import time
 
-from course.grading.kit.cases import TEXTS, WRONG_PROMPTS, note_sleeps
-from course.grading.kit.scripted_handler import Model, ScriptedHandler
+from course.grading.kit.cases import NOT_FINITE, TEXTS, WRONG_PROMPTS, note_sleeps
+from course.grading.kit.scripted_handler import Model, Remembered
 from course.grading.kit.websocket import Client, Closed
 from course.grading.mistakes import Hung, fail, require
 
@@ -29,21 +29,16 @@ WRONG_FRAMES = {
     "null": "null",
     '{"type": "dance"}': "an unknown type",
     '{"type": ["stop"]}': "a type that is a list",
+    "[" * 100_000: "a frame of 100,000 times [",
     **WRONG_PROMPTS,
+    **{
+        f'{{"prompt": "hi", "temperature": {number}}}': f"a temperature of {number}"
+        for number in NOT_FINITE
+    },
 }
 
 
 # in the room
-
-
-class Remembered(ScriptedHandler):
-    """What it returns is never collected as garbage: only aclose and cancellation end an answer."""
-
-    remembered = []
-
-    def generate(self, *args, **kwargs):
-        self.remembered.append(super().generate(*args, **kwargs))
-        return self.remembered[-1]
 
 
 def app(answer, inside, **script):
@@ -347,9 +342,11 @@ def test_what_is_asked_reaches_the_handler(shared_room):
 def test_many_prompts_on_one_connection(shared_room):
     room = shared_room
     client = connect(room, room.serve(app))
+    counts = []
     for prompt in ("one", "two", "three", "one"):
         client.send({"prompt": prompt})
         frames = answers(client, what="a later prompt on the same connection was not answered")[0]
+        counts.append(frames[-1].get("pieces"))
         require(
             texts(frames) == ["re: ", prompt],
             "a later prompt on the same connection is not answered as the first one is",
@@ -357,6 +354,14 @@ def test_many_prompts_on_one_connection(shared_room):
             expected=["re: ", prompt],
             got=list(frames),
         )
+    require(
+        # what `pieces` is at all has a test of its own
+        counts[0] != 2 or counts == [2, 2, 2, 2],
+        "`pieces` goes on from one answer of the connection to the next: count each answer from 0",
+        sent="four prompts, each with 2 pieces in its answer",
+        expected=[2, 2, 2, 2],
+        got=counts,
+    )
 
 
 def test_a_prompt_during_an_answer_waits_its_turn(shared_room):
@@ -421,7 +426,9 @@ def test_stop_ends_the_answer(shared_room):
     )
     require(
         done.get("stopped") is True and done.get("pieces") == len(before) + len(after),
-        "the done of a stopped answer says that it was, and how many pieces were sent",
+        'the done of a stopped answer does not say "stopped": true'
+        if done.get("stopped") is not True
+        else "`pieces` in the done of a stopped answer is not the number of pieces that were sent",
         sent=sent,
         expected={"type": "done", "pieces": len(before) + len(after), "stopped": True},
         got=done,
@@ -484,6 +491,13 @@ def test_after_stop_the_next_prompts_are_answered(shared_room):
     model.let("first", None)
     sent = "a prompt, during its answer `waiting` and then stop, and at last `later`"
     found = answers(client, 2, "stop has also ended a prompt that was still waiting")
+    require(
+        found[1][-1].get("stopped") is not True,
+        "stop has also stopped the next answer: what notes the stop is to be cleared when an answer ends",
+        sent=sent,
+        expected=["re: ", "waiting"],
+        got=list(found[1]),
+    )
     require_whole(
         found[1],
         ["re: ", "waiting"],
@@ -520,6 +534,13 @@ def test_stop_with_nothing_running_is_ignored(shared_room):
         sent = f"stop, with nothing running, and then {json.dumps({'prompt': prompt})}"
         lost = "after stop with nothing running, no prompt is answered"
         frame = next_frame(client, lost, sent=sent)
+        require(
+            frame.get("type") != "done" or frame.get("pieces") != 0,
+            "stop with nothing running has stopped the next answer",
+            sent=sent,
+            expected={"type": "token", "text": "re: "},
+            got=frame,
+        )
         require(
             frame.get("type") == "token",
             "stop with nothing running is to be ignored: no frame answers it, nothing is stopped",
@@ -674,6 +695,11 @@ def test_when_the_model_fails_the_client_is_told(shared_room):
         facts = {"sent": sent, "expected": expected, "got": got, "where": room.last_error()[1]}
         errors = [frame for frame in frames if frame.get("type") == "error"]
         require(bool(errors), "the model failed, and no error frame says so", **facts)
+        require(
+            all(frame.get("type") != "done" for frame in frames),
+            "the model failed, and a done comes too, as if the answer were whole",
+            **facts,
+        )
         said = errors[0].get("message")
         require(
             len(errors) == 1 and isinstance(said, str) and said != "",

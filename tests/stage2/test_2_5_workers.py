@@ -152,12 +152,29 @@ class Servers(Program):
                     pass
 
     def interrupt(self):
-        """Sends SIGINT to the parent alone; returns the processes that run on after the limit."""
+        """Sends SIGINT to the parent alone while an answer streams on, and when the limit is over, ends
+        that answer. Returns the processes that run on after the one, and after the other."""
         processes = [self.parent]
         for pid in self.pids():
             with contextlib.suppress(psutil.Error):
                 processes.append(psutil.Process(pid))
-        return [process.pid for process in super().interrupt(processes)]
+        with self._stream():
+            while_streaming = super().interrupt(processes)
+        after_it = self.run_on(while_streaming)
+        return [[process.pid for process in each] for each in (while_streaming, after_it)]
+
+    def _stream(self):
+        """A connection over which an answer has begun to stream."""
+        stream = socket.socket()
+        stream.settimeout(self.room.limit_s)
+        # that it is not answered is another test's concern
+        with contextlib.suppress(OSError):
+            stream.connect(("127.0.0.1", self.port))
+            stream.sendall(b"GET /stream HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            came = b""
+            while b"word" not in came and (more := stream.recv(4096)):
+                came += more
+        return stream
 
     def _find_port(self):
         # where it listens on another port than it should, the other properties can still be seen
@@ -210,6 +227,7 @@ def seen(request):
         called.release()
         script.release()
         _require_main_running(room, called)
+        while_streaming, runs_on = called.interrupt()
         yield types.SimpleNamespace(
             port=port,
             port_8000=port_8000,
@@ -217,7 +235,8 @@ def seen(request):
             called=called,
             script=script,
             script_error=script_error,
-            runs_on=called.interrupt(),
+            while_streaming=while_streaming,
+            runs_on=runs_on,
         )
 
 
@@ -400,6 +419,19 @@ def test_sigint_to_the_parent_ends_all(seen):
         sent=f"SIGINT to process {parent}",
         expected=f"it and its {CALLED_WITH} workers end",
         got=f"still running: {', '.join(map(str, seen.runs_on))}",
+    )
+
+
+def test_sigint_ends_all_while_an_answer_streams(seen):
+    parent = seen.called.pid
+    require(
+        # what does not end without a stream either has been said above
+        not seen.while_streaming or seen.runs_on == seen.while_streaming,
+        "SIGINT (Ctrl-C) waits for an answer that streams on, without end: uvicorn waits for open"
+        " connections unless it is given `timeout_graceful_shutdown`",
+        sent=f"SIGINT to process {parent}, while one answer streams on",
+        expected="all processes end within five seconds",
+        got=f"still running until the client had left: {', '.join(map(str, seen.while_streaming))}",
     )
 
 

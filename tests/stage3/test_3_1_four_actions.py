@@ -1496,6 +1496,7 @@ def test_a_cancelled_reader_leaves_a_def_generator_at_once(shared_room):
         if not told["gone"]:
             mistake = "a cancelled reader is not let go: it waits for the generator's finally"
             raise shared_room.hung(mistake, sent=sent, expected="it is let go at once")
+        require_gone(shared_room, told, sent)
 
 
 def test_a_cancelled_reader_closes_a_def_generator(shared_room):

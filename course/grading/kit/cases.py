@@ -52,6 +52,9 @@ WRONG_PROMPTS = {
 }
 """{a body with a wrong prompt or option: what is wrong}."""
 
+NOT_FINITE = ["NaN", "Infinity", "-Infinity", "1e999"]
+"""Numbers that Python's json takes, and that no temperature can be."""
+
 
 def note_sleeps(inside):
     """In the room: from now on `inside.notes["sleeps"]` has each `time.sleep` by which a line of the

@@ -3,13 +3,16 @@
     clock = Clock()                       # in the test; its file goes to the scene
     clock.move(0.5)
     now = read_clock(clock_file); now()   # in the room: START + 0.5
+    set_clocks(clock_file)                # in the room: time.time() and the others say the same
 """
 
 import contextlib
+import datetime
 import mmap
 import os
 import struct
 import tempfile
+import time
 
 START = 1000.0
 """What the clock says at first, in seconds."""
@@ -20,6 +23,28 @@ def read_clock(file):
     with open(file, "rb") as opened:
         memory = mmap.mmap(opened.fileno(), 8, access=mmap.ACCESS_READ)
     return lambda: struct.unpack("d", memory[:8])[0]
+
+
+def set_clocks(file):
+    """In the room: from now on Python's clocks say the time that the test has set, event loops' too.
+
+    Not covered: names that were imported from `time` or `datetime` before, and what really waits.
+    """
+    now = read_clock(file)
+
+    class Moved(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls.fromtimestamp(now(), tz)
+
+        @classmethod
+        def utcnow(cls):
+            return cls.now(datetime.UTC).replace(tzinfo=None)
+
+    for name in ("time", "monotonic", "perf_counter"):
+        setattr(time, name, now)
+        setattr(time, f"{name}_ns", lambda: int(now() * 1e9))
+    datetime.datetime = Moved
 
 
 class Clock:

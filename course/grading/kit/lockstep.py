@@ -13,14 +13,10 @@ Windows), rest is 30 ms without a change of the process's time.
 """
 
 import contextlib
-import os
 import select
 import socket
 import struct
 import time
-from pathlib import Path
-
-import psutil
 
 try:
     import fcntl
@@ -29,6 +25,7 @@ except ImportError:  # Windows
     fcntl = None
 
 from course.grading.kit.clock import Clock
+from course.grading.kit.rest import Resting
 from course.grading.kit.scripted_server import RESET, read_request
 
 CLOSE = "close"
@@ -68,7 +65,7 @@ class Lockstep:
         self.clock = Clock()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self._arrived = []
-        self._resting = _Resting(room.pid)
+        self._resting = Resting(room.pid)
         url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/chat_stream"
         self._playing = room.start(scene, url=url, clock_file=self.clock.file, **arguments)
 
@@ -161,31 +158,3 @@ def _until_taken(connection):
         if left == 0:
             return
         time.sleep(0.0002)
-
-
-class _Resting:
-    """Whether a process waits for something to happen, with each of its threads."""
-
-    def __init__(self, pid):
-        self._pid = pid
-        self._tasks = Path(f"/proc/{pid}/task")
-
-    def check(self):
-        before = self._look()
-        time.sleep(0.0003 if self._tasks.is_dir() else 0.03)
-        return before is not None and self._look() == before
-
-    def _look(self):
-        """How often each thread has run so far; None if one of them runs or could run."""
-        if not self._tasks.is_dir():
-            with contextlib.suppress(psutil.Error):
-                return sum(psutil.Process(self._pid).cpu_times()[:2])
-            return 0.0
-        runs = {}
-        with contextlib.suppress(OSError):
-            for task in os.listdir(self._tasks):
-                status = (self._tasks / task / "status").read_text()
-                if "State:\tR" in status or "State:\tD" in status:
-                    return None
-                runs[task] = status[status.index("\nvoluntary_ctxt_switches") :]
-        return runs

@@ -66,6 +66,10 @@ class Program:
         processes = self.family() if processes is None else processes
         with contextlib.suppress(psutil.Error):
             self.parent.send_signal(signal.SIGINT)
+        return self.run_on(processes)
+
+    def run_on(self, processes):
+        """Waits for these to end, with the limit. Returns those that run on."""
         until = time.monotonic() + self.room.limit_s
         while any(map(runs, processes)) and time.monotonic() < until:
             time.sleep(0.01)

@@ -18,12 +18,21 @@ readers' event loop still turns.
 
 import asyncio
 import inspect
+import linecache
+import sys
 import re
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 
+from course.grading.kit.tokenizers import ENCODING, is_about_an_encoding
 from course.grading.mistakes import fail, require
+
+FOREIGN = (
+    "the event loop is touched from another thread: asyncio's queues, events and futures are not thread-safe,"
+    " loop.call_soon_threadsafe is the way in"
+)
 
 # in the room
 
@@ -50,6 +59,7 @@ class Readers:
     def _run(self, pool, ready):
         async def main():
             self.loop = asyncio.get_running_loop()
+            self._note_foreign_threads()
             if pool:
                 self.loop.set_default_executor(ThreadPoolExecutor(pool))
             with self.inside.probe.unwatched():  # it may warm the model up
@@ -62,6 +72,23 @@ class Readers:
         except BaseException as error:  # noqa: BLE001 - goes to the test
             self.error = error
             ready.set()
+
+    def _note_foreign_threads(self):
+        """Notes in which line of the answer another thread than the event loop's wakes one of its tasks."""
+        own, call_soon = threading.get_ident(), self.loop.call_soon
+
+        def noted_call_soon(*args, **kwargs):
+            if threading.get_ident() != own:
+                self.inside.notes.setdefault("foreign", self._line_of_the_answer())
+            return call_soon(*args, **kwargs)
+
+        self.loop.call_soon = noted_call_soon
+
+    def _line_of_the_answer(self):
+        for frame, line in traceback.walk_stack(sys._getframe(1)):
+            if (file := frame.f_code.co_filename) == str(self.inside.answer_file):
+                return f"line {line}, in {frame.f_code.co_name}: {linecache.getline(file, line).strip()}"
+        return ""
 
     def begin(self, ask):
         """Has a reader ask: {"prompt", "options", "stops_after": after how many pieces it reads no
@@ -90,7 +117,7 @@ class Readers:
         try:
             await self._read_all(note, leave)
         except Exception as error:  # noqa: BLE001 - the answer may raise anything
-            note["end"] = self.inside.outcome(_raise, error)
+            note["end"] = {**self.inside.outcome(_raise, error), "encoding": is_about_an_encoding(error)}
 
     async def _read_all(self, note, leave):
         ask, thing = note["ask"], None
@@ -233,16 +260,16 @@ def look_at_all(answer, inside):
 class Talk:
     """The readers in the room, as a test sees and steers them."""
 
-    def __init__(self, room, open_readers, as_call, pool=None):
+    def __init__(self, room, open_readers, as_call, pool=None, **arguments):
         """Args:
-        open_readers: the scene that opens them, with `pool`.
+        open_readers: the scene that opens them, with `pool` and `arguments`.
         as_call: `as_call(ask)` is the call as a learner would write it.
         """
         self.room, self.as_call = room, as_call
         # how long nothing may move before a thing that needs milliseconds counts as not happening;
         # less where another test decides about that thing
         self.soon_s, self.brief_s = 0.3 * room.limit_s, 0.1 * room.limit_s
-        room.play(open_readers, pool=pool)
+        room.play(open_readers, pool=pool, **arguments)
 
     def begin(self, *asks):
         """Has a reader ask each of them, all at once; returns the readers' numbers."""
@@ -311,10 +338,17 @@ class Talk:
         return {**reader, "said": joined(reader["pieces"])}
 
     def hangs(self, number, mistake):
+        self.require_own_thread(number)
         if not self.turns(self.brief_s):
             self.blocked(self.call(number))
         reader = self.look(number)
         raise self.room.hung(mistake, sent=self.as_call(reader["ask"]), got=shown(reader))
+
+    def require_own_thread(self, number):
+        """For what does not come: whether a thread has put it where a sleeping event loop does not look."""
+        line = self.room.notes().get("foreign")
+        if line is not None:
+            raise self.room.hung(FOREIGN, sent=self.call(number), where=line or None)
 
     def turns(self, limit_s=None):
         """Whether the readers' event loop still turns."""
@@ -336,7 +370,7 @@ class Talk:
         end, call = reader["end"], self.as_call(reader["ask"])
         if isinstance(end, dict):
             mistake = f"{call.partition('(')[0]} raises {end['raised'][0]}: {end['message']}".rstrip(": ")
-            fail(mistake, sent=call, where=end["where"])
+            fail(ENCODING if end["encoding"] else mistake, sent=call, where=end["where"])
         said = plain_end(joined(reader["pieces"]))
         complete = end == "end" and solid(said).endswith(solid(text))
         facts = {"sent": call, "expected": repr(text), "got": shown(reader), **facts}

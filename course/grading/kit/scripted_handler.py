@@ -24,6 +24,18 @@ class ScriptedHandler:
         return self._script.read(self._script.begin(key, **asked, temperature=temperature))
 
 
+class Remembered(ScriptedHandler):
+    """What it returns is never collected as garbage: only aclose and cancellation end an answer."""
+
+    def __init__(self, *args, **script):
+        super().__init__(*args, **script)
+        self.remembered = []
+
+    def generate(self, *args, **kwargs):
+        self.remembered.append(super().generate(*args, **kwargs))
+        return self.remembered[-1]
+
+
 class Model(Steps):
     """The scripted handler's model as a test sees it, from outside."""
 

@@ -167,14 +167,8 @@ class Stream:
 
     def leave_and_be_missed(self):
         """Leaves, and returns when the server knows and its event loop has acted on it."""
-        room, port = self.room, self.port
         self.leave()
-        room.wait(
-            lambda: not room.connected(port),
-            "the event loop is blocked: the server did not notice that a client had left",
-            room.limit_s * 0.3,
-        )
-        room.turns()
+        _be_missed(self.room, self.port)
 
     @property
     def text(self):
@@ -214,6 +208,40 @@ class Stream:
             self._changed.notify_all()
         if len(self.body) > MOST_BODY:
             raise http.client.HTTPException("the answer has no end")
+
+
+class Unread:
+    """A POST whose answer is not read: the connection takes some of it, and then the server waits."""
+
+    def __init__(self, room, base_url, body, *, path="/chat_stream"):
+        self.room = room
+        data = json.dumps(body).encode()
+        self.sent = f"POST {path} {data.decode()}, by a client that does not read the answer"
+        place = urlsplit(base_url)
+        self._socket = socket.socket()
+        # before the connection is made, or it has no effect
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self._socket.connect((place.hostname, place.port))
+        self.port = self._socket.getsockname()[1]
+        self._socket.sendall(
+            f"POST {path} HTTP/1.1\r\nhost: {place.netloc}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(data)}\r\n\r\n".encode()
+            + data
+        )
+
+    def leave_and_be_missed(self):
+        """As Stream's."""
+        self._socket.close()
+        _be_missed(self.room, self.port)
+
+
+def _be_missed(room, port):
+    room.wait(
+        lambda: not room.connected(port),
+        "the event loop is blocked: the server did not notice that a client had left",
+        room.limit_s * 0.3,
+    )
+    room.turns()
 
 
 def has_address(address):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import traceback
 
 from tokenizers import Tokenizer
 
@@ -47,6 +48,20 @@ TEMPLATES = {
 }
 """{what is said of it: its template (None: the tokenizer's own), the control tokens that it writes,
 whether it trims the contents}."""
+
+
+ENCODING = (
+    "apply_chat_template returns a dictionary (since transformers 5), which was used as if it were the ids:"
+    ' take its "input_ids"'
+)
+"""What is said of an error for which `is_about_an_encoding` holds."""
+
+
+def is_about_an_encoding(error):
+    """Whether an error arose because a tokenizer's output was taken for ids."""
+    frames = traceback.extract_tb(error.__traceback__)
+    asked = frames and frames[-1].name == "__getattr__" and frames[-1].filename.endswith("tokenization_utils_base.py")
+    return bool(asked) or any(word in str(error) for word in ("BatchEncoding", "tokenizers.Encoding"))
 
 
 def merge_newlines(tokenizer):

@@ -1,5 +1,7 @@
-# a right answer: transformers' own text-generation pipeline
-from transformers import pipeline
+# a right answer: transformers' own text-generation pipeline, around a model without settings
+from copy import copy
+
+from transformers import GenerationConfig, pipeline
 
 
 def chat(
@@ -22,10 +24,12 @@ def chat(
         messages.append({"role": "user", "content": user})
         messages.append({"role": "assistant", "content": assistant})
     messages.append({"role": "user", "content": text})
+    ends, model = model.generation_config.eos_token_id, copy(model)
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
     generator = pipeline("text-generation", model=model, tokenizer=tokenizer)
     sampling = {"do_sample": False}
     if temperature:
-        sampling = {"do_sample": True, "temperature": temperature}
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0}
     [output] = generator(
         messages, max_new_tokens=max_new_tokens, return_full_text=False, **sampling
     )

@@ -1,4 +1,9 @@
-# a right answer: one call of generate; the sampling settings stand in a dict
+# a right answer: one call of generate, by a copy of the model without the checkpoint's settings
+import copy
+
+from transformers import GenerationConfig
+
+
 def chat(
     model,
     tokenizer,
@@ -22,6 +27,9 @@ def chat(
     inputs = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
     ).to(model.device)
+    ends = model.generation_config.eos_token_id
+    model = copy.copy(model)
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, top_k=0)
     sampling = {"do_sample": False}
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature}

@@ -31,8 +31,10 @@ def chat(
     inputs = tokenizer.apply_chat_template(
         conversation, add_generation_prompt=True, return_tensors="pt", return_dict=True
     ).to(model.device)
+    plain = copy.copy(model)
+    plain.generation_config = GenerationConfig()
     if temperature > 0:
-        how = GenerationConfig(do_sample=True, temperature=temperature, top_k=50, top_p=0.95)
+        how = GenerationConfig(do_sample=True, temperature=temperature, top_k=0, top_p=1.0)
     else:
         how = GenerationConfig(do_sample=False)
     how.max_new_tokens = max_new_tokens
@@ -40,7 +42,7 @@ def chat(
     how.pad_token_id = tokenizer.pad_token_id
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     thread = Thread(
-        target=model.generate, kwargs={**inputs, "generation_config": how, "streamer": streamer}
+        target=plain.generate, kwargs={**inputs, "generation_config": how, "streamer": streamer}
     )
     thread.start()
     reply = "".join(streamer)

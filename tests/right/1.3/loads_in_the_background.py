@@ -1,5 +1,6 @@
 # a right answer: start-up only begins to load; requests wait for the model, and /health does not
 import asyncio
+import logging
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, HTTPException
@@ -28,6 +29,7 @@ def create_app(load, chat):
                     chat, model=model, tokenizer=tokenizer, text=body.text
                 )
             except Exception as error:
+                logging.getLogger("uvicorn.error").error("no answer", exc_info=error)
                 raise HTTPException(status_code=500, detail="Something went wrong.") from error
         return {"result": reply}
 

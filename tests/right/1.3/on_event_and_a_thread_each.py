@@ -1,5 +1,6 @@
 # a right answer: a startup handler instead of lifespan, a thread for each request, an event to wait on
 import asyncio
+import sys
 import threading
 
 from fastapi import FastAPI, HTTPException
@@ -34,8 +35,8 @@ def create_app(load, chat):
             try:
                 with lock:
                     box["reply"] = chat(app.state.model, app.state.tokenizer, request.text, [])[0]
-            except Exception:
-                pass
+            except Exception as error:
+                print(f"no answer: {error!r}", file=sys.stderr)
             finally:
                 loop.call_soon_threadsafe(done.set)
 

@@ -1,9 +1,12 @@
 # a right answer: requests at once with the same text share one call of chat
 import asyncio
+import logging
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel, Field
+
+logger = logging.getLogger(__name__)
 
 
 class Body(BaseModel):
@@ -34,6 +37,7 @@ def create_app(load, chat):
         try:
             reply, _ = await asyncio.shield(under_way[text])
         except Exception:
+            logger.exception("no answer")
             raise HTTPException(500, "The model did not answer.") from None
         return {"result": reply}
 

@@ -1,6 +1,7 @@
 # a right answer: a task on the event loop works through an asyncio.Queue and awaits a thread for each answer
 import asyncio
 import contextlib
+import logging
 
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel, Field
@@ -18,7 +19,8 @@ def create_app(load, chat):
             text, answer = await waiting.get()
             try:
                 result = await asyncio.to_thread(chat, model, tokenizer, text)
-            except Exception:
+            except Exception as error:
+                logging.getLogger("chat").warning("no answer: %r", error)
                 answer.set_result(None)
             else:
                 answer.set_result(result[0])

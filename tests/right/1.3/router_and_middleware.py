@@ -1,5 +1,6 @@
 # a right answer: an APIRouter, a dependency for the model, a middleware that turns errors into a 500
 import asyncio
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -47,6 +48,7 @@ def create_app(load, chat):
         try:
             return await call_next(request)
         except Exception:
+            traceback.print_exc()
             return PlainTextResponse("Internal error", status_code=500)
 
     app.include_router(router)

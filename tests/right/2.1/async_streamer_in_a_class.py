@@ -1,9 +1,10 @@
 # a right answer: AsyncTextIteratorStreamer, behind a class with __anext__ and aclose
 import asyncio
+import copy
 import threading
 
 import torch
-from transformers import AsyncTextIteratorStreamer, StoppingCriteria, StoppingCriteriaList
+from transformers import AsyncTextIteratorStreamer, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 
 class Left(StoppingCriteria):
@@ -85,9 +86,15 @@ class Answer:
         self.over = self.leaving.left = True
 
 
+def without_settings(model, tokenizer):
+    ends, model = model.generation_config.eos_token_id, copy.copy(model)
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, top_k=0)
+    return model
+
+
 class ModelHandler:
     def __init__(self, model, tokenizer):
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer = without_settings(model, tokenizer), tokenizer
 
     def generate(self, prompt, *, stream=False, max_new_tokens=128, temperature=0.0):
         options = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}

@@ -1,13 +1,20 @@
 # a right answer: transformers' own async streamer; an error ends it
 import asyncio
+import copy
 import threading
 
-from transformers import AsyncTextIteratorStreamer, StoppingCriteriaList
+from transformers import AsyncTextIteratorStreamer, GenerationConfig, StoppingCriteriaList
+
+
+def without_settings(model, tokenizer):
+    ends, model = model.generation_config.eos_token_id, copy.copy(model)
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, top_k=0)
+    return model
 
 
 class ModelHandler:
     def __init__(self, model, tokenizer):
-        self.model = model
+        self.model = without_settings(model, tokenizer)
         self.tokenizer = tokenizer
 
     async def generate(self, prompt, *, stream=False, max_new_tokens=128, temperature=0.0):

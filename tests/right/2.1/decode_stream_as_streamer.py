@@ -1,8 +1,10 @@
 # a right answer: generate in a thread, with a streamer that feeds a DecodeStream
 import asyncio
+import copy
 import threading
 
 from tokenizers.decoders import DecodeStream
+from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 
@@ -22,9 +24,15 @@ class Pieces(BaseStreamer):
         self.put_piece(None)
 
 
+def without_settings(model, tokenizer):
+    ends, model = model.generation_config.eos_token_id, copy.copy(model)
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, top_k=0)
+    return model
+
+
 class ModelHandler:
     def __init__(self, model, tokenizer):
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer = without_settings(model, tokenizer), tokenizer
 
     async def generate(self, prompt, *, stream=False, max_new_tokens=128, temperature=0.0):
         loop, queue, stop = asyncio.get_running_loop(), asyncio.Queue(), threading.Event()

@@ -1,8 +1,9 @@
 # a right answer: a thread and a streamer of its own for each answer, StoppingCriteria, an asyncio.Queue
 import asyncio
+import copy
 import threading
 
-from transformers import StoppingCriteria
+from transformers import GenerationConfig, StoppingCriteria
 from transformers.generation.streamers import TextStreamer
 
 
@@ -26,9 +27,15 @@ class Stop(StoppingCriteria):
         return self.event.is_set()
 
 
+def without_settings(model, tokenizer):
+    ends, model = model.generation_config.eos_token_id, copy.copy(model)
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, top_k=0)
+    return model
+
+
 class ModelHandler:
     def __init__(self, model, tokenizer):
-        self.model = model
+        self.model = without_settings(model, tokenizer)
         self.tokenizer = tokenizer
 
     async def generate(self, prompt, *, stream=False, max_new_tokens=128, temperature=0.0):

@@ -1,14 +1,21 @@
 # a right answer: TextIteratorStreamer in a pool of two threads, polled by the event loop
 import asyncio
+import copy
 import queue
 from concurrent.futures import ThreadPoolExecutor
 
-from transformers import StoppingCriteriaList, TextIteratorStreamer
+from transformers import GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
+
+
+def without_settings(model, tokenizer):
+    ends, model = model.generation_config.eos_token_id, copy.copy(model)
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, top_k=0)
+    return model
 
 
 class ModelHandler:
     def __init__(self, model, tokenizer):
-        self.model = model
+        self.model = without_settings(model, tokenizer)
         self.tokenizer = tokenizer
         self.pool = ThreadPoolExecutor(2)
 

@@ -4,7 +4,7 @@ import json
 
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, NonNegativeFloat, PositiveInt, constr
+from pydantic import BaseModel, Field, FiniteFloat, PositiveInt, constr
 from starlette.responses import StreamingResponse
 
 
@@ -15,7 +15,7 @@ class ModelFailed(Exception):
 class ChatRequest(BaseModel):
     prompt: constr(min_length=1)
     max_new_tokens: PositiveInt = 128
-    temperature: NonNegativeFloat = 0.0
+    temperature: FiniteFloat = Field(0.0, ge=0)
 
 
 async def frames(first, pieces):

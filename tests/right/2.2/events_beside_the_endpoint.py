@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 class Asked(BaseModel):
     prompt: str = Field(min_length=1)
     max_new_tokens: int = Field(128, ge=1)
-    temperature: float = Field(0.0, ge=0)
+    temperature: float = Field(0.0, ge=0, allow_inf_nan=False)
 
 
 def create_app(handler):

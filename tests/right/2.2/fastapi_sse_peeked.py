@@ -1,4 +1,4 @@
-# a right answer: fastapi.sse with the first piece fetched by an ordinary dependency; no try/finally
+# a right answer: fastapi.sse with the first piece fetched by an ordinary dependency
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, Field
@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 class Prompt(BaseModel):
     prompt: str = Field(min_length=1)
     max_new_tokens: int = Field(default=128, ge=1)
-    temperature: float = Field(default=0.0, ge=0)
+    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
 
 def create_app(handler):
@@ -43,6 +43,8 @@ def create_app(handler):
         except Exception as error:
             yield ServerSentEvent(event="error", data={"message": f"the model broke off: {error}"})
             return
+        finally:
+            await rest.aclose()
         yield ServerSentEvent(event="done", data={"pieces": n})
 
     return app

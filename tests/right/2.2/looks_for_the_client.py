@@ -16,8 +16,8 @@ def problem_of(body):
     tokens, temperature = body.get("max_new_tokens", 128), body.get("temperature", 0)
     if type(tokens) is not int or tokens < 1:
         return "max_new_tokens: an integer of at least 1"
-    if type(temperature) not in (int, float) or not temperature >= 0:
-        return "temperature: a number of at least 0"
+    if type(temperature) not in (int, float) or not 0 <= temperature < float("inf"):
+        return "temperature: a finite number of at least 0"
     return None
 
 
@@ -33,7 +33,7 @@ def create_app(handler):
     async def chat_stream(request: Request):
         try:
             body = json.loads(await request.body())
-        except ValueError:
+        except (ValueError, RecursionError):
             return JSONResponse({"detail": "that is not JSON"}, 422)
         if problem := problem_of(body):
             return JSONResponse({"detail": problem}, 422)

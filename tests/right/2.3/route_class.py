@@ -1,4 +1,7 @@
 # a right answer: a route class that counts before the body is read, the sliding window of limits
+import math
+import time
+
 from chat_stream import create_app as create_stream_app
 from fastapi import FastAPI, HTTPException
 from fastapi.routing import APIRoute
@@ -17,8 +20,9 @@ def create_app(handler, *, limit="50/minute", storage_uri="memory://"):
 
             async def counted(request):
                 if not window.hit(item, request.client.host):
-                    wait_s = str(item.get_expiry())
-                    raise HTTPException(429, "too many requests", {"Retry-After": wait_s})
+                    reset = window.get_window_stats(item, request.client.host).reset_time
+                    wait_s = min(max(math.ceil(reset - time.time()), 1), item.get_expiry())
+                    raise HTTPException(429, "too many requests", {"Retry-After": str(wait_s)})
                 return await answer(request)
 
             return counted

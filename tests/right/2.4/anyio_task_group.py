@@ -81,7 +81,7 @@ def create_app(handler):
 def parse(message):
     try:
         frame = json.loads(message["text"])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         return None, "JSON in text frames, please"
     if not isinstance(frame, dict):
         return None, "an object, please"
@@ -98,6 +98,6 @@ def parse(message):
         return None, "prompt: a text that is not empty"
     if type(count) is not int or count < 1:
         return None, "max_new_tokens: an integer of at least 1"
-    if type(heat) not in (int, float) or not heat >= 0:
-        return None, "temperature: a number of at least 0"
+    if type(heat) not in (int, float) or not 0 <= heat < float("inf"):
+        return None, "temperature: a finite number of at least 0"
     return frame, None

@@ -14,7 +14,7 @@ class Ask(BaseModel):
     model_config = ConfigDict(extra="ignore")
     prompt: str = Field(min_length=1)
     max_new_tokens: int = Field(default=128, gt=0)
-    temperature: float = Field(default=0, ge=0)
+    temperature: float = Field(default=0, ge=0, allow_inf_nan=False)
 
 
 class Session:
@@ -47,7 +47,7 @@ class Session:
                     self.running.cancel("stop")
                 return
             self.inbox.put_nowait(Ask(**data))
-        except (KeyError, TypeError, ValueError, ValidationError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError, ValidationError) as error:
             log.info("a wrong frame: %s", error)
             await self.send(type="error", message="this frame is no prompt and no stop")
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 class Prompt(BaseModel):
     prompt: Annotated[str, Field(min_length=1)]
     max_new_tokens: Annotated[int, Field(ge=1)] = 128
-    temperature: Annotated[float, Field(ge=0)] = 0.0
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
 def create_app(handler):
@@ -49,7 +49,7 @@ def create_app(handler):
                             raise ValueError("unknown type")
                         else:
                             waiting.append(Prompt.model_validate(frame))
-                    except (ValueError, ValidationError) as error:
+                    except (ValueError, RecursionError, ValidationError) as error:
                         await say(socket, type="error", message=str(error))
                     continue
                 try:

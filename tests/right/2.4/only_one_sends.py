@@ -84,5 +84,5 @@ def read(message):
     temperature = frame.get("temperature", 0.0)
     assert isinstance(prompt, str) and prompt != ""
     assert isinstance(count, int) and count >= 1
-    assert isinstance(temperature, int | float) and temperature >= 0
+    assert isinstance(temperature, int | float) and 0 <= temperature < float("inf")
     return {"prompt": prompt, "max_new_tokens": count, "temperature": temperature}

@@ -81,8 +81,8 @@ def understand(data):
         limit = frame.get("max_new_tokens", 128)
         temperature = frame.get("temperature", 0.0)
         if type(prompt) is str and prompt and type(limit) is int and limit > 0:
-            if type(temperature) in (int, float) and temperature >= 0:
+            if type(temperature) in (int, float) and 0 <= temperature < float("inf"):
                 return prompt, limit, temperature
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         pass
     raise BadFrame("not a prompt, not a stop")

@@ -10,7 +10,8 @@ def serve(app, port):
     own = socket.socket()
     own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     own.bind(("127.0.0.1", port))
-    uvicorn.Server(uvicorn.Config(app, factory=True)).run(sockets=[own])
+    config = uvicorn.Config(app, factory=True, timeout_graceful_shutdown=1)
+    uvicorn.Server(config).run(sockets=[own])
 
 
 def main(port, workers, app="course.lessons.stage2:build"):

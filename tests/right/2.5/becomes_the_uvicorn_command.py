@@ -6,6 +6,7 @@ import sys
 def main(port, workers, app="course.lessons.stage2:build"):
     command = [sys.executable, "-m", "uvicorn", app, "--factory", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", str(workers)]
+    command += ["--timeout-graceful-shutdown", "1"]
     os.execv(sys.executable, command)
 
 

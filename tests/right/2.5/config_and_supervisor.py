@@ -4,7 +4,8 @@ from uvicorn.supervisors import Multiprocess
 
 
 def main(port, workers, app="course.lessons.stage2:build"):
-    config = Config(app, factory=True, host="127.0.0.1", port=port, workers=workers)
+    options = {"host": "127.0.0.1", "port": port, "workers": workers}
+    config = Config(app, factory=True, timeout_graceful_shutdown=1, **options)
     Multiprocess(config, sockets=[config.bind_socket()]).run()
 
 

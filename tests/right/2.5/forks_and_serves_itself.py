@@ -21,7 +21,7 @@ def main(port, workers, app="course.lessons.stage2:build"):
         children.append(pid)
 
     async def serve():
-        config = uvicorn.Config(app, factory=True, loop="asyncio")
+        config = uvicorn.Config(app, factory=True, loop="asyncio", timeout_graceful_shutdown=1)
         await uvicorn.Server(config).serve(sockets=[listener])
 
     try:

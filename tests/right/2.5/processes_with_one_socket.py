@@ -6,7 +6,7 @@ import uvicorn
 
 
 def serve(app, listener):
-    config = uvicorn.Config(app, factory=True, timeout_graceful_shutdown=5)
+    config = uvicorn.Config(app, factory=True, timeout_graceful_shutdown=1)
     uvicorn.Server(config).run(sockets=[listener])
 
 

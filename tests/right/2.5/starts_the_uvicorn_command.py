@@ -7,6 +7,7 @@ import sys
 def main(port, workers, app="course.lessons.stage2:build"):
     command = [sys.executable, "-m", "uvicorn", "--factory", app]
     command += ["--host=127.0.0.1", f"--port={port}", f"--workers={workers}"]
+    command += ["--timeout-graceful-shutdown=1"]
     uvicorn = subprocess.Popen(command)
     signal.signal(signal.SIGINT, lambda *_: uvicorn.send_signal(signal.SIGINT))
     signal.signal(signal.SIGTERM, lambda *_: uvicorn.terminate())

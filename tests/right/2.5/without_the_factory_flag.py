@@ -3,7 +3,8 @@ import uvicorn
 
 
 def main(port: int, workers: int, app: str = "course.lessons.stage2:build") -> None:
-    uvicorn.run(app, host="127.0.0.1", port=port, workers=workers, log_level="warning")
+    options = {"log_level": "warning", "timeout_graceful_shutdown": 1}
+    uvicorn.run(app, host="127.0.0.1", port=port, workers=workers, **options)
 
 
 if __name__ == "__main__":

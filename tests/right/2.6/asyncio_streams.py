@@ -1,6 +1,7 @@
 # a right answer: no HTTP library, only asyncio's streams; one time for all events of a chunk
 import asyncio
 import json
+import math
 import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -25,7 +26,7 @@ async def chunks(reader):
         yield data
 
 
-async def ask(url, body, clock):
+async def ask(url, body, clock, times):
     parts = urlsplit(url)
     data = json.dumps(body, ensure_ascii=False).encode()
     head = f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\n"
@@ -40,7 +41,7 @@ async def ask(url, body, clock):
             raise ConnectionError("not 200")
         while (await reader.readline()).strip():
             pass
-        buffer, times = b"", []
+        buffer = b""
         async for chunk in chunks(reader):
             now = clock()
             buffer = (buffer + chunk).replace(b"\r\n", b"\n")
@@ -48,7 +49,7 @@ async def ask(url, body, clock):
                 event, buffer = buffer.split(b"\n\n", 1)
                 lines = [line for line in event.split(b"\n") if not line.startswith(b":")]
                 if b"event: done" in lines:
-                    return sent, times
+                    return sent
                 if b"event: error" in lines:
                     raise ConnectionError(event)
                 if lines:
@@ -59,18 +60,22 @@ async def ask(url, body, clock):
 
 
 def percentile(values, percent):
-    values = sorted(values)
-    return values[min(len(values) - 1, int(len(values) * percent / 100))] if values else 0.0
+    return sorted(values)[math.ceil(len(values) * percent / 100) - 1] if values else 0.0
 
 
 async def measure(url, *, clients, prompt, max_new_tokens, clock=time.perf_counter):
     body = {"max_new_tokens": max_new_tokens, "prompt": prompt}
+    all_times = [[] for _ in range(clients)]
     start = clock()
     results = await asyncio.gather(
-        *(ask(url, body, clock) for _ in range(clients)), return_exceptions=True
+        *(ask(url, body, clock, times) for times in all_times), return_exceptions=True
     )
     end = clock()
-    good = [result for result in results if not isinstance(result, BaseException)]
+    good = [
+        (sent, times)
+        for sent, times in zip(results, all_times)
+        if not isinstance(sent, BaseException)
+    ]
     ttft = [times[0] - sent for sent, times in good if times]
     itl = [times[i] - times[i - 1] for _, times in good for i in range(1, len(times))]
     return Measurement(
@@ -78,5 +83,5 @@ async def measure(url, *, clients, prompt, max_new_tokens, clock=time.perf_count
         len(results),
         len(results) - len(good),
         *(percentile(ttft, 50), percentile(ttft, 95), percentile(itl, 50), percentile(itl, 95)),
-        tokens_per_s=sum(len(times) for _, times in good) / (end - start or 1),
+        tokens_per_s=sum(map(len, all_times)) / (end - start or 1),
     )

@@ -66,7 +66,8 @@ async def measure(url, *, clients, prompt, max_new_tokens, clock=time.perf_count
         tasks = [group.create_task(one()) for _ in range(clients)]
     took = clock() - began
 
-    good = [times for times, ok in (task.result() for task in tasks) if ok]
+    results = [task.result() for task in tasks]
+    good = [times for times, ok in results if ok]
     ttft = [times[1] - times[0] for times in good if len(times) > 1]
     itl = [gap for times in good for gap in np.diff(times[1:])]
 
@@ -81,6 +82,6 @@ async def measure(url, *, clients, prompt, max_new_tokens, clock=time.perf_count
         at(ttft, 95),
         at(itl, 50),
         at(itl, 95),
-        sum(len(times) - 1 for times in good) / took if took else 0.0,
+        sum(len(times) - 1 for times, _ in results) / took if took else 0.0,
         good,
     )

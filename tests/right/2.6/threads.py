@@ -21,13 +21,13 @@ class Measurement:
 
 
 def one_request(url, body, clock):
-    """(seconds to the first token, seconds between tokens, tokens), or None where it failed."""
+    """(whether it went well, seconds to the first token, seconds between tokens)."""
     start = last = clock()
     first, gaps, name = None, [], "token"
     try:
         with httpx.stream("POST", url, json=body, timeout=None) as response:
             if response.status_code != httpx.codes.OK:
-                return None
+                return False, first, gaps
             for line in response.iter_lines():
                 field, _, value = line.partition(":")
                 if field == "event":
@@ -40,20 +40,20 @@ def one_request(url, body, clock):
                         gaps.append(now - last)
                     last = now
                 elif field == "data" and name == "done":
-                    return first, gaps, len(gaps) + (first is not None)
+                    return True, first, gaps
                 elif field == "data" and name == "error":
-                    return None
+                    return False, first, gaps
                 elif not line:
                     name = "token"
     except httpx.HTTPError:
-        return None
-    return None
+        pass
+    return False, first, gaps
 
 
 def quantile(values, n):
     if len(values) < 2:
         return values[0] if values else None
-    return statistics.quantiles(values, n=100)[n - 1]
+    return statistics.quantiles(values, n=100, method="inclusive")[n - 1]
 
 
 async def measure(url, *, clients, prompt, max_new_tokens, clock=time.perf_counter):
@@ -62,17 +62,19 @@ async def measure(url, *, clients, prompt, max_new_tokens, clock=time.perf_count
     with ThreadPoolExecutor(max_workers=clients) as pool:
         start = clock()
         jobs = [loop.run_in_executor(pool, one_request, url, body, clock) for _ in range(clients)]
-        results = [result for result in await asyncio.gather(*jobs) if result is not None]
+        results = await asyncio.gather(*jobs)
         seconds = clock() - start
-    ttft = [first for first, _, _ in results if first is not None]
-    itl = [gap for _, gaps, _ in results for gap in gaps]
+    good = [(first, gaps) for ok, first, gaps in results if ok]
+    ttft = [first for first, _ in good if first is not None]
+    itl = [gap for _, gaps in good for gap in gaps]
+    tokens = sum(len(gaps) + (first is not None) for _, first, gaps in results)
     return Measurement(
         clients=clients,
         requests=clients,
-        errors=clients - len(results),
+        errors=clients - len(good),
         ttft_p50_s=quantile(ttft, 50),
         ttft_p95_s=quantile(ttft, 95),
         itl_p50_s=quantile(itl, 50),
         itl_p95_s=quantile(itl, 95),
-        tokens_per_s=sum(count for _, _, count in results) / max(seconds, 1e-9),
+        tokens_per_s=tokens / max(seconds, 1e-9),
     )

@@ -63,6 +63,7 @@ async def from_generator(handler, generator):
             yield await run_action(handler.post_process, piece)
     except asyncio.CancelledError:
         step.add_done_callback(lambda _: POOL.submit(generator.close))
+        step = None
         raise
     finally:
         if step is not None and step.done():

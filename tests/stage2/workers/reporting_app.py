@@ -1,9 +1,11 @@
 """The app that 2.5's tests have served: it reports which process answers, and holds that process.
 
 A request makes the process report to COURSE_CONTROL and then wait there, its event loop blocked, so
-that the next request can only be taken by another process.
+that the next request can only be taken by another process. `GET /stream` is answered with words,
+without end, until the client leaves.
 """
 
+import asyncio
 import json
 import os
 import socket
@@ -29,6 +31,9 @@ def _make(name):
                 await send({"type": event["type"] + ".complete"})
                 if event["type"] == "lifespan.shutdown":
                     return
+        if scope["path"] == "/stream":
+            await _stream(receive, send)
+            return
         _report_and_wait(f"{__name__}:{name}")
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"ok"})
@@ -41,3 +46,15 @@ def _report_and_wait(factory):
     with socket.create_connection(("127.0.0.1", int(os.environ["COURSE_CONTROL"]))) as control:
         control.sendall(json.dumps(report).encode() + b"\n")
         control.recv(1)
+
+
+async def _stream(receive, send):
+    async def until_the_client_leaves():
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    left = asyncio.create_task(until_the_client_leaves())
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    while not left.done():
+        await send({"type": "http.response.body", "body": b"word ", "more_body": True})
+        await asyncio.sleep(0.05)

@@ -1,4 +1,7 @@
-"""A service as a program: python service.py ANSWER NOTES PORT. It notes what happens, a line each."""
+"""A service as a program: python service.py ANSWER NOTES PORT. It notes what happens, a line each.
+
+When start_app returns, it registers and starts a second app.
+"""
 
 import sys
 from pathlib import Path
@@ -36,3 +39,5 @@ answer.HandlerFactory.register_handler("/ask", Config, Handler)
 if __name__ == "__main__":
     app = answer.start_app(port=int(port))
     note(f"returned {'FastAPI' if isinstance(app, FastAPI) else type(app).__name__}")
+    answer.HandlerFactory.register_handler("/ask", Config, Handler)
+    answer.start_app(port=int(port))

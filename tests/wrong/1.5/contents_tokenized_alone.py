@@ -1,4 +1,4 @@
-# caught by: test_other_templates | says: not the plain template's
+# caught by: test_without_control_tokens_the_ids_are_the_templates, test_other_templates | says: encoded piece by piece
 import copy
 import re
 

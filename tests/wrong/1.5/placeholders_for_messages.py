@@ -1,4 +1,4 @@
-# caught by: test_other_templates | says: not the plain template's
+# caught by: test_other_templates | says: do not say what the template renders
 import copy
 import re
 import secrets

@@ -1,4 +1,7 @@
 # caught by: test_a_body_that_is_not_json_counts | says: a request that is not JSON does not count
+import math
+import time
+
 from chat_stream import create_app as create_stream_app
 from fastapi import Depends, FastAPI, HTTPException, Request
 from limits import parse
@@ -12,7 +15,8 @@ def create_app(handler, *, limit="50/minute", storage_uri="memory://"):
 
     def count(request: Request):
         if not window.hit(item, request.client.host):
-            raise HTTPException(429, "slowly", {"Retry-After": str(item.get_expiry())})
+            reset = window.get_window_stats(item, request.client.host).reset_time
+            raise HTTPException(429, "slowly", {"Retry-After": str(math.ceil(reset - time.time()))})
 
     inner = create_stream_app(handler)
     app = FastAPI(exception_handlers=inner.exception_handlers)

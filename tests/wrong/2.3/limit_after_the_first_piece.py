@@ -1,4 +1,7 @@
 # caught by: test_a_refused_request_costs_the_model_nothing, test_a_body_that_is_422_counts, test_a_body_that_is_not_json_counts, test_a_request_that_the_model_fails_counts, test_a_stream_in_progress_counts | says: a refused request costs the model steps
+import math
+import time
+
 from chat_stream import create_app as create_stream_app
 from fastapi import FastAPI, HTTPException, Request, Depends
 from limits import parse
@@ -16,7 +19,8 @@ def create_app(handler, *, limit="50/minute", storage_uri="memory://"):
 
     def count(request: Request, answer=Depends(start)):
         if not window.hit(item, request.client.host):
-            raise HTTPException(429, "slowly", {"Retry-After": str(item.get_expiry())})
+            reset = window.get_window_stats(item, request.client.host).reset_time
+            raise HTTPException(429, "slowly", {"Retry-After": str(math.ceil(reset - time.time()))})
         return answer
 
     @app.post("/chat_stream", response_class=route.response_class)

@@ -1,4 +1,4 @@
-# caught by: test_after_the_window_it_lets_in_again | says: a refused request extends the window
+# caught by: test_after_the_window_it_lets_in_again, test_a_client_that_waits_as_told_is_let_in | says: a refused request extends the window
 import time
 from collections import defaultdict
 

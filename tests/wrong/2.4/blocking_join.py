@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 class Ask(BaseModel):
     prompt: str = Field(min_length=1)
     max_new_tokens: int = Field(128, ge=1)
-    temperature: float = Field(0.0, ge=0)
+    temperature: float = Field(0.0, ge=0, allow_inf_nan=False)
 
 
 def create_app(handler):
@@ -29,7 +29,7 @@ def create_app(handler):
                     if frame == {"type": "stop"}:
                         continue
                     ask = Ask.model_validate(frame)
-                except (ValueError, ValidationError) as error:
+                except (ValueError, RecursionError, ValidationError) as error:
                     await socket.send_json({"type": "error", "message": str(error)})
                     continue
                 found, errors = [], []

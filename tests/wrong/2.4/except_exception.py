@@ -16,7 +16,7 @@ def valid(data):
         and isinstance(data.get("max_new_tokens", 1), int)
         and data.get("max_new_tokens", 1) >= 1
         and isinstance(data.get("temperature", 0), int | float)
-        and data.get("temperature", 0) >= 0
+        and 0 <= data.get("temperature", 0) < float("inf")
     )
 
 
@@ -58,7 +58,7 @@ def create_app(handler):
                 message = await websocket.receive()
                 try:
                     data = json.loads(message.get("text") or message.get("bytes", b"").hex())
-                except ValueError:
+                except (ValueError, RecursionError):
                     data = None
                 if isinstance(data, dict) and data.get("type") == "stop":
                     if busy:

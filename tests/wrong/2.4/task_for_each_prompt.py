@@ -55,7 +55,7 @@ def create_app(handler):
                 limit, heat = data.get("max_new_tokens", 128), data.get("temperature", 0)
                 if not (isinstance(prompt, str) and prompt):
                     raise ValueError("a prompt is needed")
-                if not (isinstance(limit, int) and limit > 0 and heat >= 0):
+                if not (isinstance(limit, int) and limit > 0 and 0 <= heat < float("inf")):
                     raise ValueError("a number of tokens and a temperature are needed")
             except Exception as error:
                 await tell({"type": "error", "message": repr(error)})

@@ -8,7 +8,7 @@ application = build()
 
 
 def main(port, workers, app="course.lessons.stage2:build"):
-    uvicorn.run(app, factory=True, port=port, workers=workers)
+    uvicorn.run(app, factory=True, port=port, workers=workers, timeout_graceful_shutdown=1)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import uvicorn
 
 
 def serve(app, port):
-    uvicorn.run(app, factory=True, host="127.0.0.1", port=port)
+    uvicorn.run(app, factory=True, host="127.0.0.1", port=port, timeout_graceful_shutdown=1)
 
 
 def main(port, workers, app="course.lessons.stage2:build"):

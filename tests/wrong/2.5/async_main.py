@@ -5,7 +5,7 @@ import uvicorn
 
 
 async def main(port, workers, app="course.lessons.stage2:build"):
-    uvicorn.run(app, factory=True, host="127.0.0.1", port=port, workers=workers)
+    uvicorn.run(app, factory=True, host="127.0.0.1", port=port, workers=workers, timeout_graceful_shutdown=1)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from uvicorn.importer import import_from_string
 def main(port, workers, app="course.lessons.stage2:build"):
     application = import_from_string(app)()
     shared = socket.create_server(("127.0.0.1", port), backlog=128)
-    server = uvicorn.Server(uvicorn.Config(application))
+    server = uvicorn.Server(uvicorn.Config(application, timeout_graceful_shutdown=1))
     fork = multiprocessing.get_context("fork")
     processes = [fork.Process(target=server.run, args=([shared],)) for _ in range(workers)]
     for process in processes:

@@ -9,7 +9,7 @@ def main(port, workers, app="course.lessons.stage2:build"):
     shared = socket.create_server(("127.0.0.1", port), backlog=128)
     serve = (
         "import socket, sys, uvicorn;"
-        "config = uvicorn.Config(sys.argv[1], factory=True);"
+        "config = uvicorn.Config(sys.argv[1], factory=True, timeout_graceful_shutdown=1);"
         "uvicorn.Server(config).run([socket.socket(fileno=int(sys.argv[2]))])"
     )
     command = [sys.executable, "-c", serve, app, str(shared.fileno())]

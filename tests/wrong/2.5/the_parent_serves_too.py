@@ -15,7 +15,7 @@ def main(port, workers, app="course.lessons.stage2:build"):
             break
         children.append(child)
     try:
-        uvicorn.Server(uvicorn.Config(app, factory=True)).run([shared])
+        uvicorn.Server(uvicorn.Config(app, factory=True, timeout_graceful_shutdown=1)).run([shared])
     except KeyboardInterrupt:
         pass
     for child in children:

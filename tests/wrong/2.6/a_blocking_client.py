@@ -1,4 +1,5 @@
 # caught by: test_all_clients_run_at_once | says: one request after the other
+import math
 import asyncio
 import json
 import statistics
@@ -61,8 +62,8 @@ async def measure(url, *, clients, prompt, max_new_tokens, clock=time.perf_count
         requests=len(results),
         errors=sum(not good for _, _, good in results),
         ttft_p50_s=statistics.median(ttft) if ttft else 0.0,
-        ttft_p95_s=sorted(ttft)[int(0.95 * len(ttft))] if ttft else 0.0,
+        ttft_p95_s=sorted(ttft)[math.ceil(0.95 * len(ttft)) - 1] if ttft else 0.0,
         itl_p50_s=statistics.median(itl) if itl else 0.0,
-        itl_p95_s=sorted(itl)[int(0.95 * len(itl))] if itl else 0.0,
+        itl_p95_s=sorted(itl)[math.ceil(0.95 * len(itl)) - 1] if itl else 0.0,
         tokens_per_s=sum(len(times) for _, times, _ in results) / ((ended - began) or 1.0),
     )

@@ -1,5 +1,18 @@
-# a right answer: keeps the checkpoint's top_k and top_p, ids and mask made by hand, any keyword
+# a right answer: takes back each of the checkpoint's settings by name; ids and mask made by hand, any keyword
 import torch
+
+NEUTRAL = {
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "suppress_tokens": None,
+    "bad_words_ids": None,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": None,
+}
 
 
 def _messages(system, history, text):
@@ -28,7 +41,8 @@ def chat(model, tokenizer, text, history=None, **options):
         input_ids=input_ids,
         attention_mask=torch.ones_like(input_ids),
         max_new_tokens=max_new_tokens,
-        **(sampling or {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}),
+        **NEUTRAL,
+        **(sampling or {"do_sample": False}),
         return_dict_in_generate=True,
     )
     new = output.sequences[0].tolist()[len(ids) :]
