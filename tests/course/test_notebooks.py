@@ -167,7 +167,7 @@ SHOWS = {
         "seeds": "None ",
         "look-3-6": "tokens, length: Once",
         "window": "ValueError: ",
-        "one-quote": "APIError: the \"GPU\" is gone",
+        "one-quote": 'APIError: the "GPU" is gone',
         "no-done": "cut_off      'Once upon', finish_reason None, no error",
         "look-3-7": "data: [DONE]\n\n",
         "errors": "NotFoundError        {'message': ",
@@ -175,7 +175,7 @@ SHOWS = {
         "serve": "tiny-qwen | An endpoint is a path of the server",
         "curl": "data: [DONE]\n\n",
         "logid": "asked: What is an endpoint?",
-        "another": "parrot | Once he said \"quack\"",
+        "another": 'parrot | Once he said "quack"',
     },
 }
 
