@@ -262,7 +262,7 @@ def test_the_model_reads_the_chat_template(room):
         [
             {"text": "  What is a\n\n\ttoken?　两个，空格 👍🏽 é ﬁ \n"},
             {"text": "\nWho are you?\n\n", "history": [], "system": "\nYou are a pirate.\n Say arr. \n"},
-            {"text": "\n\n 1 + 1?\n"},
+            {"text": "\n\n 1 + 1?\n", "history": []},
         ],
         "the model did not read the chat template of system line and text, with generation prompt",
     )
