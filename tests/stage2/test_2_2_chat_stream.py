@@ -22,8 +22,8 @@ ERRORS = ["RuntimeError", "ValueError", "KeyError", "OutOfTokens"]
 LONG = 60
 """Pieces of an answer that nobody waits for."""
 
-BIG = ["word " * 200_000] * 12
-"""Pieces that no connection holds without a client that reads: 12 MB."""
+BIG = 8
+"""Pieces of 1 MB: no connection holds so many without a client that reads."""
 
 TRACEBACK = re.compile(r'Traceback|File "|\.py", line')
 
@@ -36,9 +36,10 @@ def app(answer, inside, **script):
     return answer.create_app(ScriptedHandler(inside, **script))
 
 
-def app_with_memory(answer, inside, **script):
-    """As `app`, but no answer of the handler's is ever collected as garbage."""
-    return answer.create_app(Remembered(inside, **script))
+def app_with_big_pieces(answer, inside):
+    """An app whose answer to "big" begins with BIG of them, and is never collected as garbage."""
+    pieces = ["word " * 200_000] * BIG + ["word "] * LONG
+    return answer.create_app(Remembered(inside, answers={"big": pieces}, held=["big"]))
 
 
 def collect(answer, inside):
@@ -541,12 +542,12 @@ def test_the_model_stops_when_the_client_leaves(room):
 
 def leave_without_having_read(room):
     """While the server cannot send, nothing waits for a piece: a cancellation does not reach the handler."""
-    url = room.serve(app_with_memory, answers={"big": BIG + ["word "] * LONG}, held=["big"])
+    url = room.serve(app_with_big_pieces)
     model = Model(room)
     client = Unread(room, url, asked("big"))
     if not model.asked("big", limit_s=WAIT_S):
         raise room.hung("POST /chat_stream does not ask the handler for a piece", sent=client.sent)
-    model.let("big", len(BIG))
+    model.let("big", BIG)
     taken = 0
     while taken < (taken := model.talk("big")["asked"]):
         room.turns(500)
