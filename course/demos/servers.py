@@ -35,7 +35,7 @@ def in_a_thread(app, log_level="warning"):
         if not thread.is_alive():
             raise RuntimeError("the app did not start")
         time.sleep(0.01)
-    return server, "http://127.0.0.1:{}".format(server.servers[0].sockets[0].getsockname()[1])
+    return server, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
 
 
 @contextlib.contextmanager

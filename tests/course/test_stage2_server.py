@@ -382,9 +382,7 @@ def test_the_page_streams_over_both_and_its_stop_stops_the_model(server, browser
     page.click("#send")
     parts = []
     for transport in ("#sse", "#socket"):
-        page.wait_for_function(
-            f"document.querySelector('{transport} .answer').textContent.length > 10"
-        )
+        page.wait_for_function(f"document.querySelector('{transport} .answer').textContent.length > 10")
         assert httpx.get(server.url + "/model").json()["pause_ms"] > 0
         page.click(f"{transport} .stop")
         page.wait_for_selector(f"{transport}[data-state=stopped]")

@@ -87,9 +87,7 @@ def talk(answer, inside, calls, say="Fine.", ids=None, logits=None):
         if "logits" in call:
             probe.logits(with_ids(tokenizer, call["logits"]))
         arguments = {
-            name: call[name]
-            for name in ("history", "system", "max_new_tokens", "temperature")
-            if name in call
+            name: call[name] for name in ("history", "system", "max_new_tokens", "temperature") if name in call
         }
         if call.get("history") == "last":
             arguments["history"] = histories[-1] if histories else None
@@ -135,8 +133,7 @@ def prompt_ids(tokenizer, text, history=None, system="You are a helpful assistan
     messages = [{"role": "system", "content": system}]
     for pair in history or []:
         messages += [
-            {"role": role, "content": content}
-            for role, content in zip(("user", "assistant"), pair, strict=False)
+            {"role": role, "content": content} for role, content in zip(("user", "assistant"), pair, strict=False)
         ]
     messages.append({"role": "user", "content": text})
     return template_ids(tokenizer, messages)
@@ -165,9 +162,7 @@ def ids_of(tokenizer, parts):
 
 def sent(call):
     named = {
-        name: value
-        for name, value in call.items()
-        if name in ("history", "system", "max_new_tokens", "temperature")
+        name: value for name, value in call.items() if name in ("history", "system", "max_new_tokens", "temperature")
     }
     if named.get("history") == "last":
         named["history"] = "the list that came back"

@@ -376,9 +376,7 @@ def test_a_temperature_above_0_samples_at_it(shared_room):
 
 def test_the_checkpoints_settings_change_nothing(room):
     for number, (settings, temperature, logits, letters) in enumerate(CASES):
-        call = ask(
-            f"Case {number}: go", stream=number % 2 == 0, max_new_tokens=MOST_TOKENS, temperature=temperature
-        )
+        call = ask(f"Case {number}: go", stream=number % 2 == 0, max_new_tokens=MOST_TOKENS, temperature=temperature)
         room.play(choose_letters, logits=logits, when=call["prompt"])
         reader = begun(talk_in(room, settings=settings), call)
         # what is wrong without the setting too is another test's concern
