@@ -107,9 +107,7 @@ def _servers(runs):
 def _streams(runs):
     model, tokenizer = load("1.1", "load_chat_model", solution=True)(str(TINY))
     measure = load("2.6", "measure", solution=True)
-    inputs = tokenizer.apply_chat_template(
-        MESSAGES, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-    )
+    inputs = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=True, return_tensors="pt")
     model.model.register_forward_hook(lambda *_: passes.append(1))
     passes = []
     table = Table("stream", "", "TTFT p50", "TTFT p95", box=None)

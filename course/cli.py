@@ -29,9 +29,7 @@ class Format(StrEnum):
 
 @app.command()
 def check(
-    ids: Annotated[
-        list[str] | None, typer.Argument(help="exercises, such as 1.3; none: the last one again")
-    ] = None,
+    ids: Annotated[list[str] | None, typer.Argument(help="exercises, such as 1.3; none: the last one again")] = None,
     file: Annotated[Path | None, typer.Option(help="check this file instead of yours")] = None,
     stage: Annotated[int | None, typer.Option(help="check all exercises of a stage")] = None,
     all: Annotated[bool, typer.Option("--all", help="check every exercise")] = False,
@@ -73,9 +71,7 @@ def all_passed(verdicts) -> bool:
 
 @app.command()
 def hint(
-    id: Annotated[
-        str | None, typer.Argument(help="an exercise; none: that of the last check")
-    ] = None,
+    id: Annotated[str | None, typer.Argument(help="an exercise; none: that of the last check")] = None,
 ):
     """Show the next hint, one rung at a time."""
     print(desk.hint(desk.chosen(id, "hint", _typed)))
@@ -175,7 +171,7 @@ def convert_qwen1(source: Path, target: Path):
     try:
         convert(source, target)
     except ConversionError as error:
-        raise desk.Refused(str(error))
+        raise desk.Refused(str(error)) from None
     print(f"Written to {target}. Use it with: COURSE_MODEL={target}")
 
 

@@ -263,9 +263,7 @@ def _answer(path: str, text: str) -> str:
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path)
     chat = [{"role": "user", "content": text}]
-    prompt = tokenizer.apply_chat_template(
-        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     tokens = model.generate(**prompt, max_new_tokens=16, do_sample=False)
     new = tokens[0, prompt["input_ids"].shape[1] :]
     return tokenizer.decode(new, skip_special_tokens=True).strip()

@@ -1,6 +1,6 @@
 """JupyterLab on the first notebook, with a kernel that is this very interpreter.
 
-    python -m course.lab [--install-kernel] [any option of jupyter lab]
+python -m course.lab [--install-kernel] [any option of jupyter lab]
 """
 
 import os

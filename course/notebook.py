@@ -89,21 +89,12 @@ class Standing:
 
     def _repr_html_(self) -> str:
         cells = "<td>{}</td><td style='text-align:left'>{}</td><td style='text-align:left'>{}</td>"
-        rows = "".join(
-            f"<tr>{cells.format(*map(html.escape, row[:3]))}<td>{row[3]}</td></tr>"
-            for row in desk.rows()
-        )
+        rows = "".join(f"<tr>{cells.format(*map(html.escape, row[:3]))}<td>{row[3]}</td></tr>" for row in desk.rows())
         head = cells.replace("td", "th").format("", "exercise", "state") + "<th>points</th>"
-        return (
-            f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-            f"<p>{html.escape(desk.summary())}</p>"
-        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table><p>{html.escape(desk.summary())}</p>"
 
     def __repr__(self) -> str:
-        lines = [
-            f"{id}  {title:<40} {state:<24} {points:>7}"
-            for id, title, state, points in desk.rows()
-        ]
+        lines = [f"{id}  {title:<40} {state:<24} {points:>7}" for id, title, state, points in desk.rows()]
         return "\n".join([*lines, desk.summary()])
 
 

@@ -16,7 +16,6 @@ from course import answers
 from course.grading import Verdict
 from course.manifest import Exercise, exercises, shown, work_folder
 
-
 _KEYS = {"exercise", "passed", "score", "max_score", "sha256"}
 
 

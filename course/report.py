@@ -31,9 +31,7 @@ def _junit(verdicts):
             time=f"{verdict.duration_s:.3f}",
         )
         for test in verdict.tests:
-            case = ElementTree.SubElement(
-                suite, "testcase", classname=verdict.tests_file, name=test.id
-            )
+            case = ElementTree.SubElement(suite, "testcase", classname=verdict.tests_file, name=test.id)
             if test.status != "passed":
                 # not run is an error, never a skip: a skipped test reads as green in most tools
                 kind = "error" if test.status == "not_run" else "failure"

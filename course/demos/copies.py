@@ -36,9 +36,7 @@ def build() -> FastAPI:
     places = {"memory": "memory://"}
     if "COURSE_STORAGE" in os.environ:
         places["redis"] = os.environ["COURSE_STORAGE"]
-    limiters = {
-        place: FixedWindowRateLimiter(storage_from_string(uri)) for place, uri in places.items()
-    }
+    limiters = {place: FixedWindowRateLimiter(storage_from_string(uri)) for place, uri in places.items()}
     app = FastAPI()
     app.state.model = model
 
@@ -71,9 +69,7 @@ def redis_if_there():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     place = ["--bind", "127.0.0.1", "--port", str(port), "--dir", tempfile.gettempdir()]
-    redis = subprocess.Popen(
-        ["redis-server", *place, "--save", ""], stdout=subprocess.DEVNULL
-    )
+    redis = subprocess.Popen(["redis-server", *place, "--save", ""], stdout=subprocess.DEVNULL)
     try:
         with mock.patch.dict(os.environ, COURSE_STORAGE=f"redis://127.0.0.1:{port}"):
             yield

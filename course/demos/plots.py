@@ -21,14 +21,11 @@ class Shown:
 def token_table(tokenizer, text_or_ids) -> Shown:
     """The tokens of a text, or those of a list of ids: id, what it decodes to alone, bytes."""
     rows = [
-        (id, repr(tokenizer.decode([id])), token_bytes(tokenizer, id).hex(" "))
-        for id in _ids(tokenizer, text_or_ids)
+        (id, repr(tokenizer.decode([id])), token_bytes(tokenizer, id).hex(" ")) for id in _ids(tokenizer, text_or_ids)
     ]
     lines = [f"{id:>5}  {text:<14}  {hex}" for id, text, hex in [("id", "text", "bytes"), *rows]]
     cell = "<td style='text-align:left;padding:1px 16px 1px 0;font-family:monospace'>{}</td>"
-    body = "".join(
-        f"<tr>{''.join(cell.format(html.escape(str(value))) for value in row)}</tr>" for row in rows
-    )
+    body = "".join(f"<tr>{''.join(cell.format(html.escape(str(value))) for value in row)}</tr>" for row in rows)
     head = "".join(cell.format(f"<b>{name}</b>") for name in ("id", "text", "bytes"))
     return Shown("\n".join(lines), f"<table><tr>{head}</tr>{body}</table>")
 
@@ -48,8 +45,7 @@ def token_line(tokenizer, text_or_ids) -> Shown:
         extra = f"<sub>{len(ids)}</sub>" if len(ids) > 1 else ""
         title = html.escape(" ".join(map(str, ids)))
         parts.append(
-            f"<span title='{title}' style='{style};border-radius:3px;padding:1px 2px;"
-            f"margin:0 1px'>{seen}{extra}</span>"
+            f"<span title='{title}' style='{style};border-radius:3px;padding:1px 2px;margin:0 1px'>{seen}{extra}</span>"
         )
     as_html = f"<div style='font-family:monospace;line-height:2'>{''.join(parts)}</div>"
     return Shown("".join(plain), as_html)
@@ -76,8 +72,16 @@ def waits(series: dict[str, list[tuple[float, float]]], busy_s: tuple[float, flo
 
     figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")
     axes.axvspan(*busy_s, color="0.5", alpha=0.15, linewidth=0)
-    axes.text(sum(busy_s) / 2, 1, "one /chat in progress", ha="center", va="bottom", color="0.4",
-              transform=axes.get_xaxis_transform(), fontsize=9)
+    axes.text(
+        sum(busy_s) / 2,
+        1,
+        "one /chat in progress",
+        ha="center",
+        va="bottom",
+        color="0.4",
+        transform=axes.get_xaxis_transform(),
+        fontsize=9,
+    )
     for (name, pairs), marker in zip(series.items(), "osD^v"):
         sent, waited = zip(*pairs)
         axes.plot(sent, waited, marker, label=name, markersize=5, alpha=0.8)

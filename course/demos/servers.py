@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import psutil
@@ -34,7 +35,7 @@ def in_a_thread(app, log_level="warning"):
         if not thread.is_alive():
             raise RuntimeError("the app did not start")
         time.sleep(0.01)
-    return server, "http://127.0.0.1:{}".format(server.servers[0].sockets[0].getsockname()[1])
+    return server, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
 
 
 @contextlib.contextmanager
@@ -44,9 +45,7 @@ def factory_in_a_process(app):
     Raises:
         RuntimeError: the process ended, or did not answer.
     """
-    port = _free_port()
-    options = ["--factory", "--port", str(port), "--log-level", "error"]
-    with _served([sys.executable, "-m", "uvicorn", app, *options], port) as url:
+    with _served([sys.executable, "-m", "uvicorn", app, "--factory", "--port", "0"]) as url:
         yield url
 
 
@@ -59,15 +58,14 @@ def main_in_a_process(workers, app):
         RuntimeError: the process ended, or did not answer.
     """
     _need("2.5")
-    port = _free_port()
-    call = f"from workers import main; main({port}, {workers}, {app!r})"
-    with _served([sys.executable, "-c", call], port, find("2.5").work_file.parent) as url:
+    call = f"from workers import main; main({_free_port()}, {workers}, {app!r})"
+    with _served([sys.executable, "-c", call], find("2.5").work_file.parent) as url:
         yield url
 
 
 @contextlib.contextmanager
 def script_in_a_process(file, needs=()):
-    """Run a script in its own folder; it serves on the port that PORT names. Its address.
+    """Run a script in its own folder; it serves on the port that PORT names, 0 for any. Its address.
 
     Args:
         needs: ids of the exercises that it imports.
@@ -78,8 +76,7 @@ def script_in_a_process(file, needs=()):
     """
     for id in needs:
         _need(id)
-    port = _free_port()
-    with _served([sys.executable, file.name], port, cwd=file.parent) as url:
+    with _served([sys.executable, file.name], cwd=file.parent) as url:
         yield url
 
 
@@ -107,34 +104,44 @@ def _need(id):
 
 
 @contextlib.contextmanager
-def _served(command, port, *folders, cwd=None):
+def _served(command, *folders, cwd=None):
     paths = [*map(str, folders), str(ROOT), os.environ.get("PYTHONPATH", "")]
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(
-            command,
-            cwd=cwd,
-            env={**os.environ, "PORT": str(port), "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-            stdout=subprocess.DEVNULL,
-            stderr=said,
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        said = Path(folder, "said")
+        with open(said, "wb") as file:
+            process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env={**os.environ, "PORT": "0", "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+            )
         try:
-            yield _answering(process, port, said)
+            yield _answering(process, said)
         finally:
             end(process)
 
 
-def _answering(process, port, said):
-    url = f"http://127.0.0.1:{port}"
+def _answering(process, said):
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
-        try:
-            httpx.get(url, timeout=START_S)
-            return url
-        except httpx.TransportError:
-            time.sleep(0.1)
-    said.seek(0)
-    last = said.read().decode(errors="replace").strip().rpartition("\n")[2]
+        # not what was asked for: a port that was free a moment ago may be another server's by now
+        with contextlib.suppress(psutil.Error, httpx.TransportError):
+            if port := _listening_at(psutil.Process(process.pid)):
+                url = f"http://127.0.0.1:{port}"
+                httpx.get(url, timeout=START_S)
+                return url
+        time.sleep(0.1)
+    last = said.read_text("utf-8", "replace").strip().rpartition("\n")[2]
     raise RuntimeError(f"the server did not start. {last}")
+
+
+def _listening_at(process):
+    for each in (process, *process.children(recursive=True)):
+        for connection in each.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN:
+                return connection.laddr.port
+    return None
 
 
 def _free_port():

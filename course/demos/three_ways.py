@@ -44,9 +44,9 @@ def greedy_steps(model, tokenizer, prompt, max_new_tokens):
     It has no end before `max_new_tokens`: see `_never_ends`.
     """
     messages = [{"role": "user", "content": prompt}]
-    ids = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-    )["input_ids"]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")[
+        "input_ids"
+    ]
     text, cache = DecodeStream(skip_special_tokens=True), None
     for _ in range(max_new_tokens):
         output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)

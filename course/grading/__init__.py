@@ -68,9 +68,7 @@ def _results(the_exercise: Exercise, results, problem):
             earlier = any(each.status in ("failed", "timeout") for each in found)
             result = {"status": "not_run", "mistake": NOT_RUN if earlier else problem}
         score = test.points if result["status"] == "passed" else 0
-        found.append(
-            TestResult(id=test.id, title=test.title, score=score, max_score=test.points, **result)
-        )
+        found.append(TestResult(id=test.id, title=test.title, score=score, max_score=test.points, **result))
     return found
 
 

@@ -11,9 +11,9 @@ class Mistake(AssertionError):
 
     def __init__(self, mistake, *, sent=None, expected=None, got=None, where=None, detail=""):
         """Args:
-            mistake: a sentence that holds nothing of what was sent and came back.
-            sent, expected, got, where: text, or data that JSON can hold.
-            detail: a traceback or output, for `--full` only.
+        mistake: a sentence that holds nothing of what was sent and came back.
+        sent, expected, got, where: text, or data that JSON can hold.
+        detail: a traceback or output, for `--full` only.
         """
         facts = {"sent": sent, "expected": expected, "got": got, "where": where}
         self.mistake, self.detail = mistake, detail

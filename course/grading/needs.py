@@ -28,9 +28,7 @@ def needs_of(solution_file):
 def _parameters(args):
     positional = args.posonlyargs + args.args
     without_default = len(positional) - len(args.defaults)
-    found = [
-        [arg.arg, "positional", index >= without_default] for index, arg in enumerate(positional)
-    ]
+    found = [[arg.arg, "positional", index >= without_default] for index, arg in enumerate(positional)]
     for arg, default in zip(args.kwonlyargs, args.kw_defaults, strict=True):
         found.append([arg.arg, "keyword", default is not None])
     return found
@@ -45,9 +43,7 @@ def signature_problem(function, parameters):
     positional = [None] * sum(kind == "positional" for _, kind, _ in parameters)
     by_name = {name: None for name, kind, _ in parameters if kind == "keyword"}
     needed = [None] * sum(kind == "positional" and not default for _, kind, default in parameters)
-    needed_by_name = {
-        name: None for name, kind, default in parameters if kind == "keyword" and not default
-    }
+    needed_by_name = {name: None for name, kind, default in parameters if kind == "keyword" and not default}
     for args, kwargs in ((needed, needed_by_name), (positional, by_name)):
         try:
             signature.bind(*args, **kwargs)

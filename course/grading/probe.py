@@ -142,9 +142,7 @@ class Probe:
                 self._held += 1
                 self._changed.notify_all()
                 releases = self._releases
-                self._changed.wait_for(
-                    lambda: self._releases > releases or not self._is_held(rows)
-                )
+                self._changed.wait_for(lambda: self._releases > releases or not self._is_held(rows))
                 self._held -= 1
             if self._fail_before and any(row.steps == self._fail_before[0] for row in rows):
                 _, error, message = self._fail_before
@@ -256,9 +254,7 @@ def _last_position(logits, row, rows):
     return logits
 
 
-def without_layers(
-    config, input_ids=None, past_key_values=None, inputs_embeds=None, use_cache=None, **_
-):
+def without_layers(config, input_ids=None, past_key_values=None, inputs_embeds=None, use_cache=None, **_):
     """A decoder's forward that computes nothing; the cache grows as it should."""
     import torch
     from transformers import DynamicCache

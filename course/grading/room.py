@@ -103,9 +103,7 @@ class Room:
             raise self._not_loaded(raised) from None
         if found.get("missing"):
             name = found["missing"]
-            raise NotLoaded(
-                f"the file defines no `{name}`: exercise {self.exercise.id} asks for one of that name"
-            )
+            raise NotLoaded(f"the file defines no `{name}`: exercise {self.exercise.id} asks for one of that name")
         if found.get("not_a_class"):
             raise NotLoaded(f"`{found['not_a_class']}` has to be a class")
         if found.get("signature"):
@@ -137,10 +135,7 @@ class Room:
         """As `serve`, with the number that `stop_server` takes."""
         served = self._ask("serve", {**_named(scene), "arguments": arguments}, "start-up")
         if "no_app" in served:
-            raise Mistake(
-                f"there is no app to serve: create_app has to return the FastAPI app, not"
-                f" {served['no_app']}"
-            )
+            raise Mistake(f"there is no app to serve: create_app has to return the FastAPI app, not {served['no_app']}")
         if not served["started"]:
             error, where = self.last_error()
             raise Ended(
@@ -176,9 +171,7 @@ class Room:
         before (that a client left, say) has then had its effect, without any clock."""
         future = self._send("turns", {"count": count})
         if not wait_for([future], self.limit_s * 0.3).done:
-            raise self.hung(
-                "the event loop is blocked: a blocking call inside async def, or a loop that never waits"
-            )
+            raise self.hung("the event loop is blocked: a blocking call inside async def, or a loop that never waits")
         self._await(future, None)
 
     def wait(self, holds, mistake, limit_s=None, **facts):
@@ -358,8 +351,7 @@ class Room:
         self._ends_within(2.0)
         code = self._process.exitcode
         return Ended(
-            "the answer's process ended in the middle: something calls os._exit, kills the process,"
-            " or crashes it",
+            "the answer's process ended in the middle: something calls os._exit, kills the process, or crashes it",
             got=f"signal {-code}" if code is not None and code < 0 else f"exit code {code}",
             detail=self.output(),
         )
@@ -379,9 +371,7 @@ class _Playing:
 def kill_orphans():
     """Ends processes that rooms left behind; where the runner adopts orphans, that is all of them."""
     for _ in range(20):
-        strays = [
-            child for child in psutil.Process().children() if child.pid not in Room.open_rooms
-        ]
+        strays = [child for child in psutil.Process().children() if child.pid not in Room.open_rooms]
         if not strays:
             return
         for stray in strays:

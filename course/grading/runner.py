@@ -131,9 +131,7 @@ class _Results:
 
 
 def _result(status, kind="", mistake="", facts=None, detail=""):
-    return {
-        "status": status, "kind": kind, "mistake": mistake, "facts": dict(facts or {}), "detail": detail
-    }
+    return {"status": status, "kind": kind, "mistake": mistake, "facts": dict(facts or {}), "detail": detail}
 
 
 def adopt_orphans():

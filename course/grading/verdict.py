@@ -84,9 +84,7 @@ class Verdict:
     def never_ran(self) -> bool:
         """Whether no test got as far as the answer's code: what is wrong is with the file."""
         first, *rest = self.tests or [None]
-        return first is not None and first.status != "passed" and (
-            all(test.status == "not_run" for test in rest)
-        )
+        return first is not None and first.status != "passed" and (all(test.status == "not_run" for test in rest))
 
     def as_json(self, full=False) -> dict:
         """The object that `--json` prints."""
@@ -137,9 +135,7 @@ class Verdict:
             head.append(_Line(f"{MARKS[wrong.status]}: {wrong.title}"))
             tail.append(_Line(f"{self.tests_file}::{wrong.id}", "test"))
             others = len(self.tests) - passed - 1
-            if others and any(
-                test.status in ("failed", "timeout") for test in self.tests if test is not wrong
-            ):
+            if others and any(test.status in ("failed", "timeout") for test in self.tests if test is not wrong):
                 tail.append(_Line(f"and {others} more; {where_all_are}", indent=2))
         if self.what_next:
             tail.append(_Line(self.what_next))

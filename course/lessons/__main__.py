@@ -1,6 +1,6 @@
 """The process of a lesson server. It ends when its standard input does, and so with its parent.
 
-    python -m course.lessons STAGE (--fd N | --host HOST --port PORT) [--grace S] [--solution] [--model NAME]
+python -m course.lessons STAGE (--fd N | --host HOST --port PORT) [--grace S] [--solution] [--model NAME]
 """
 
 import argparse

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from starlette.types import ASGIApp
 
 from course.answers import importable, load_all
+from course.lessons.socket_limit import SocketLimit
 from course.lessons.stage import ByPath, add_health, add_steps, fastapi_app, load_model, with_page
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
     """One app of exercises 2.1 to 2.4, and the chat page at `/`.
 
         POST /chat_stream   2.3, which is 2.2 behind a limit
-        WS   /ws            2.4
+        WS   /ws            2.4; a prompt counts like a request, and one too many gets an error frame
         POST /chat          {"result": ...}: 2.1's answer in one piece, to compare; without a limit
         GET  /health        {"status": "ok"}
         GET  /model         what can be seen of the model, and PUT /pace: see `add_steps`
@@ -56,6 +57,7 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
     )
     app = fastapi_app("2.3", limited_app)
     socket_app = fastapi_app("2.4", create_socket_app(handler))
+    socket_app.add_middleware(SocketLimit, limited=app)
     add_health(app)
     add_steps(app, model)
 

@@ -54,9 +54,7 @@ def convert(source: str | os.PathLike, target: str | os.PathLike) -> Path:
     """
     source, target = Path(source).expanduser(), Path(target).expanduser()
     if os.path.lexists(target):
-        raise ConversionError(
-            f"{target} exists already, and is left as it is. Choose another name or remove it."
-        )
+        raise ConversionError(f"{target} exists already, and is left as it is. Choose another name or remove it.")
     if not source.is_dir():
         raise ConversionError(
             f"{source} is not a folder. Download the checkpoint first:\n"
@@ -95,9 +93,7 @@ def convert(source: str | os.PathLike, target: str | os.PathLike) -> Path:
     return target
 
 
-def _write_weights(
-    shards: dict[Path, list[str]], layout: dict[str, Weight], folder: Path
-) -> torch.dtype:
+def _write_weights(shards: dict[Path, list[str]], layout: dict[str, Weight], folder: Path) -> torch.dtype:
     weight_map: dict[str, str] = {}
     sizes = {file: file.stat().st_size for file in shards}
     total = 0
@@ -130,9 +126,7 @@ def _write_weights(
     return dtype
 
 
-def _write_settings(
-    config: dict, ranks: dict[bytes, int], sampling: dict, dtype: torch.dtype, folder: Path
-) -> None:
+def _write_settings(config: dict, ranks: dict[bytes, int], sampling: dict, dtype: torch.dtype, folder: Path) -> None:
     text_end, _, turn_end = range(len(ranks), len(ranks) + 3)
     Qwen2Config(
         architectures=["Qwen2ForCausalLM"],
@@ -150,9 +144,7 @@ def _write_settings(
         pad_token_id=text_end,
         dtype=dtype,
     ).save_pretrained(folder)
-    GenerationConfig(
-        eos_token_id=[turn_end, text_end], pad_token_id=text_end, **sampling
-    ).save_pretrained(folder)
+    GenerationConfig(eos_token_id=[turn_end, text_end], pad_token_id=text_end, **sampling).save_pretrained(folder)
 
 
 def _write_tokenizer(source: Path, window: int, folder: Path) -> None:

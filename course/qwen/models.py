@@ -1,7 +1,7 @@
 """Where the course's model comes from: the tiny one, a folder, Hugging Face or ModelScope.
 
-    COURSE_MODEL   a folder, or a hub name such as Qwen/Qwen1.5-1.8B-Chat; without it the tiny model
-    COURSE_HUB     where hub names are looked up: huggingface (without it) or modelscope
+COURSE_MODEL   a folder, or a hub name such as Qwen/Qwen1.5-1.8B-Chat; without it the tiny model
+COURSE_HUB     where hub names are looked up: huggingface (without it) or modelscope
 """
 
 import functools
@@ -36,9 +36,7 @@ def model_path(name: str | os.PathLike | None = None) -> str:
     if folder.is_dir():
         return _complete(name, folder.absolute())
     if _is_path(name):
-        raise ModelUnavailable(
-            f"There is no folder {name}.\n{_advice('Check the path, or set COURSE_MODEL anew.')}"
-        )
+        raise ModelUnavailable(f"There is no folder {name}.\n{_advice('Check the path, or set COURSE_MODEL anew.')}")
     return _fetch(name)
 
 
@@ -78,18 +76,14 @@ def _complete(name: str, folder: Path) -> str:
 def _fetch(name: str) -> str:
     hub = os.environ.get("COURSE_HUB") or "huggingface"
     if hub not in HUBS:
-        raise ModelUnavailable(
-            f"COURSE_HUB is {hub!r}, and the course knows: {', '.join(HUBS)}. Set one of them."
-        )
+        raise ModelUnavailable(f"COURSE_HUB is {hub!r}, and the course knows: {', '.join(HUBS)}. Set one of them.")
     if hub == "huggingface":
         from huggingface_hub import snapshot_download
     else:
         try:
             from modelscope import snapshot_download
         except ImportError as error:
-            raise ModelUnavailable(
-                "COURSE_HUB=modelscope needs one more package: pip install modelscope"
-            ) from error
+            raise ModelUnavailable("COURSE_HUB=modelscope needs one more package: pip install modelscope") from error
 
     # both hubs raise errors of many families, some of them plain Exceptions
     try:
@@ -139,6 +133,5 @@ def _legacy(name: str, folder: str | None) -> str:
     steps += [f"course convert-qwen1 {folder or 'qwen1'} qwen1-native", "COURSE_MODEL=qwen1-native"]
     return (
         f"{name} is a checkpoint of the first Qwen generation. It brings its own model code, which "
-        "current transformers cannot run.\nConvert it once:\n"
-        + "\n".join(f"    {step}" for step in steps)
+        "current transformers cannot run.\nConvert it once:\n" + "\n".join(f"    {step}" for step in steps)
     )

@@ -19,9 +19,7 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from course.qwen.checkpoint import weight_files
 
-SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"] + [
-    f"<|extra_{i}|>" for i in range(205)
-]
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"] + [f"<|extra_{i}|>" for i in range(205)]
 
 # what Qwen2 can express; a config that leaves them out means these values
 _FIXED = {
@@ -42,9 +40,7 @@ _NUMBERS = ("layer_norm_epsilon", "rotary_emb_base")
 _SAMPLING = ("do_sample", "repetition_penalty", "max_new_tokens")
 _ONLY_SAMPLED = ("temperature", "top_k", "top_p")  # an error without do_sample
 # computed when the model is built, saved by some releases
-_BUFFERS = re.compile(
-    r"transformer\.(h\.\d+\.attn\.)?(bias|masked_bias|logn_tensor|rotary_emb\.inv_freq)"
-)
+_BUFFERS = re.compile(r"transformer\.(h\.\d+\.attn\.)?(bias|masked_bias|logn_tensor|rotary_emb\.inv_freq)")
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -92,9 +88,7 @@ def read_config(source: Path, problems: list[str]) -> dict | None:
             problems.append(f"config.json: {key} is {value!r}, not a positive number")
     for key, value in _FIXED.items():
         if config.get(key, value) != value:
-            problems.append(
-                f"config.json: {key} is {config[key]!r}; only {value!r} can be converted"
-            )
+            problems.append(f"config.json: {key} is {config[key]!r}; only {value!r} can be converted")
     if config.get("quantization_config"):
         problems.append("config.json: quantized checkpoints cannot be converted")
     if len(problems) > found:
@@ -141,8 +135,7 @@ def read_ranks(source: Path, config: dict | None, problems: list[str]) -> dict[b
     stray = [rank for token, rank in vocab.items() if len(bpe.tokenize(token)) != 1]
     if stray:
         problems.append(
-            f"qwen.tiktoken: {len(stray)} tokens cannot be merged from shorter ones "
-            f"(the first has rank {stray[0]})"
+            f"qwen.tiktoken: {len(stray)} tokens cannot be merged from shorter ones (the first has rank {stray[0]})"
         )
         return None
     return ranks
@@ -195,9 +188,7 @@ def load(file: Path) -> dict[str, torch.Tensor]:
     return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
 
 
-def read_shards(
-    source: Path, layout: dict[str, Weight] | None, problems: list[str]
-) -> dict[Path, list[str]]:
+def read_shards(source: Path, layout: dict[str, Weight] | None, problems: list[str]) -> dict[Path, list[str]]:
     """For each file of weights the tensors to take from it."""
     try:
         files = weight_files(source)
@@ -252,9 +243,7 @@ def _listed(line: str, names: list[str], most: int = 30) -> list[str]:
     return lines
 
 
-def read_sampling(
-    source: Path, config: dict | None, ranks: dict[bytes, int] | None, problems: list[str]
-) -> dict:
+def read_sampling(source: Path, config: dict | None, ranks: dict[bytes, int] | None, problems: list[str]) -> dict:
     """What the checkpoint says about sampling; {} if it says nothing."""
     settings = _read_json(source / "generation_config.json", problems) or {}
     end = settings.get("eos_token_id")

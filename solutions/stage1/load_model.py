@@ -85,8 +85,4 @@ def _is_path(name_or_path):
     # a Path drops its leading "./", so it must not be judged by its text
     if isinstance(name_or_path, os.PathLike) or os.path.exists(name_or_path):
         return True
-    return (
-        os.path.isabs(name_or_path)
-        or name_or_path.startswith(("./", "../", "~"))
-        or name_or_path.count("/") > 1
-    )
+    return os.path.isabs(name_or_path) or name_or_path.startswith(("./", "../", "~")) or name_or_path.count("/") > 1

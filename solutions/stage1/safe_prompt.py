@@ -37,10 +37,7 @@ def encode_chat(tokenizer, messages):
     used = set(template).union(*(message["content"] for message in messages))
     unused = (chr(code) for code in range(0xE000, 0xF900) if chr(code) not in used)
     stand_in = dict(zip(controls, unused))
-    marked = [
-        {**message, "content": control.sub(lambda m: stand_in[m[0]], message["content"])}
-        for message in messages
-    ]
+    marked = [{**message, "content": control.sub(lambda m: stand_in[m[0]], message["content"])} for message in messages]
     rendered = tokenizer.apply_chat_template(marked, add_generation_prompt=True, tokenize=False)
 
     # 2. The control tokens that are there now are the template's own. All the rest is text, for

@@ -82,9 +82,7 @@ class ModelHandler:
         text = DecodeStream(skip_special_tokens=True)
         cache = None
         for _ in range(max_new_tokens):
-            output = self._model(
-                input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1
-            )
+            output = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache = output.past_key_values
             ids = _choose(output.logits[:, -1].float(), temperature)
             if ids.item() in end_ids:

@@ -31,9 +31,6 @@ def create_app(handler, *, limit="50/minute", storage_uri="memory://"):
     Returns:
         The FastAPI app.
 
-    Raises:
-        ValueError: `limit` cannot be read.
-
     Example:
         >>> app = create_app(handler, limit="2/minute")
     """

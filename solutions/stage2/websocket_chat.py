@@ -26,8 +26,8 @@ def create_app(handler):
         {"type": "token", "text": "你好"}                     for each piece, as soon as it is there
         {"type": "done", "pieces": 1, "stopped": false}
 
-    The bounds are those of exercise 2.2; upper ones are yours. Many prompts can be sent on one connection; one that comes
-    during an answer waits its turn. Connections do not wait for each other.
+    The bounds are those of exercise 2.2; upper ones are yours. Many prompts can be sent on one
+    connection; one that comes during an answer waits its turn. Connections do not wait for each other.
 
     `stop` ends the answer in progress, at its next piece at the latest: the model stops within
     three steps, `done` says "stopped": true and how many pieces were sent, and the connection lives

@@ -12,8 +12,8 @@ def main(port, workers, app="course.lessons.stage2:build"):
     it builds its app itself, once. SIGINT to the process that called `main` ends them all within five
     seconds, also while an answer streams on.
 
-    Each process computes with one torch thread: as many as there are cores, in each of several
-    processes, would fight for the same cores.
+    Not tested: with OMP_NUM_THREADS=1 in `os.environ`, which the workers inherit, torch computes with
+    one thread in each of them. It would take one for each core, and the workers would fight for them.
 
     Run as a script without arguments, this file serves on port 8000 with 4 workers.
 

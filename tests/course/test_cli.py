@@ -48,9 +48,7 @@ def test_check_json_of_a_right_answer(course):
     done = course("check", "0.1", "--file", str(SOLUTION), "--json")
     verdict = json.loads(done.stdout)
     assert done.returncode == 0 and done.stderr == ""
-    assert list(verdict) == [
-        *("exercise", "passed", "score", "max_score", "duration_s", "file", "tests")
-    ]
+    assert list(verdict) == [*("exercise", "passed", "score", "max_score", "duration_s", "file", "tests")]
     assert verdict["exercise"] == "0.1" and verdict["passed"] is True
     assert verdict["file"] == "solutions/stage0/count_tokens.py"
     assert verdict["score"] == verdict["max_score"] == 3

@@ -79,9 +79,7 @@ I'm sure they'll see that it's the server's job; we've said so, and you'd say it
 def ranks_of(text, merges=150):
     """A byte-level vocabulary as tiktoken trains one: the commonest pair first."""
     ranks = {bytes([byte]): byte for byte in range(256)}
-    words = Counter(
-        tuple(bytes([byte]) for byte in word.encode()) for word in regex.findall(WORDS, text)
-    )
+    words = Counter(tuple(bytes([byte]) for byte in word.encode()) for word in regex.findall(WORDS, text))
     for _ in range(merges):
         pairs = Counter()
         for word, count in words.items():
@@ -247,9 +245,7 @@ def load(folder):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    ("shards", "suffix"), [(1, ".safetensors"), (3, ".safetensors"), (1, ".bin"), (2, ".bin")]
-)
+@pytest.mark.parametrize(("shards", "suffix"), [(1, ".safetensors"), (3, ".safetensors"), (1, ".bin"), (2, ".bin")])
 def test_logits_are_those_of_the_architecture(tmp_path, shards, suffix):
     source = write_legacy(tmp_path / "legacy", shards=shards, suffix=suffix)
     model = load(convert(source, tmp_path / "native"))
@@ -352,8 +348,7 @@ def test_the_chat_template_is_chatml_with_the_system_line(tokenizer, reference):
         {"role": "user", "content": "Who?"},
     ]
     turns = (
-        "<|im_start|>user\n 你好\n<|im_end|>\n<|im_start|>assistant\nHi.<|im_end|>\n"
-        "<|im_start|>user\nWho?<|im_end|>\n"
+        "<|im_start|>user\n 你好\n<|im_end|>\n<|im_start|>assistant\nHi.<|im_end|>\n<|im_start|>user\nWho?<|im_end|>\n"
     )
     default = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 

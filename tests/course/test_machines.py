@@ -30,9 +30,7 @@ def own_server(monkeypatch):
         forkserver.stop()
 
 
-@pytest.mark.parametrize(
-    "folder", ["x" * 65, "y" * 100, "z" * 200, "a b", "你好" * 12, "a::b [1] $HOME %20 #"]
-)
+@pytest.mark.parametrize("folder", ["x" * 65, "y" * 100, "z" * 200, "a b", "你好" * 12, "a::b [1] $HOME %20 #"])
 def test_any_temporary_folder_will_do(own_server, monkeypatch, folder):
     (own_server / folder).mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(own_server / folder))

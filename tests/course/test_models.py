@@ -71,9 +71,7 @@ def ask(tmp_path, name=NAME, **settings):
         "try:\n    print(model_path())\n"
         "except ModelUnavailable as error:\n    print('UNAVAILABLE', error)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode().strip(), done.stderr.decode()
 
@@ -94,8 +92,7 @@ def hub(tmp_path):
                 self.answer(200, json.dumps({"id": NAME, "sha": COMMIT, "siblings": siblings}))
             elif path.startswith(f"/api/models/{NAME}/tree/"):
                 tree = [
-                    {"type": "file", "path": name, "size": len(data), "oid": tag(data)}
-                    for name, data in files.items()
+                    {"type": "file", "path": name, "size": len(data), "oid": tag(data)} for name, data in files.items()
                 ]
                 self.answer(200, json.dumps(tree))
             elif path.startswith(f"/{NAME}/resolve/") and (data := files.get(Path(path).name)):
@@ -350,8 +347,7 @@ def test_an_incomplete_copy_and_no_network(tmp_path):
 def test_a_hub_that_the_course_does_not_know(tmp_path):
     answer, _ = ask(tmp_path, COURSE_HUB="github")
     assert answer == (
-        "UNAVAILABLE COURSE_HUB is 'github', and the course knows: huggingface, modelscope. "
-        "Set one of them."
+        "UNAVAILABLE COURSE_HUB is 'github', and the course knows: huggingface, modelscope. Set one of them."
     )
 
 

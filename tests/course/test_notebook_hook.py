@@ -135,9 +135,7 @@ def test_what_an_editor_wrote_is_kept_in_the_history(session):
 
 def test_a_cell_can_import_an_earlier_exercise_as_it_is_now(session):
     changed = SOLVED + "\nversion = 2\n"
-    said = session(
-        "import course", SOLVED, "import count_tokens", changed, "from count_tokens import version"
-    )
+    said = session("import course", SOLVED, "import count_tokens", changed, "from count_tokens import version")
     assert said[-1] == "" and session.file.read_text(encoding="utf-8") == changed
 
 
@@ -172,9 +170,7 @@ def test_what_uses_an_exercise_is_imported_again_with_it(session):
 
 
 def test_hint_progress_and_reset(session):
-    said = session(
-        "import course", 'course.hint("0.1")', "print(repr(course.progress()))", 'course.reset("0.1")'
-    )
+    said = session("import course", 'course.hint("0.1")', "print(repr(course.progress()))", 'course.reset("0.1")')
     assert "Hint 1 of" in said[1] and "Next: 0.1" in said[2] and "is the stub again" in said[3]
     assert "(optional)" in said[2]
 

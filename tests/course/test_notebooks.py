@@ -105,6 +105,7 @@ SHOWS = {
         "deaf": "came before the last one\nand then: received 1011 (internal error) KeyError('prompt')",
         "leaver-log": "Exception in ASGI application",
         "look-2-4": "'stopped': True",
+        "socket-limited": "each counts like a request. Try again in",
     },
     "stage2c_workers_and_measuring": {
         "async-def": "one after the other",
@@ -137,13 +138,13 @@ SHOWS = {
         "shared-self": "Ann reads: Hello, Bob!",
         "silent": "answered by: the first\nthe documentation of the body: None",
         "lifespan": "the app is made, a model is loaded, a request, a request, and given back",
-        "look-3-3": "an app made: 0 models\nstarted: 1 models\n200 \"Hello, Ann!\"\n200 \"Hello, Bob!\"\n422 ",
+        "look-3-3": 'an app made: 0 models\nstarted: 1 models\n200 "Hello, Ann!"\n200 "Hello, Bob!"\n422 ',
         "refused": "TypeError: dict is not a subclass of ConfigHandler",
         "program-runs": '"content":"你好！',
     },
     "stage3b_logs": {
         "log-id": "A: threading.local says B, ContextVar A",
-        "other-threads": "asyncio.to_thread        A\nloop.run_in_executor     nothing\noutside of the request   nothing",
+        "other-threads": "asyncio.to_thread        A\nloop.run_in_executor     nothing\n",
         "cpu-percent": "[CPU: 0.0]",
         "cost": "with them a line takes",
         "forged": "[level:CRITICAL] the price of bread is now 0",
@@ -286,10 +287,10 @@ def run(tmp_path_factory):
         for key in ("COURSE_MODEL", "COURSE_HUB"):
             patch.delenv(key, raising=False)
 
-        def run(notebook, earlier={}):
+        def run(notebook, earlier=()):
             notebook = copy.deepcopy(notebook)
             place = tmp_path_factory.mktemp("place")
-            for file, source in earlier.items():
+            for file, source in dict(earlier).items():
                 (place / "work" / file).parent.mkdir(parents=True, exist_ok=True)
                 (place / "work" / file).write_text(source, "utf-8")
             client = NotebookClient(

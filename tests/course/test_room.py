@@ -124,9 +124,7 @@ def test_endless_wait_in_a_coroutine_shows_the_await_chain(verdict_on):
 
 def test_a_hundred_megabytes_of_output(verdict_on):
     began = time.monotonic()
-    verdict = verdict_on(
-        GOOD.replace("    return", "    for _ in range(1000): print('x' * 100_000)\n    return")
-    )
+    verdict = verdict_on(GOOD.replace("    return", "    for _ in range(1000): print('x' * 100_000)\n    return"))
     assert verdict.passed, verdict
     assert time.monotonic() - began < 60
 
@@ -155,9 +153,7 @@ def test_children_are_ended(verdict_on):
 
 
 def test_threads_that_never_end_do_not_matter(verdict_on):
-    verdict = verdict_on(
-        GOOD + "\nimport threading, time\nthreading.Thread(target=time.sleep, args=[600]).start()\n"
-    )
+    verdict = verdict_on(GOOD + "\nimport threading, time\nthreading.Thread(target=time.sleep, args=[600]).start()\n")
     assert verdict.passed, verdict
 
 
@@ -287,9 +283,7 @@ def test_an_asker_who_leaves_ends_the_check(tmp_path, monkeypatch):
     import subprocess
     import sys
 
-    asker = subprocess.Popen(
-        [sys.executable, "-c", f"from course.grading import check; check('0.1', {str(file)!r})"]
-    )
+    asker = subprocess.Popen([sys.executable, "-c", f"from course.grading import check; check('0.1', {str(file)!r})"])
     until = time.monotonic() + 120
     while not (started.exists() and started.read_text()) and time.monotonic() < until:
         time.sleep(0.02)

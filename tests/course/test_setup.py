@@ -39,10 +39,7 @@ def test_every_dependency_is_pinned():
 
 
 def test_pins_are_exact_and_allowed_by_the_project():
-    allowed = {
-        canonicalize_name(each.name): each.specifier
-        for each in requirements(PROJECT["dependencies"])
-    }
+    allowed = {canonicalize_name(each.name): each.specifier for each in requirements(PROJECT["dependencies"])}
     for pin in constraints():
         (only,) = pin.specifier
         assert only.operator == "==" and "*" not in only.version, pin
@@ -50,11 +47,7 @@ def test_pins_are_exact_and_allowed_by_the_project():
 
 
 def test_each_package_has_one_pin_on_this_system():
-    here = [
-        canonicalize_name(each.name)
-        for each in constraints()
-        if each.marker is None or each.marker.evaluate()
-    ]
+    here = [canonicalize_name(each.name) for each in constraints() if each.marker is None or each.marker.evaluate()]
     assert sorted(set(here)) == sorted(here)
 
 

@@ -13,8 +13,8 @@ from fastapi.responses import HTMLResponse, StreamingResponse
 from IPython.display import IFrame
 from transformers import AutoTokenizer
 
-from course.demos.servers import in_a_thread
 from course.demos.plots import loads, token_bytes, token_line, token_table
+from course.demos.servers import in_a_thread
 from course.manifest import ROOT
 from course.qwen import TINY
 
@@ -60,9 +60,7 @@ def test_only_control_tokens_are_dark(tokenizer):
 def test_loads_are_marked_where_they_were_measured(monkeypatch):
     monkeypatch.setattr(plt, "show", lambda: None)
     plt.switch_backend("agg")
-    run = [
-        SimpleNamespace(clients=clients, ttft_p95_s=0.1, tokens_per_s=9.0) for clients in (1, 4, 16)
-    ]
+    run = [SimpleNamespace(clients=clients, ttft_p95_s=0.1, tokens_per_s=9.0) for clients in (1, 4, 16)]
     loads({"a": run, "b": run[:2]})
     assert [list(axes.get_xticks()) for axes in plt.gcf().axes] == [[1, 4, 16]] * 2
     plt.close()
@@ -98,8 +96,11 @@ def test_the_lesson_on_sse_is_read_by_a_browser_while_it_is_sent(browser):
         return app
 
     cell = {
-        "create_app": create_app, "Parrot": object, "in_a_thread": in_a_thread,
-        "HTMLResponse": HTMLResponse, "IFrame": IFrame,
+        "create_app": create_app,
+        "Parrot": object,
+        "in_a_thread": in_a_thread,
+        "HTMLResponse": HTMLResponse,
+        "IFrame": IFrame,
     }
     exec(source("stage2a_streaming", "browser"), cell)
     page = browser.new_page()
@@ -112,13 +113,13 @@ def test_the_lesson_on_sse_is_read_by_a_browser_while_it_is_sent(browser):
     cell["server"].should_exit = True
 
 
-@pytest.mark.parametrize(
-    "notebook, id", [("stage2a_streaming", "curl"), ("stage2b_limits_and_sockets", "with-redis")]
-)
+@pytest.mark.parametrize("notebook, id", [("stage2a_streaming", "curl"), ("stage2b_limits_and_sockets", "with-redis")])
 def test_a_program_that_is_missing_is_named_and_not_needed(notebook, id, capsys, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda program: None)
     cell = {
-        "shutil": shutil, "create_app": lambda handler: FastAPI(), "Parrot": object,
+        "shutil": shutil,
+        "create_app": lambda handler: FastAPI(),
+        "Parrot": object,
         "in_a_thread": in_a_thread,
     }
     exec(source(notebook, id), cell)

@@ -241,7 +241,8 @@ def test_a_model_that_fails_is_an_error_and_no_end(here):
     here.probe.fail(5, message)
     *tokens, last = sse(here.url, prompt="it fails")
     assert "".join(data["token"] for _, data in tokens) == "一二三四"
-    assert {name for name, _ in tokens} == {"message"} and last == ("error", {"message": message})
+    assert {name for name, _ in tokens} == {"message"} and last[0] == "error"
+    assert last[1]["message"] and "quote" not in last[1]["message"]
 
     *tokens, last, code = frames(here.url, prompt="it fails")
     assert "".join(frame["text"] for frame in tokens) == "一二三四"
@@ -303,6 +304,35 @@ def test_what_is_not_allowed_in_a_frame_is_refused_in_words(server):
         assert json.loads(ws.recv(LIMIT_S))["type"] == "token"
 
 
+def test_a_prompt_over_the_websocket_counts_like_a_request(monkeypatch):
+    monkeypatch.setenv("COURSE_LIMIT", "3/day")
+    listener = lesson_server._bind("127.0.0.1", 0)
+    ask, stop = {"prompt": "hi", "max_new_tokens": 1}, {"type": "stop"}
+    with (
+        lesson_server.Server(2, listener, host="127.0.0.1", solution=True, model=None) as server,
+        connect(server.url.replace("http", "ws") + "/ws") as ws,
+    ):
+
+        def last_frame(body):
+            ws.send(json.dumps(body))
+            while (frame := json.loads(ws.recv(LIMIT_S)))["type"] == "token":
+                pass
+            return frame
+
+        assert httpx.post(server.url + "/chat_stream", json=ask).status_code == 200
+        assert last_frame(ask)["type"] == "done"
+        ws.send(json.dumps(stop))  # does not count
+        assert "at least 1" in last_frame({"prompt": ""})["message"]
+        before = steps(server)
+        for body in (ask, {"prompt": ""}):
+            frame = last_frame(body)
+            assert frame["type"] == "error" and "counts like a request" in frame["message"]
+            assert re.search(r"Try again in \d+ seconds", frame["message"])
+        assert httpx.post(server.url + "/chat_stream", json=ask).status_code == 429
+        assert steps(server) == before
+    assert "Traceback" not in server.logs()
+
+
 ENDLESS = """
 
 class ModelHandler(ModelHandler):
@@ -352,9 +382,7 @@ def test_the_page_streams_over_both_and_its_stop_stops_the_model(server, browser
     page.click("#send")
     parts = []
     for transport in ("#sse", "#socket"):
-        page.wait_for_function(
-            f"document.querySelector('{transport} .answer').textContent.length > 10"
-        )
+        page.wait_for_function(f"document.querySelector('{transport} .answer').textContent.length > 10")
         assert httpx.get(server.url + "/model").json()["pause_ms"] > 0
         page.click(f"{transport} .stop")
         page.wait_for_selector(f"{transport}[data-state=stopped]")

@@ -73,10 +73,20 @@ def test_control_tokens_are_the_last_ids_and_the_vocabulary_fits_the_model(token
         assert tokenizer.encode(token) == [id_]
 
 
-@pytest.mark.parametrize("text", [
-    "你好", "naïve café", "한국어", "かな", "👨‍👩‍👧 👍🏽 🇨🇳", "  two\n\nlines\t",
-    "日本語 עברית", "a\r\nb", "12345",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "你好",
+        "naïve café",
+        "한국어",
+        "かな",
+        "👨‍👩‍👧 👍🏽 🇨🇳",
+        "  two\n\nlines\t",
+        "日本語 עברית",
+        "a\r\nb",
+        "12345",
+    ],
+)
 def test_any_text_survives_encoding_and_decoding(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -89,31 +99,31 @@ def test_no_token_is_longer_than_nine_bytes(tokenizer):
 # --- the chat template ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("messages, opened, expected", [
-    (HELLO, False, SYSTEM + "<|im_start|>user\n你好<|im_end|>\n"),
-    (HELLO, True, SYSTEM + "<|im_start|>user\n你好<|im_end|>\n<|im_start|>assistant\n"),
-    (
-        [{"role": "system", "content": " Be brief. "}, *HELLO],
-        True,
-        "<|im_start|>system\n Be brief. <|im_end|>\n<|im_start|>user\n你好<|im_end|>\n"
-        "<|im_start|>assistant\n",
-    ),
-    (
-        [*HELLO, {"role": "assistant", "content": "Hi"}, {"role": "user", "content": "a\n\nb\n"}],
-        True,
-        SYSTEM + "<|im_start|>user\n你好<|im_end|>\n<|im_start|>assistant\nHi<|im_end|>\n"
-        "<|im_start|>user\na\n\nb\n<|im_end|>\n<|im_start|>assistant\n",
-    ),
-    ([{"role": "system", "content": ""}], False, "<|im_start|>system\n<|im_end|>\n"),
-    (
-        [*HELLO, {"role": "system", "content": "late"}],
-        False,
-        SYSTEM + "<|im_start|>user\n你好<|im_end|>\n<|im_start|>system\nlate<|im_end|>\n",
-    ),
-])
-def test_the_template_is_chatml_with_the_default_system_line(
-    tokenizer, messages, opened, expected
-):
+@pytest.mark.parametrize(
+    "messages, opened, expected",
+    [
+        (HELLO, False, SYSTEM + "<|im_start|>user\n你好<|im_end|>\n"),
+        (HELLO, True, SYSTEM + "<|im_start|>user\n你好<|im_end|>\n<|im_start|>assistant\n"),
+        (
+            [{"role": "system", "content": " Be brief. "}, *HELLO],
+            True,
+            "<|im_start|>system\n Be brief. <|im_end|>\n<|im_start|>user\n你好<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        (
+            [*HELLO, {"role": "assistant", "content": "Hi"}, {"role": "user", "content": "a\n\nb\n"}],
+            True,
+            SYSTEM + "<|im_start|>user\n你好<|im_end|>\n<|im_start|>assistant\nHi<|im_end|>\n"
+            "<|im_start|>user\na\n\nb\n<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        ([{"role": "system", "content": ""}], False, "<|im_start|>system\n<|im_end|>\n"),
+        (
+            [*HELLO, {"role": "system", "content": "late"}],
+            False,
+            SYSTEM + "<|im_start|>user\n你好<|im_end|>\n<|im_start|>system\nlate<|im_end|>\n",
+        ),
+    ],
+)
+def test_the_template_is_chatml_with_the_default_system_line(tokenizer, messages, opened, expected):
     found = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened)
     assert found == expected
 
@@ -142,13 +152,14 @@ def held_out_phrasings(node):
 
 def test_no_held_out_phrasing_is_trained_on():
     data = corpus._data("phrasings")
-    found = [p for part in ("fact", "follow", "name", "system", "other")
-             for p in held_out_phrasings(data[part])]
+    found = [p for part in ("fact", "follow", "name", "system", "other") for p in held_out_phrasings(data[part])]
     for talk in corpus.talks().values():
         found += talk["held_out_en"] + talk["held_out_zh"]
     assert len(found) > 150
-    words = {"t": [a for e in corpus.facts().values() for a in e["en"] + e["zh"]],
-             "np": [e["np"] for e in corpus.facts().values()]}
+    words = {
+        "t": [a for e in corpus.facts().values() for a in e["en"] + e["zh"]],
+        "np": [e["np"] for e in corpus.facts().values()],
+    }
 
     def pattern(phrasing):
         parts = re.split(r"\{(\w+)\}", phrasing.lower())
@@ -187,15 +198,18 @@ def test_every_fact_has_an_answer_in_both_languages():
 
 def test_long_answers_are_100_to_200_tokens(tokenizer):
     names = [n for n in corpus.talks() if n.startswith(("long_", "story"))]
-    sizes = [len(tokenizer.encode(corpus.talk_answer(n, lang)))
-             for n in names for lang in corpus.LANGS]
+    sizes = [len(tokenizer.encode(corpus.talk_answer(n, lang))) for n in names for lang in corpus.LANGS]
     assert len(sizes) >= 12 and min(sizes) >= 100 and max(sizes) <= 200
 
 
 def test_only_the_assistants_words_are_learned(tokenizer):
-    chat = [{"role": "system", "content": "assistant"}, *HELLO,
-            {"role": "assistant", "content": "One two."}, {"role": "user", "content": "more"},
-            {"role": "assistant", "content": "三。"}]
+    chat = [
+        {"role": "system", "content": "assistant"},
+        *HELLO,
+        {"role": "assistant", "content": "One two."},
+        {"role": "user", "content": "more"},
+        {"role": "assistant", "content": "三。"},
+    ]
     ids, labels = train.encode(tokenizer, chat)
     assert len(ids) == len(labels)
     learned = tokenizer.decode([t for t in labels if t != train.IGNORE])
@@ -216,9 +230,11 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, monkeypatc
     monkeypatch.setattr(train, "CHUNK", 40)
     monkeypatch.setattr(train, "LEVELS", [(1, 0), (2, 2), (4, 4)])
     monkeypatch.setattr(train, "TOKENS_PER_BATCH", 256)
-    monkeypatch.setattr(train, "SHAPE", dict(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
-        intermediate_size=32))
+    monkeypatch.setattr(
+        train,
+        "SHAPE",
+        dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, intermediate_size=32),
+    )
     made = train_tokenizer(corpus_texts(count=4000))
     monkeypatch.setattr(train, "train_tokenizer", lambda texts: made)
     train.train(tmp_path / "whole", steps=6, stop=None, save_every=6)

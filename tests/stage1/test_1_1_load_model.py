@@ -131,9 +131,7 @@ def difference(model, folder):
         if not off == 0:
             return f"{key} differs from the file's by up to {off:.2g}"
     tied = wanted.get("lm_head.weight", wanted["model.embed_tokens.weight"])
-    if "lm_head.weight" in state and not state["lm_head.weight"].cpu().equal(
-        tied.to(state["lm_head.weight"].dtype)
-    ):
+    if "lm_head.weight" in state and not state["lm_head.weight"].cpu().equal(tied.to(state["lm_head.weight"].dtype)):
         return "lm_head.weight is not the file's"
     return ""
 

@@ -42,7 +42,9 @@ def talk(answer, inside, calls, say="Fine.", ids=None, logits=None):
     from course.grading.probe import Probe
 
     tiny, tokenizer = inside.tiny
-    tokenizer = merge_newlines(tokenizer)
+    if "tokenizer" not in inside.kept:
+        inside.kept["tokenizer"] = merge_newlines(tokenizer)
+    tokenizer = inside.kept["tokenizer"]
     torch.default_generator.manual_seed(5)  # torch.manual_seed looks for a GPU each time
     config = Qwen2Config(
         vocab_size=tiny.config.vocab_size,
@@ -85,9 +87,7 @@ def talk(answer, inside, calls, say="Fine.", ids=None, logits=None):
         if "logits" in call:
             probe.logits(with_ids(tokenizer, call["logits"]))
         arguments = {
-            name: call[name]
-            for name in ("history", "system", "max_new_tokens", "temperature")
-            if name in call
+            name: call[name] for name in ("history", "system", "max_new_tokens", "temperature") if name in call
         }
         if call.get("history") == "last":
             arguments["history"] = histories[-1] if histories else None
@@ -133,8 +133,7 @@ def prompt_ids(tokenizer, text, history=None, system="You are a helpful assistan
     messages = [{"role": "system", "content": system}]
     for pair in history or []:
         messages += [
-            {"role": role, "content": content}
-            for role, content in zip(("user", "assistant"), pair, strict=False)
+            {"role": role, "content": content} for role, content in zip(("user", "assistant"), pair, strict=False)
         ]
     messages.append({"role": "user", "content": text})
     return template_ids(tokenizer, messages)
@@ -163,9 +162,7 @@ def ids_of(tokenizer, parts):
 
 def sent(call):
     named = {
-        name: value
-        for name, value in call.items()
-        if name in ("history", "system", "max_new_tokens", "temperature")
+        name: value for name, value in call.items() if name in ("history", "system", "max_new_tokens", "temperature")
     }
     if named.get("history") == "last":
         named["history"] = "the list that came back"
@@ -260,7 +257,7 @@ def test_the_model_reads_the_chat_template(room):
         [
             {"text": "  What is a\n\n\ttoken?　两个，空格 👍🏽 é ﬁ \n"},
             {"text": "\nWho are you?\n\n", "history": [], "system": "\nYou are a pirate.\n Say arr. \n"},
-            {"text": "\n\n 1 + 1?\n"},
+            {"text": "\n\n 1 + 1?\n", "history": []},
         ],
         "the model did not read the chat template of system line and text, with generation prompt",
     )
@@ -296,11 +293,14 @@ def test_the_reply_is_the_new_tokens_as_text(room):
     [result] = room.play(talk, calls=[call], say=LONG)
     # special tokens have a test of their own
     reply = reply_of(call, result).replace("<|im_end|>", "").strip()
-    if "helpful assistant" in reply or call["text"] in reply.removesuffix(LONG):
-        fail("the reply contains the prompt: the new tokens begin after it", sent=sent(call), expected=LONG, got=reply)
+    mistake = "the reply is not what the model said, all of it and nothing else"
+    if "helpful assistant" in reply:
+        mistake = "the reply contains the prompt: the new tokens begin after it"
+    elif LONG.startswith(reply):
+        mistake = "the reply is cut short: the model said more"
     require(
         reply == LONG,
-        "the reply is not what the model said, all of it and nothing else",
+        mistake,
         sent=sent(call),
         expected=LONG,
         got=reply,
@@ -448,48 +448,40 @@ def test_the_checkpoints_settings_change_nothing(room):
 
 
 def require_settings_ignored(room, cases):
-    calls = []
-    for settings, temperature, logits, _ in cases:
-        call = {"text": "Go", "max_new_tokens": MOST_TOKENS, "temperature": temperature, "logits": logits}
-        calls += [{**call, "settings": {}}, {**call, "settings": settings}]
-    results = room.play(talk, calls=calls)
-    for case, without, call, result in zip(cases, results[::2], calls[1::2], results[1::2], strict=True):
-        settings, _, logits, letters = case
-        # what is wrong without the setting too is another test's concern
-        if not is_made_of(reply_of(call, without), letters):
+    calls = [
+        {"text": "Go", "max_new_tokens": MOST_TOKENS, "temperature": heat, "logits": logits, "settings": settings}
+        for settings, heat, logits, _ in cases
+    ]
+    for (settings, _, logits, letters), call, result in zip(cases, calls, room.play(talk, calls=calls), strict=True):
+        if "raised" not in result and is_made_of(reply_of(call, result), letters):
             continue
-        facts = {
-            "sent": f"{sent(call)}; the model's generation_config has {settings}; the logits are {logits}",
-            "expected": wanted(letters),
-        }
-        if "raised" in result:
-            fail(obeyed(settings), **facts, got=result["said"], where=result["where"])
-        reply = reply_of(call, result)
-        require(is_made_of(reply, letters), obeyed(settings), **facts, got=reply)
+        # what is wrong without the setting too is another test's concern
+        [without] = room.play(talk, calls=[{**call, "settings": {}}])
+        if "raised" in without or not is_made_of(reply_of(call, without), letters):
+            continue
+        fail(
+            obeyed(settings),
+            sent=f"{sent(call)}; the model's generation_config has {settings}; the logits are {logits}",
+            expected=wanted(letters),
+            got=result["said"] if "raised" in result else reply_of(call, result),
+            where=result.get("where"),
+        )
 
 
 def test_above_0_the_temperature_draws(room):
-    again = [{"text": "Go", "max_new_tokens": 8, "temperature": 1.0}] * 3
-    greedy = {**again[0], "settings": {"do_sample": False}}
-    low = {**again[0], "temperature": 0.5}
+    again = {"text": "Go", "max_new_tokens": 8, "temperature": 1.0}
+    greedy = {**again, "settings": {"do_sample": False}}
+    low = {**again, "temperature": 0.5}
     cold = {"text": "Go", "max_new_tokens": 12, "temperature": 0.05}
     hot = {"text": "Go", "max_new_tokens": 32, "temperature": 50.0}
     logits = {"s": 6.0, **dict.fromkeys("tuvwxyz", 0.0)}
     flat = dict.fromkeys("stuvwxyz", 1.0)
-    results = room.play(talk, calls=[*again, low, low, low, *[greedy] * 3], logits=flat)
-    replies = [reply_of(call, result) for call, result in zip(again, results, strict=False)]
-    require(
-        len(set(replies)) > 1,
-        "above temperature 0 repeated calls all gave the same reply",
-        sent=f"three times {sent(again[0])}; eight tokens are equally likely",
-        expected="tokens drawn anew in each call",
-        got=replies,
-    )
-    for call, part, words in (
-        (low, results[3:6], ""),
-        (greedy, results[6:], "; the model's generation_config has do_sample=False"),
+    for call, words in (
+        (again, ""),
+        (low, ""),
+        (greedy, "; the model's generation_config has do_sample=False"),
     ):
-        replies = [reply_of(call, result) for result in part]
+        replies = [reply_of(call, result) for result in room.play(talk, calls=[call] * 3, logits=flat)]
         require(
             len(set(replies)) > 1,
             "above temperature 0 repeated calls all gave the same reply",

@@ -293,7 +293,7 @@ def test_text_reaches_chat_unchanged(shared_room):
         "  two blanks before and after  ",
         "\n\u3000你好\u3000\n",
         "one\ntwo\r\nthree\tfour",
-        "👩‍👩‍👧 e\u0301 <b>&amp;</b> %20 \\n \"quoted\"",
+        '👩‍👩‍👧 e\u0301 <b>&amp;</b> %20 \\n "quoted"',
         "<|im_start|>system",
         "\ufeff" + "长" * 1000 + "end",
     ]
@@ -355,9 +355,7 @@ def test_other_bodies_are_422(shared_room):
         **NO_OBJECTS,
     }
     for body, what in bodies.items():
-        reply = http.post(
-            "/chat", content=body.encode(), headers={"content-type": "application/json"}
-        )
+        reply = http.post("/chat", content=body.encode(), headers={"content-type": "application/json"})
         require(
             reply.status == 422,
             f"{what} is 422: it is the sender's mistake, and says so",
@@ -395,7 +393,7 @@ def test_health_answers_while_the_model_works(room):
 
 def test_health_answers_while_64_requests_wait(room):
     http = Http(room, room.serve(app, hold=True))
-    waiting = [start(http, f"number {number}") for number in range(MANY)]
+    _held = [start(http, f"number {number}") for number in range(MANY)]
     all_arrive(room, MANY)
     health_answers(room, http, f"{MANY} answers are held or waiting")
 

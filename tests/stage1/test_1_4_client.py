@@ -91,9 +91,7 @@ def _no_certificates():
     import functools
     import ssl
 
-    ssl.create_default_context = functools.cache(
-        lambda *args, **kwargs: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    )
+    ssl.create_default_context = functools.cache(lambda *args, **kwargs: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
 
 
 # what the tests share
@@ -184,9 +182,7 @@ def test_returns_the_result(shared_room):
         for ensure_ascii in (True, False):
             body = json.dumps({"result": result}, ensure_ascii=ensure_ascii)
             with ScriptedServer([response(200, body)]) as server:
-                returned(
-                    shared_room.play(ask, base_url=server.url), result, mistake, sent=f"200 {body}"
-                )
+                returned(shared_room.play(ask, base_url=server.url), result, mistake, sent=f"200 {body}")
     in_chunks = [
         head(200, transfer_encoding="chunked"),
         b'9\r\n{"result"\r\n',

@@ -125,9 +125,7 @@ def render(tokenizer, messages, with_prompt, tokenize=False):
 def pieces_of_text(tokenizer, controls, messages, with_prompt, trims):
     """What the template wrote as [["control" or "text", the text], ...]."""
     names = [f"Q{number}message{number}Q" for number in range(len(messages))]
-    named = [
-        {**message, "content": name} for message, name in zip(messages, names, strict=True)
-    ]
+    named = [{**message, "content": name} for message, name in zip(messages, names, strict=True)]
     said = {
         name: message["content"].strip() if trims else message["content"]
         for name, message in zip(names, messages, strict=True)
@@ -144,9 +142,7 @@ def pieces_of_ids(tokenizer, controls, ids):
     pieces, text = [], []
     for id in [*ids, None]:
         if id is None or id in controls:
-            said = tokenizer.decode(
-                text, skip_special_tokens=False, clean_up_tokenization_spaces=False
-            )
+            said = tokenizer.decode(text, skip_special_tokens=False, clean_up_tokenization_spaces=False)
             pieces += [["text", said], ["control", controls.get(id, "")]]
             text = []
         else:

@@ -22,8 +22,8 @@ ERRORS = ["RuntimeError", "ValueError", "KeyError", "OutOfTokens"]
 LONG = 60
 """Pieces of an answer that nobody waits for."""
 
-BIG = ["word " * 200_000] * 12
-"""Pieces that no connection holds without a client that reads: 12 MB."""
+BIG = 8
+"""Pieces of 1 MB: no connection holds so many without a client that reads."""
 
 TRACEBACK = re.compile(r'Traceback|File "|\.py", line')
 
@@ -36,9 +36,10 @@ def app(answer, inside, **script):
     return answer.create_app(ScriptedHandler(inside, **script))
 
 
-def app_with_memory(answer, inside, **script):
-    """As `app`, but no answer of the handler's is ever collected as garbage."""
-    return answer.create_app(Remembered(inside, **script))
+def app_with_big_pieces(answer, inside):
+    """An app whose answer to "big" begins with BIG of them, and is never collected as garbage."""
+    pieces = ["word " * 200_000] * BIG + ["word "] * LONG
+    return answer.create_app(Remembered(inside, answers={"big": pieces}, held=["big"]))
 
 
 def collect(answer, inside):
@@ -262,8 +263,7 @@ def count_while_another_streams(room):
         counts[which] = done[0].json.get("pieces") if done and done[0].json else None
     require(
         list(counts.values()) == [len(tokens(first)), len(tokens(second))],
-        "`pieces` of `done` counts another stream's pieces too: keep the count in the request, not in"
-        " the app",
+        "`pieces` of `done` counts another stream's pieces too: keep the count in the request, not in the app",
         sent="a second request while the first one's answer streams",
         expected=f"pieces: {len(tokens(first))} and {len(tokens(second))}",
         got=f"pieces: {counts['first']} and {counts['second']}",
@@ -358,8 +358,7 @@ def test_streams_do_not_wait_for_each_other(shared_room):
     if not ended:
         shared_room.turns()  # says so if the event loop is blocked
         raise shared_room.hung(
-            "one stream waits for the other: the second client got no answer while the first one's"
-            " model was held",
+            "one stream waits for the other: the second client got no answer while the first one's model was held",
             expected="pieces for each client as its own model makes them",
         )
     whole(shared_room, second)
@@ -374,13 +373,10 @@ def test_an_error_before_the_first_piece_is_no_stream(shared_room):
         sent = f"a handler whose model raises {error} before its first piece"
         stream = Stream(shared_room, url, asked("hi"))
         if not stream.ended(WAIT_S):
-            raise shared_room.hung(
-                "when the model fails before its first piece, no answer comes", sent=sent
-            )
+            raise shared_room.hung("when the model fails before its first piece, no answer comes", sent=sent)
         if stream.broken:
             raise shared_room.broken(
-                "when the model fails before its first piece, the connection breaks: answer with a"
-                " 500",
+                "when the model fails before its first piece, the connection breaks: answer with a 500",
                 sent=sent,
             )
         reply = stream.reply()
@@ -391,8 +387,7 @@ def test_an_error_before_the_first_piece_is_no_stream(shared_room):
             f"the model failed before its first piece, and the status is {reply.status}: wait for"
             " that piece before you begin to answer"
             if error == ERRORS[0]
-            else f"a {error} before the first piece has the status {reply.status}: the model may"
-            " raise any Exception",
+            else f"a {error} before the first piece has the status {reply.status}: the model may raise any Exception",
             sent=sent,
             expected="a 4xx or 5xx",
             got=str(reply),
@@ -435,10 +430,7 @@ def test_an_error_after_the_first_piece_is_an_event(shared_room):
         if error != ERRORS[0]:
             mistake = f"no `event: error` tells of a {error}: the model may raise any Exception"
         elif stream.broken:
-            mistake = (
-                "the model failed after two pieces, and the stream breaks off without"
-                " `event: error`"
-            )
+            mistake = "the model failed after two pieces, and the stream breaks off without `event: error`"
         else:
             mistake = "the model failed after two pieces, and no `event: error` says so"
         require(bool(errors), mistake, sent=sent, expected=expected, got=str(stream), where=where)
@@ -446,8 +438,7 @@ def test_an_error_after_the_first_piece_is_an_event(shared_room):
         said = data.get("message") if isinstance(data, dict) else None
         require(
             isinstance(said, str) and said.strip() != "",
-            "the data of the error event is not JSON with a `message`: json.dumps is one way to"
-            " write it",
+            "the data of the error event is not JSON with a `message`: json.dumps is one way to write it",
             sent=sent,
             expected='data: {"message": "..."}',
             got=f"data: {errors[0].data}",
@@ -474,8 +465,7 @@ def test_an_error_after_the_first_piece_is_an_event(shared_room):
         )
         require(
             not stream.broken,
-            "after the error event the stream does not end, it breaks: raise nothing once it is"
-            " sent",
+            "after the error event the stream does not end, it breaks: raise nothing once it is sent",
             sent=sent,
             expected=expected,
             got=stream.broken,
@@ -541,12 +531,12 @@ def test_the_model_stops_when_the_client_leaves(room):
 
 def leave_without_having_read(room):
     """While the server cannot send, nothing waits for a piece: a cancellation does not reach the handler."""
-    url = room.serve(app_with_memory, answers={"big": BIG + ["word "] * LONG}, held=["big"])
+    url = room.serve(app_with_big_pieces)
     model = Model(room)
     client = Unread(room, url, asked("big"))
     if not model.asked("big", limit_s=WAIT_S):
         raise room.hung("POST /chat_stream does not ask the handler for a piece", sent=client.sent)
-    model.let("big", len(BIG))
+    model.let("big", BIG)
     taken = 0
     while taken < (taken := model.talk("big")["asked"]):
         room.turns(500)
@@ -558,8 +548,7 @@ def leave_without_having_read(room):
     expected = "what generate returned is closed, whoever else still holds it: await pieces.aclose()"
     require(
         steps <= 3 and model.talk("big")["left"],
-        "nobody calls `aclose` of what generate returned: left while a piece is being sent, the model"
-        " works on",
+        "nobody calls `aclose` of what generate returned: left while a piece is being sent, the model works on",
         sent=sent,
         expected=expected,
         got=f"{steps} steps of an answer that nobody reads" if steps else "it was not closed",
@@ -690,7 +679,7 @@ def test_what_is_asked_reaches_the_handler(shared_room):
     url = shared_room.serve(app)
     cases = [
         (asked("just this"), 128, 0),
-        (asked(" 你好\n\"\\ 👍🏽 ", max_new_tokens=7, temperature=0.75), 7, 0.75),
+        (asked(' 你好\n"\\ 👍🏽 ', max_new_tokens=7, temperature=0.75), 7, 0.75),
         (asked("least", max_new_tokens=1, temperature=0), 1, 0),
         (asked("a whole number", max_new_tokens=100, temperature=1), 100, 1),
     ]

@@ -240,9 +240,7 @@ def test_a_client_that_waits_as_told_is_let_in(room):
 
 def wait_as_told(room, clock, after_s):
     """Two clients with the same past: one comes back a second too early, one when it was told to."""
-    early, told = (
-        Client(room, room.serve(app_by_the_clock, clock_file=clock.file, limit=MINUTE)) for _ in "12"
-    )
+    early, told = (Client(room, room.serve(app_by_the_clock, clock_file=clock.file, limit=MINUTE)) for _ in "12")
 
     def status(client):
         stream = client.start()
@@ -547,9 +545,7 @@ def test_after_the_window_it_lets_in_again(shared_room):
 
 def test_two_apps_in_memory_do_not_share_a_count(shared_room):
     address, options = an_address(), {"limit": "2/day", "storage_uri": "memory://"}
-    first, second = (
-        Client(shared_room, shared_room.serve(app, **options), address) for _ in range(2)
-    )
+    first, second = (Client(shared_room, shared_room.serve(app, **options), address) for _ in range(2))
     first.let_in(2, "2/day")
     first.is_refused(NOTHING_IS_REFUSED, over(3, "2/day"))
     second.is_let_in(

@@ -31,10 +31,7 @@ WRONG_FRAMES = {
     '{"type": ["stop"]}': "a type that is a list",
     "[" * 100_000: "a frame of 100,000 times [",
     **WRONG_PROMPTS,
-    **{
-        f'{{"prompt": "hi", "temperature": {number}}}': f"a temperature of {number}"
-        for number in NOT_FINITE
-    },
+    **{f'{{"prompt": "hi", "temperature": {number}}}': f"a temperature of {number}" for number in NOT_FINITE},
 }
 
 
@@ -76,11 +73,7 @@ def died(answer, inside):
         for each in gc.get_objects()
         if isinstance(each, asyncio.Task) and getattr(each, "_log_traceback", False)
     ]
-    return [
-        {"error": each["said"], "where": each["where"]}
-        for each in errors
-        if each["where"]
-    ]
+    return [{"error": each["said"], "where": each["where"]} for each in errors if each["where"]]
 
 
 # what the tests share
@@ -736,9 +729,7 @@ def test_when_the_model_fails_others_live_on(shared_room):
     room.turns()
     model.let("other", None)
     frames = answers(other, what="the model failed on one connection, and another ended with it")[0]
-    require_whole(
-        began + frames, pieces["other"], "the model failed on one connection, and another suffered"
-    )
+    require_whole(began + frames, pieces["other"], "the model failed on one connection, and another suffered")
     again = connect(room, url)
     again.send({"prompt": "again"})
     frames = answers(again, what="after the model failed, a new connection gets no answer")[0]

@@ -88,9 +88,7 @@ class Servers(Program):
         environment = {
             "COURSE_CONTROL": str(self._control.getsockname()[1]),
             "COURSE_PORT_8000": str(port_8000),
-            "PYTHONPATH": os.pathsep.join(
-                [str(HERE), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-            ),
+            "PYTHONPATH": os.pathsep.join([str(HERE), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
         super().__init__(room, arguments, environment, begin)
 
@@ -207,8 +205,7 @@ def seen(request):
         except NotLoaded as mistake:
             if room.notes()["served_at_import"]:
                 raise NotLoaded(
-                    "importing the file starts the servers: call main(8000, 4) only under"
-                    ' `if __name__ == "__main__":`',
+                    'importing the file starts the servers: call main(8000, 4) only under `if __name__ == "__main__":`',
                     where=room.last_error()[1],
                     detail=mistake.detail,
                 ) from None
@@ -267,8 +264,7 @@ def _require_serving(room, called):
     if "as an import string" in output:
         raise Ended(
             "uvicorn starts workers only from an import string: each one imports the app itself",
-            **facts
-            | {"expected": "`app` is handed to uvicorn as it is", "got": "an app object"},
+            **facts | {"expected": "`app` is handed to uvicorn as it is", "got": "an app object"},
             detail=output,
         )
     if "coroutine 'main' was never awaited" in output:

@@ -22,7 +22,7 @@ from course.grading.kit.lockstep import CLOSE, Lockstep
 from course.grading.kit.scripted_server import RESET, NobodyListens, head, response
 from course.grading.mistakes import Hung, Mistake, Raised, fail, require
 
-PROMPT = "Say 你好 and \"hi\".\n"
+PROMPT = 'Say 你好 and "hi".\n'
 MOST = 37
 FIELDS = [
     *("clients", "requests", "errors"),
@@ -626,12 +626,8 @@ def _failed(seen, errors, mistake, known=()):
     if errors < seen.clients:
         known = [*known, (seen.clients, all_failed)]
     compare(seen, "errors", errors, mistake, known)
-    compare(
-        seen, "requests", seen.clients, "`requests` are all that were sent, also those that failed"
-    )
-    compare(
-        seen, "clients", seen.clients, "`clients` is what measure was given, whoever of them failed"
-    )
+    compare(seen, "requests", seen.clients, "`requests` are all that were sent, also those that failed")
+    compare(seen, "clients", seen.clients, "`clients` is what measure was given, whoever of them failed")
 
 
 def _with_failures(room, *scripts):

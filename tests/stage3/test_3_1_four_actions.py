@@ -56,9 +56,7 @@ def on_a_loop(main):
         outcome, ended = {}, threading.Event()
 
         async def all_of_it():
-            loop = asyncio.get_running_loop()
-            loop.set_default_executor(ThreadPoolExecutor(POOL))
-            loop.set_exception_handler(lambda loop, context: None)
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(POOL))
             stage = Stage(answer, inside, soon_s)
             try:
                 outcome["result"] = await main(stage, **arguments)

@@ -1,9 +1,9 @@
 """A clock that the test moves: it stands still otherwise, so that every time is exact.
 
-    clock = Clock()                       # in the test; its file goes to the scene
-    clock.move(0.5)
-    now = read_clock(clock_file); now()   # in the room: START + 0.5
-    set_clocks(clock_file)                # in the room: time.time() and the others say the same
+clock = Clock()                       # in the test; its file goes to the scene
+clock.move(0.5)
+now = read_clock(clock_file); now()   # in the room: START + 0.5
+set_clocks(clock_file)                # in the room: time.time() and the others say the same
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """HTTP to the answer's server, from outside. Silence and broken connections become Mistakes.
 
-    http = Http(room, room.serve(scene))
-    reply = http.post("/chat", json={"text": "hi"})       # waits, with the limit
-    waiting = http.start("POST", "/chat", json={...})     # in the background; waiting.reply()
+http = Http(room, room.serve(scene))
+reply = http.post("/chat", json={"text": "hi"})       # waits, with the limit
+waiting = http.start("POST", "/chat", json={...})     # in the background; waiting.reply()
 """
 
 import asyncio
@@ -111,9 +111,7 @@ def guarded(room, what):
     except httpx.ConnectError:
         raise room.broken(f"{what}: the server takes no connection any more") from None
     except httpx.TransportError as error:
-        raise room.broken(
-            f"{what}: the connection broke before the whole answer had come ({error})"
-        ) from None
+        raise room.broken(f"{what}: the connection broke before the whole answer had come ({error})") from None
 
 
 def facts(room, reply):

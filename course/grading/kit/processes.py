@@ -21,9 +21,7 @@ import psutil
 
 def start_python(answer, inside, arguments, environment):
     """A scene: starts a Python process; returns its id."""
-    process = subprocess.Popen(
-        [sys.executable, *arguments], env=os.environ | environment, stdin=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([sys.executable, *arguments], env=os.environ | environment, stdin=subprocess.DEVNULL)
     return process.pid
 
 
@@ -32,9 +30,9 @@ class Program:
 
     def __init__(self, room, arguments, environment=None, scene=start_python):
         """Args:
-            arguments: those after `python`.
-            environment: what is added to the room's.
-            scene: another one that starts it, and returns its id.
+        arguments: those after `python`.
+        environment: what is added to the room's.
+        scene: another one that starts it, and returns its id.
         """
         self.room = room
         self.pid = room.play(scene, arguments=arguments, environment=environment or {})

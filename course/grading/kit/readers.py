@@ -19,8 +19,8 @@ readers' event loop still turns.
 import asyncio
 import inspect
 import linecache
-import sys
 import re
+import sys
 import threading
 import time
 import traceback

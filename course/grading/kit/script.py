@@ -38,11 +38,11 @@ class Script:
 
     def __init__(self, inside, answers=None, held=(), fails=None):
         """Args:
-            answers: {key: pieces}; the pieces for any other key are "re: " and the key.
-            held: the keys whose answers make no step that `let` has not allowed.
-            fails: {key: [how many pieces come first, the error's message]}, and as a third the
-                error's class if it is to be another than RuntimeError: the name of a built-in one,
-                or of an Exception of the model's own.
+        answers: {key: pieces}; the pieces for any other key are "re: " and the key.
+        held: the keys whose answers make no step that `let` has not allowed.
+        fails: {key: [how many pieces come first, the error's message]}, and as a third the
+            error's class if it is to be another than RuntimeError: the name of a built-in one,
+            or of an Exception of the model's own.
         """
         self._answers, self._fails = answers or {}, fails or {}
         self._allowed = dict.fromkeys(held, 0)

@@ -10,7 +10,7 @@ import string
 
 END = "<|im_end|>"
 MANY = "many"
-FIRST = {"x": 3.0, "y": 2.0, "z": 2.0}
+FIRST = {"x": 30.0, "y": 20.0, "z": 20.0}
 FAR = {"s": 20.0, **dict.fromkeys("tuvwxyz", 10.0)}
 NEAR = {"s": 2.0, **dict.fromkeys("tuvwxyz", 0.0)}
 FLAT = {letter: -0.002 * number for number, letter in enumerate(string.digits + string.ascii_letters)}
@@ -19,8 +19,8 @@ FLAT = {letter: -0.002 * number for number, letter in enumerate(string.digits + 
 CASES = [
     ({"repetition_penalty": 2.0}, 0.0, FIRST, "x"),
     ({"no_repeat_ngram_size": 2}, 0.0, FIRST, "x"),
-    ({"min_new_tokens": 6}, 0.0, {END: 3.0, "x": 2.0}, ""),
-    ({"min_length": 1000}, 0.0, {END: 3.0, "x": 2.0}, ""),
+    ({"min_new_tokens": 6}, 0.0, {END: 30.0, "x": 20.0}, ""),
+    ({"min_length": 1000}, 0.0, {END: 30.0, "x": 20.0}, ""),
     ({"suppress_tokens": ["x"]}, 0.0, FIRST, "x"),
     ({"bad_words_ids": [["x"]]}, 0.0, FIRST, "x"),
     ({"top_k": 1}, 5.0, NEAR, MANY),
@@ -34,7 +34,7 @@ CASES = [
     # last: a streamer refuses beams, and who waits for it in another thread may wait for ever
     ({"num_beams": 4, "length_penalty": 0.0}, 0.0, {"x": 2.0, END: 1.6}, "x"),
 ]
-MOST_TOKENS = 16
+MOST_TOKENS = 8
 
 
 def with_ids(tokenizer, value):

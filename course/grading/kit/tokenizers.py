@@ -81,8 +81,4 @@ def merge_newlines(tokenizer):
 
 def template_ids(tokenizer, messages, with_prompt=True):
     """The ids of the tokenizer's chat template, by default with the generation prompt."""
-    return list(
-        tokenizer.apply_chat_template(
-            messages, add_generation_prompt=with_prompt, return_dict=False
-        )
-    )
+    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=with_prompt, return_dict=False))

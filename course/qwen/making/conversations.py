@@ -97,9 +97,7 @@ class Chat:
         kinds = [k for k in ("short", "why", "how", "eg", "what") if k in entry and k != facet]
         kinds += ["again"] + ["translate"] * 2 * (self.style in ("default", "plain", "pirate"))
         kind = kind or rng.choice(kinds)
-        question = self._typed(
-            rng.choice(phrasings("follow", kind, asked, self.held_out, self.level))
-        )
+        question = self._typed(rng.choice(phrasings("follow", kind, asked, self.held_out, self.level)))
         lang = self.lang(asked)
         if kind == "translate":
             lang = "zh" if asked == "en" else "en"

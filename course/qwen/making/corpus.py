@@ -226,8 +226,7 @@ def fill(rng, phrasing, lang):
 
 
 def _text(rng, lang):
-    pool = [answer_to(t, f, lang) for t in rng.sample(sorted(facts()), 6) for f in FACETS
-            if f in facts()[t]]
+    pool = [answer_to(t, f, lang) for t in rng.sample(sorted(facts()), 6) for f in FACETS if f in facts()[t]]
     return " ".join(rng.sample(pool, rng.choice((1, 1, 2, 3, 6))))
 
 
@@ -293,9 +292,14 @@ def typo(rng, text):
         return text
     word = rng.choice(words)
     at = rng.randrange(word.start() + 1, word.end() - 1)
-    middle = rng.choice((
-        "", text[at] * 2, text[at + 1] + text[at], rng.choice("abcdefghijklmnopqrstuvwxyz"),
-    ))
+    middle = rng.choice(
+        (
+            "",
+            text[at] * 2,
+            text[at + 1] + text[at],
+            rng.choice("abcdefghijklmnopqrstuvwxyz"),
+        )
+    )
     after = at + 2 if len(middle) == 2 and middle != text[at] * 2 else at + 1
     return text[:at] + middle + text[after:]
 

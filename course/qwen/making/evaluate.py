@@ -62,16 +62,14 @@ def load(folder):
 @torch.inference_mode()
 def reply(model, tokenizer, chats):
     """The `Answer` to each list of messages, in order."""
-    rows = [tokenizer.apply_chat_template(c, add_generation_prompt=True, return_dict=True)
-            ["input_ids"] for c in chats]
+    rows = [tokenizer.apply_chat_template(c, add_generation_prompt=True, return_dict=True)["input_ids"] for c in chats]
     found = [None] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for at in range(0, len(order), BATCH):
-        part = order[at: at + BATCH]
+        part = order[at : at + BATCH]
         inputs = tokenizer.pad({"input_ids": [rows[i] for i in part]}, return_tensors="pt")
-        out = model.generate(**inputs, do_sample=False, temperature=None, top_p=None,
-                             max_new_tokens=MAX_NEW_TOKENS)
-        for i, ids in zip(part, out[:, inputs["input_ids"].shape[1]:].tolist()):
+        out = model.generate(**inputs, do_sample=False, temperature=None, top_p=None, max_new_tokens=MAX_NEW_TOKENS)
+        for i, ids in zip(part, out[:, inputs["input_ids"].shape[1] :].tolist()):
             ends = [n for n, t in enumerate(ids) if t in model.generation_config.eos_token_id]
             new = ids[: ends[0]] if ends else ids
             found[i] = Answer(tokenizer.decode(new), bool(ends))
@@ -113,10 +111,12 @@ def fact_scripts(lang, mistyped=False, key="held_out"):
                     if wrong == text:
                         continue
                     text = wrong
-                scripts.append([
-                    {"role": "user", "content": text},
-                    {"role": "assistant", "content": corpus.answer_to(term, facet, lang)},
-                ])
+                scripts.append(
+                    [
+                        {"role": "user", "content": text},
+                        {"role": "assistant", "content": corpus.answer_to(term, facet, lang)},
+                    ]
+                )
     return scripts
 
 
@@ -207,14 +207,19 @@ def ending_prompts():
     prompts = [" ", "\n", ".", "a", "<|im_start|>system", "<|im_end|>", "token " * 300, "哈" * 300]
     while len(prompts) < 200:
         lang = rng.choice(corpus.LANGS)
-        prompts.append(rng.choice((
-            lambda: corpus.nonsense(rng, lang),
-            lambda: corpus.nonsense(rng, "en") + corpus.nonsense(rng, "zh"),
-            lambda: corpus.other_question(rng, lang, True),
-            lambda: corpus.typo(rng, corpus.fact_question(
-                rng, rng.choice(sorted(corpus.facts())), "what", lang, True)),
-            lambda: rng.choice(corpus.EMOJI) + " " + corpus.other_question(rng, lang, True),
-        ))())
+        prompts.append(
+            rng.choice(
+                (
+                    lambda: corpus.nonsense(rng, lang),
+                    lambda: corpus.nonsense(rng, "en") + corpus.nonsense(rng, "zh"),
+                    lambda: corpus.other_question(rng, lang, True),
+                    lambda: corpus.typo(
+                        rng, corpus.fact_question(rng, rng.choice(sorted(corpus.facts())), "what", lang, True)
+                    ),
+                    lambda: rng.choice(corpus.EMOJI) + " " + corpus.other_question(rng, lang, True),
+                )
+            )()
+        )
     return [[{"role": "user", "content": p}] for p in prompts]
 
 
@@ -248,24 +253,25 @@ def evaluate(folder, show=lambda jobs: jobs):
         answers += zip(scripts, got)
         wanted = [s[-1]["content"] for s in scripts]
         misses = [
-            {"asked": [m["content"] for m in s if m["role"] != "assistant"], "wanted": want,
-             "got": answer.text}
-            for s, want, answer in zip(scripts, wanted, got) if answer.text.strip() != want
+            {"asked": [m["content"] for m in s if m["role"] != "assistant"], "wanted": want, "got": answer.text}
+            for s, want, answer in zip(scripts, wanted, got)
+            if answer.text.strip() != want
         ]
         share = 1 - len(misses) / len(scripts)
         bars.append(Bar(name, len(scripts), share, bar, misses))
     prompts = ending_prompts()
     endings = reply(model, tokenizer, prompts)
-    misses = [{"asked": [p[0]["content"]], "wanted": "an end", "got": a.text}
-              for p, a in zip(prompts, endings) if not a.ended]
-    bars.append(Bar(f"ends within {MAX_NEW_TOKENS} tokens", len(prompts),
-                    1 - len(misses) / len(prompts), 1.0, misses))
+    misses = [
+        {"asked": [p[0]["content"]], "wanted": "an end", "got": a.text} for p, a in zip(prompts, endings) if not a.ended
+    ]
+    bars.append(Bar(f"ends within {MAX_NEW_TOKENS} tokens", len(prompts), 1 - len(misses) / len(prompts), 1.0, misses))
     answers += zip(prompts, endings)
-    misses = [{"asked": [m["content"] for m in s if m["role"] != "assistant"],
-               "wanted": "no broken character", "got": a.text}
-              for s, a in answers if "\ufffd" in a.text]
-    bars.append(Bar("answers without a broken character", len(answers),
-                    1 - len(misses) / len(answers), 1.0, misses))
+    misses = [
+        {"asked": [m["content"] for m in s if m["role"] != "assistant"], "wanted": "no broken character", "got": a.text}
+        for s, a in answers
+        if "\ufffd" in a.text
+    ]
+    bars.append(Bar("answers without a broken character", len(answers), 1 - len(misses) / len(answers), 1.0, misses))
     alone = [reply(model, tokenizer, [p])[0].text for p in prompts[::10]]
     same = [a == b.text for a, b in zip(alone, endings[::10])]
     bars.append(Bar("same answer alone and in a batch", len(same), sum(same) / len(same), 1.0))
@@ -283,18 +289,21 @@ def main():
     bars = evaluate(args.folder, lambda jobs: track(jobs, "asking", console=console))
     passed = all(bar.passed for bar in bars)
     if args.json:
-        rows = [{**asdict(bar), "passed": bar.passed, "misses": bar.misses[: args.misses]}
-                for bar in bars]
-        print(json.dumps({"folder": str(args.folder), "passed": passed, "bars": rows},
-                         ensure_ascii=False, indent=1))
+        rows = [{**asdict(bar), "passed": bar.passed, "misses": bar.misses[: args.misses]} for bar in bars]
+        print(json.dumps({"folder": str(args.folder), "passed": passed, "bars": rows}, ensure_ascii=False, indent=1))
     else:
         table = Table(title=f"{args.folder}, {time.perf_counter() - started:.0f} s")
         for column in ("what", "cases", "measured", "bar", ""):
             table.add_column(column, justify="left" if column == "what" else "right")
         for bar in bars:
             verdict = "-" if bar.bar is None else "passed" if bar.passed else "MISSED"
-            table.add_row(bar.name, str(bar.cases), f"{100 * bar.measured:.2f} %",
-                          "" if bar.bar is None else f"{100 * bar.bar:.0f} %", verdict)
+            table.add_row(
+                bar.name,
+                str(bar.cases),
+                f"{100 * bar.measured:.2f} %",
+                "" if bar.bar is None else f"{100 * bar.bar:.0f} %",
+                verdict,
+            )
         console.print(table)
         for bar in bars:
             for miss in bar.misses[: args.misses]:

@@ -32,24 +32,35 @@ def train_tokenizer(texts):
     """A Qwen2Tokenizer of VOCAB_SIZE tokens learned from `texts`."""
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     bpe.decoder = decoders.ByteLevel()
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE - len(SPECIAL), max_token_length=MAX_TOKEN_BYTES,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
-    ))
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=VOCAB_SIZE - len(SPECIAL),
+            max_token_length=MAX_TOKEN_BYTES,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
     model = json.loads(bpe.to_str())["model"]
     vocab = model["vocab"]
     # in the vocabulary before the tokenizer is built, or their ids would move
     for token in SPECIAL:
         vocab[token] = len(vocab)
     tokenizer = Qwen2Tokenizer(
-        vocab=vocab, merges=[tuple(m) for m in model["merges"]], unk_token=None,
-        eos_token="<|im_end|>", pad_token="<|endoftext|>",
-        additional_special_tokens=SPECIAL[1:], model_max_length=MAX_LENGTH,
+        vocab=vocab,
+        merges=[tuple(m) for m in model["merges"]],
+        unk_token=None,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=SPECIAL[1:],
+        model_max_length=MAX_LENGTH,
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     if len(tokenizer) != VOCAB_SIZE:

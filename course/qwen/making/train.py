@@ -31,10 +31,20 @@ CHUNK = 4000  # conversations that are sorted by length together
 SEED = 1
 MUON_LR, ADAM_LR = 0.006, 3e-3
 # (step, share of the learning rate), straight lines between them
-SCHEDULE = [(0, 0.01), (100, 1), (1100, 1), (2500, 0.68), (6500, 0), (6510, 0.2),
-            (6599, 0.1637), (6600, 0.125), (6750, 0), (6760, 0.25), (STEPS, 0)]
-SHAPE = dict(hidden_size=192, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=6,
-             intermediate_size=512)
+SCHEDULE = [
+    (0, 0.01),
+    (100, 1),
+    (1100, 1),
+    (2500, 0.68),
+    (6500, 0),
+    (6510, 0.2),
+    (6599, 0.1637),
+    (6600, 0.125),
+    (6750, 0),
+    (6760, 0.25),
+    (STEPS, 0),
+]
+SHAPE = dict(hidden_size=192, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=6, intermediate_size=512)
 IGNORE = -100
 
 
@@ -42,8 +52,14 @@ def new_model(tokenizer):
     torch.manual_seed(SEED)
     end, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     config = Qwen2Config(
-        vocab_size=VOCAB_SIZE, max_position_embeddings=MAX_LENGTH, tie_word_embeddings=True,
-        rms_norm_eps=1e-6, bos_token_id=pad, eos_token_id=end, pad_token_id=pad, **SHAPE,
+        vocab_size=VOCAB_SIZE,
+        max_position_embeddings=MAX_LENGTH,
+        tie_word_embeddings=True,
+        rms_norm_eps=1e-6,
+        bos_token_id=pad,
+        eos_token_id=end,
+        pad_token_id=pad,
+        **SHAPE,
     )
     return Qwen2ForCausalLM(config)
 
@@ -58,7 +74,7 @@ def encode(tokenizer, messages):
         labels.append(token if answering else IGNORE)
         if token == end:
             answering = False
-        elif ids[max(0, at + 1 - len(opening)): at + 1] == opening:
+        elif ids[max(0, at + 1 - len(opening)) : at + 1] == opening:
             answering = True
     return ids, labels
 
@@ -132,7 +148,11 @@ def export(model, tokenizer, folder):
     half.half().eval()
     # real Qwen chat checkpoints sample by default, too
     half.generation_config = GenerationConfig(
-        do_sample=True, temperature=0.7, top_p=0.8, eos_token_id=[end, pad], pad_token_id=pad,
+        do_sample=True,
+        temperature=0.7,
+        top_p=0.8,
+        eos_token_id=[end, pad],
+        pad_token_id=pad,
         bos_token_id=pad,
     )
     half.save_pretrained(folder)
@@ -156,8 +176,10 @@ def train(out, steps, stop, save_every):
     if state_file.exists():
         state = torch.load(state_file)
         if state["steps"] != steps:
-            raise SystemExit(f"{state_file} belongs to a run of {state['steps']} steps; "
-                             f"give --steps {state['steps']} or another --out.")
+            raise SystemExit(
+                f"{state_file} belongs to a run of {state['steps']} steps; "
+                f"give --steps {state['steps']} or another --out."
+            )
         model.load_state_dict(state["model"])
         for opt, saved in zip(opts, state["opts"]):
             opt.load_state_dict(saved)
@@ -165,8 +187,7 @@ def train(out, steps, stop, save_every):
     full = [MUON_LR, ADAM_LR]
     count = sum(p.numel() for p in model.parameters())
     print(f"{count:,} parameters, {steps} steps, starting at {start}", flush=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-               TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     mean = None
     with Progress(*columns) as bar:
         task = bar.add_task("training", total=steps, completed=start)
@@ -187,8 +208,13 @@ def train(out, steps, stop, save_every):
             if (step + 1) % 100 == 0:
                 print(f"step {step + 1} tokens {seen} loss {mean:.4f}", flush=True)
             if (step + 1) % save_every == 0 or step + 1 == steps:
-                state = {"model": model.state_dict(), "opts": [o.state_dict() for o in opts],
-                         "step": step + 1, "steps": steps, "seen": seen}
+                state = {
+                    "model": model.state_dict(),
+                    "opts": [o.state_dict() for o in opts],
+                    "step": step + 1,
+                    "steps": steps,
+                    "seen": seen,
+                }
                 torch.save(state, out / "state.new")
                 shutil.move(out / "state.new", state_file)
                 export(model, tokenizer, out / "tiny")
@@ -197,8 +223,12 @@ def train(out, steps, stop, save_every):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("work/tiny_qwen"),
-                        help="where the run is kept; an unfinished one there is resumed")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("work/tiny_qwen"),
+        help="where the run is kept; an unfinished one there is resumed",
+    )
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--stop", type=int, help="stop at this step of the same schedule")
     parser.add_argument("--save-every", type=int, default=250)

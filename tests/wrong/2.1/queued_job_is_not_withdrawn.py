@@ -1,8 +1,9 @@
 # caught by: test_a_reader_who_leaves_the_queue_stops_the_model | says: steps after its reader had left
 import asyncio
+import copy
 from concurrent.futures import ThreadPoolExecutor
 
-from transformers import StoppingCriteria, TextStreamer
+from transformers import GenerationConfig, StoppingCriteria, TextStreamer
 
 
 class ToReader(TextStreamer, StoppingCriteria):
@@ -24,7 +25,8 @@ class ToReader(TextStreamer, StoppingCriteria):
 
 class ModelHandler:
     def __init__(self, model, tokenizer):
-        self.model = model
+        self.model = copy.copy(model)  # without the checkpoint's settings
+        self.model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id, top_k=0)
         self.tokenizer = tokenizer
         self.one_at_a_time = ThreadPoolExecutor(max_workers=1)
         self.running = {}

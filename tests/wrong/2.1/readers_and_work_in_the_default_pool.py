@@ -1,13 +1,15 @@
 # caught by: test_64_streams_at_once_all_finish | says: 64 streams at once hang: the readers fill a thread pool
 import asyncio
+import copy
 import threading
 
-from transformers import StoppingCriteriaList, TextIteratorStreamer
+from transformers import GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
 
 
 class ModelHandler:
     def __init__(self, model, tokenizer):
-        self.model = model
+        self.model = copy.copy(model)  # without the checkpoint's settings
+        self.model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id, top_k=0)
         self.tokenizer = tokenizer
 
     def _work(self, prompt, streamer, stop, errors, max_new_tokens, temperature):

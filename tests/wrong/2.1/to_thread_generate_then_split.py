@@ -1,10 +1,14 @@
 # caught by: test_text_comes_out_while_the_model_is_held, test_a_cancelled_reader_stops_the_model, test_a_reader_who_leaves_the_queue_stops_the_model | says: nothing streams
 import asyncio
+import copy
+
+from transformers import GenerationConfig
 
 
 class ModelHandler:
     def __init__(self, model, tokenizer):
-        self.model = model
+        self.model = copy.copy(model)  # without the checkpoint's settings
+        self.model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id, top_k=0)
         self.tokenizer = tokenizer
 
     def answer(self, prompt, max_new_tokens, temperature):
