@@ -1155,17 +1155,17 @@ def test_an_error_tells_nothing_of_the_exception(shared_room):
                 )
 
 
-def test_after_an_error_the_next_request_works(room):
+def test_after_an_error_the_next_request_works(shared_room):
     fails = {"first": [0, "no"], "later": [1, "no"], "over": [0, OVER, "ValueError"]}
-    url = room.serve(app, answers={"later": ["one ", "two "]}, fails=fails)
+    url = shared_room.serve(app, answers={"later": ["one ", "two "]}, fails=fails)
     for stream in (False, True):
         for content in ("fine 1", "first", "fine 2", "later", "fine 3", "over", "fine 4"):
-            asked = send(room, url, ask(content, stream=stream))
+            asked = send(shared_room, url, ask(content, stream=stream))
             ended = asked.ended(WAIT_S)
             if content in fails:
                 continue  # how an error is told is other tests' concern
             if not ended:
-                raise room.hung(f"no answer to {content!r}", got=str(asked))
+                raise shared_room.hung(f"no answer to {content!r}", got=str(asked))
             require(
                 asked.status == 200 and content in asked.text.replace('"content": "', "") and not asked.broken,
                 "a request is not answered"
@@ -1174,7 +1174,7 @@ def test_after_an_error_the_next_request_works(room):
                 sent=ask(content, stream=stream),
                 expected=f"200 and the text re: {content}",
                 got=str(asked),
-                where=room.last_error()[1],
+                where=shared_room.last_error()[1],
             )
 
 
@@ -1284,15 +1284,15 @@ def test_leaving_disturbs_no_other(room):
 # many
 
 
-def test_answers_do_not_wait_for_each_other(room):
-    url = room.serve(app, held=["first", "second"])
-    chat = Chat(room)
-    held = {name: send(room, url, ask(name, stream=name == "first")) for name in ("first", "second")}
+def test_answers_do_not_wait_for_each_other(shared_room):
+    url = shared_room.serve(app, held=["first", "second"])
+    chat = Chat(shared_room)
+    held = {name: send(shared_room, url, ask(name, stream=name == "first")) for name in ("first", "second")}
     for stream in (False, True):
-        client = send(room, url, ask("third", stream=stream))
+        client = send(shared_room, url, ask("third", stream=stream))
         if not client.ended(WAIT_S):
-            room.turns()  # says so if the event loop is blocked
-            raise room.hung(
+            shared_room.turns()  # says so if the event loop is blocked
+            raise shared_room.hung(
                 "one answer waits for another: a client got no answer while the model was held for two others",
                 sent=ask("third", stream=stream),
                 expected="each answer at its model's own pace",
@@ -1302,14 +1302,14 @@ def test_answers_do_not_wait_for_each_other(room):
         client.ended(WAIT_S)
 
 
-def test_64_at_once_each_get_their_own(room):
+def test_64_at_once_each_get_their_own(shared_room):
     names = [f"client {number}." for number in range(MANY)]
-    url = room.serve(app, held=names[:1])
-    clients = [send(room, url, ask(name, stream=number % 2 == 0)) for number, name in enumerate(names)]
-    Chat(room).let(names[0], None)
+    url = shared_room.serve(app, held=names[:1])
+    clients = [send(shared_room, url, ask(name, stream=number % 2 == 0)) for number, name in enumerate(names)]
+    Chat(shared_room).let(names[0], None)
     for number, (name, client) in enumerate(zip(names, clients, strict=True)):
         if not client.ended():
-            raise room.hung(f"of {MANY} requests at once, one gets no answer", sent=ask(name))
+            raise shared_room.hung(f"of {MANY} requests at once, one gets no answer", sent=ask(name))
         got = text_of(client) if number % 2 == 0 else message_of(client.reply().data or {}).get("content")
         require(
             got == f"re: {name}",
