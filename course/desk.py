@@ -56,7 +56,7 @@ def of_stage(stage: int | None) -> list[Exercise]:
 
 
 def check(exercise: Exercise, file=None, show: Callable[[str], None] = lambda line: None) -> Verdict:
-    """Checks the answer, keeps it and its verdict, and adds the next hint and what to do next.
+    """Checks the answer, keeps it and its verdict, and adds the next hint, or what mattered, and what to do next.
 
     Args:
         exercise: what to check.
@@ -86,6 +86,8 @@ def check(exercise: Exercise, file=None, show: Callable[[str], None] = lambda li
             records.note(exercise, verdict)
         except records.CannotKeep as problem:
             not_kept = str(problem)
+    if verdict.passed:
+        verdict.mattered = exercise.mattered
     if not_kept:
         verdict.what_next = f"This verdict is not kept. {not_kept}"
     elif verdict.passed and own:

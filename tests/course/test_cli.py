@@ -1,6 +1,7 @@
 """The `course` command, run as a learner runs it: a process, its output, its exit code."""
 
 import csv
+import html
 import io
 import json
 import os
@@ -222,6 +223,26 @@ def test_where_no_hint_fits_none_is_shown(monkeypatch, tmp_path):
     *others, last = hint_in_a_verdict(monkeypatch, tmp_path, None)
     assert others == ["course hint 0.1 gives the next hint"] * 3
     assert last == "you have seen all hints; to see the difference: course solution 0.1"
+
+
+def test_what_mattered_is_said_after_a_pass_and_never_before(course):
+    said = exercises()["0.1"].mattered
+    answer = "def count_tokens(tokenizer, text):\n    return len({}tokenizer(text)['input_ids'])\n"
+    for code, passed in ((answer.format("text or "), False), (answer.format(""), True)):
+        file = write(course, code)
+        for more in ([], ["--full"], ["--file", str(file)]):
+            shown = " ".join(course("check", "0.1", *more).stdout.split())
+            assert ("not passed yet" not in shown) == passed == (said in shown)
+
+
+@pytest.mark.parametrize("width", [60, 110])
+@pytest.mark.parametrize("each", exercises().values(), ids=lambda each: each.id)
+def test_what_mattered_is_shown_whole(each, width):
+    passed = verdict_of(None)
+    passed.mattered, passed.what_next = each.mattered, "next: 1.1"
+    lines = passed.lines(width)
+    assert " ".join(line.strip() for line in lines[1:-1]) == each.mattered
+    assert html.escape(each.mattered) in passed._repr_html_()
 
 
 def test_next_is_forward_and_progress_names_what_was_skipped(course):
