@@ -86,7 +86,7 @@ def solution(
     id: Id,
     anyway: Annotated[bool, typer.Option("--anyway", help="before you have passed")] = False,
 ):
-    """Show the difference between your answer and the reference, docstrings left out."""
+    """Show the difference between your answer and the reference, without what is only style."""
     from rich.console import Console
     from rich.syntax import Syntax
 

@@ -4,19 +4,19 @@ its two faces, and only print.
 A face says how a command is typed there: `typed("hint", "1.3")` is "course hint 1.3" in a terminal.
 """
 
-import ast
 import contextlib
 import difflib
 from collections.abc import Callable
 from pathlib import Path
 
 from course import answers, grading, records, stubs
+from course.difference import difference
 from course.grading import Verdict
 from course.grading.forkserver import NoForkServer, is_warm
 from course.manifest import Exercise, UnknownExercise, exercises, find, shown
 
 SHARED = 0.3
-"""A diff of two files that have less in common is harder to read than the reference alone."""
+"""The difference of two files that have less in common is harder to read than the reference alone."""
 
 
 class Refused(Exception):
@@ -110,11 +110,11 @@ def hint(exercise: Exercise) -> str:
 
 
 def solution(exercise: Exercise, anyway: bool, typed: Callable[..., str]) -> tuple[str, str]:
-    """What leads from the learner's file to the reference, docstrings and marks left out.
+    """What leads from the learner's file to the reference, marks and style left out.
 
     Returns:
         (language, text): "diff" and the unified diff; "python" and the whole reference, where the two
-        share little; or "text" and a sentence, where the code is the same.
+        share little; or "text" and a sentence, where they differ in style only.
 
     Raises:
         Refused: it was neither passed nor were all hints seen, and `anyway` is False.
@@ -128,15 +128,16 @@ def solution(exercise: Exercise, anyway: bool, typed: Callable[..., str]) -> tup
     mine, reference = exercise.work_file, exercise.solution_file
     own = mine.read_text(encoding="utf-8", errors="replace") if mine.is_file() else ""
     theirs = reference.read_text(encoding="utf-8")
-    files = [_code_lines(own), _code_lines(theirs)]
-    words = [[line.strip() for line in lines if line.strip()] for lines in files]
-    if difflib.SequenceMatcher(None, *words, autojunk=False).ratio() < SHARED:
+    head = [f"--- {shown(mine)}", f"+++ {shown(reference)}"]
+    try:
+        shared, lines = difference(stubs.without_marks(own), stubs.without_marks(theirs))
+    except (SyntaxError, ValueError):
+        shared, lines = _difference_of_lines(own, stubs.without_marks(theirs))
+    if shared < SHARED:
         return "python", stubs.without_marks(theirs)
-    lines = list(difflib.unified_diff(*files, shown(mine), shown(reference), lineterm=""))
     if not lines:
-        return "text", f"Apart from docstrings, your answer is {shown(reference)}."
-    # without the docstrings the lines' numbers would be wrong
-    return "diff", "\n".join("@@" if line.startswith("@@") else line for line in lines)
+        return "text", f"Apart from style, your answer is {shown(reference)}."
+    return "diff", "\n".join([*head, *lines])
 
 
 def reset(exercise: Exercise) -> str:
@@ -269,18 +270,9 @@ def _titled(exercise):
     return exercise.title + (" (optional)" if exercise.optional else "")
 
 
-def _code_lines(source):
-    lines = stubs.without_marks(source).splitlines()
-    try:
-        tree = ast.parse("\n".join(lines))
-    except (SyntaxError, ValueError):
-        return lines
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if ast.get_docstring(node, clean=False) is not None and len(node.body) > 1:
-                first, last = node.body[0].lineno, node.body[0].end_lineno
-                lines[first - 1 : last] = [None] * (last - first + 1)
-    found = [line for line in lines if line is not None]
-    while found and not found[0].strip():
-        del found[0]
-    return found
+def _difference_of_lines(own, theirs):
+    """As `difference` returns it, for an answer that is not Python."""
+    files = own.splitlines(), theirs.splitlines()
+    words = [[line.strip() for line in lines if line.strip()] for lines in files]
+    shared = difflib.SequenceMatcher(None, *words, autojunk=False).ratio()
+    return shared, list(difflib.unified_diff(*files, lineterm=""))[2:]
