@@ -77,7 +77,7 @@ def hint(
         str | None, typer.Argument(help="an exercise; none: that of the last check")
     ] = None,
 ):
-    """Show the next hint, one rung at a time."""
+    """Show the hint for the test that failed last, or else the next one."""
     print(desk.hint(desk.chosen(id, "hint", _typed)))
 
 

@@ -93,20 +93,29 @@ def check(exercise: Exercise, file=None, show: Callable[[str], None] = lambda li
     elif verdict.passed and own:
         verdict.what_next = _what_next(exercise)
     elif not verdict.passed and not verdict.not_written and not verdict.never_ran:
-        verdict.next_hint = _hint_in_a_verdict(exercise, verdict.first_wrong)
+        verdict.next_hint = _hint_in_a_verdict(exercise, verdict.failed)
     return verdict
 
 
 def hint(exercise: Exercise) -> str:
-    """The next rung of the ladder; the last one again when there is no more."""
-    most = len(exercise.hints)
-    rung = min(records.hints_seen(exercise.id) + 1, most)
+    """The hint that fits the test that failed last, unless it was seen: then the next one, from there upwards.
+
+    When all have been seen it is the fitting one again, or the last.
+    """
+    most, seen = len(exercise.hints), records.hints_seen(exercise.id)
+    fitting = _hint_for(exercise, records.failed_last(exercise.id))
+    left = _left(exercise)
+    if fitting in left or not left:
+        number = fitting or most
+    else:
+        after = seen[-1] if seen else 0
+        number = next((each for each in left if each > after), left[0])
     with _refusing():
-        records.note_hint(exercise.id, rung)
-    text = f"Hint {rung} of {most}: {exercise.hints[rung - 1]}"
-    if rung < most:
+        records.note_hint(exercise.id, number)
+    text = f"Hint {number} of {most}: {exercise.hints[number - 1]}"
+    if _left(exercise):
         return text
-    return f"{text}\nThat was the last; course solution {exercise.id} is open now."
+    return f"{text}\nYou have seen all hints; course solution {exercise.id} is open now."
 
 
 def solution(exercise: Exercise, anyway: bool, typed: Callable[..., str]) -> tuple[str, str]:
@@ -120,7 +129,7 @@ def solution(exercise: Exercise, anyway: bool, typed: Callable[..., str]) -> tup
         Refused: it was neither passed nor were all hints seen, and `anyway` is False.
     """
     id = exercise.id
-    if not (anyway or records.ever_passed(id) or records.hints_seen(id) >= len(exercise.hints)):
+    if _left(exercise) and not (anyway or records.ever_passed(id)):
         raise Refused(
             f"You have not passed {id} yet and there are hints left: {typed('hint', id)}\n"
             f"To look all the same: {typed('solution', id, anyway=True)}"
@@ -238,18 +247,27 @@ def _what_next(exercise):
     return f"still open: {_listed(still_open)}" if still_open else ""
 
 
-def _hint_in_a_verdict(exercise, wrong):
-    id, most, seen = exercise.id, len(exercise.hints), records.hints_seen(exercise.id)
-    rung = exercise.test(wrong.id).hint if wrong.status != "not_run" else None
+def _left(exercise):
+    """The numbers of the hints, from 1, that have not been asked for."""
+    seen = records.hints_seen(exercise.id)
+    return [number for number in range(1, len(exercise.hints) + 1) if number not in seen]
+
+
+def _hint_for(exercise, test_id):
+    """The number of the hint that helps with that test, if there are both."""
+    return next((test.hint for test in exercise.tests if test.id == test_id), None)
+
+
+def _hint_in_a_verdict(exercise, failed):
+    id, most, left = exercise.id, len(exercise.hints), _left(exercise)
+    number = _hint_for(exercise, failed)
     # the last one is nearly the answer: only those who ask for it see it
-    if rung and (rung < most or seen == most):
-        return exercise.hints[rung - 1]
-    if seen == most:
+    if number and (number < most or number not in left):
+        return exercise.hints[number - 1]
+    if not left:
         return f"you have seen all hints; to see the difference: course solution {id}"
-    if rung and seen == most - 1:
-        return f"course hint {id} shows the last hint"
-    if rung:
-        return f"the last hint, number {most}, is about this; course hint {id} gives number {seen + 1}"
+    if number:
+        return f"course hint {id} shows the last hint, which is about this and nearly the answer"
     return f"course hint {id} gives the next hint"
 
 

@@ -90,6 +90,14 @@ class Verdict:
             all(test.status == "not_run" for test in rest)
         )
 
+    @property
+    def failed(self) -> str | None:
+        """The test that a hint may help with: the first wrong one, if it tested the answer's code."""
+        wrong = self.first_wrong
+        if wrong is None or wrong.status == "not_run" or self.not_written or self.never_ran:
+            return None
+        return wrong.id
+
     def as_json(self, full=False) -> dict:
         """The object that `--json` prints."""
         names = ["id", "title", "status", "score", "max_score", "message"]
