@@ -1,13 +1,14 @@
-"""The slot model of exercise 4.5, tuned: the same answers from fewer and cheaper operations.
+"""A Qwen2 with room for many sequences, each with a key-value cache of its own: what an engine that batches
+continuously stands on. Tuned for the CPU: the answers of transformers from fewer and cheaper operations.
 
-What each trick is worth was measured alone, on two CPU cores with the tiny Qwen in float32 (`make bench`):
+What each trick is for:
 
 - Weights are packed as float16 where that changes none of them (`_Linear`): half the bytes to read for
-  each step, the arithmetic stays float32. A step of 4 rows took 1.3 ms in place of 2.3.
+  each step, the arithmetic stays float32.
 - Query, key and value are one product, gate and up another: 3 calls less in each layer.
 - Slots are given lowest first, so the rows of a step are a view of the caches, and nothing is copied to
   gather them. A hole among them is computed along; its key and value go to a position that nobody sees.
-- `bmm` in place of scaled_dot_product_attention: a tenth less for one query a row.
+- `bmm` in place of scaled_dot_product_attention, which is slower for one query a row.
 - The rotary embedding is one product of complex numbers over query, key and value at once (the values'
   factors are 1), and one `index_copy_` stores keys and values.
 - The mask is kept between steps; a step writes one number a row into it.
@@ -22,13 +23,22 @@ import torch.nn.functional as F
 
 
 class SlotModel:
-    """As 4.5's: a Qwen2 with room for `slots` sequences, each with a key-value cache of its own."""
+    """A model with room for `slots` sequences. Both calls block; one at a time, from any thread.
+
+    Logits are those that transformers gives for the same sequence alone, to 1e-4, whatever is in the other
+    slots. What was returned stays as it is.
+
+    Attributes:
+        slots: how many there are, numbered from 0; given lowest first they cost least.
+        window: how many positions each has.
+        eos_token_ids: the set of ids that end an answer.
+    """
 
     def __init__(self, model, *, slots=16, window=None, prefix=()):
         """Takes the weights of a transformers Qwen2ForCausalLM on the CPU, in float32.
 
         Args:
-            model: as 4.5's.
+            model: with tied or untied embeddings, grouped key-value heads or not, any rope_theta.
             slots: how many sequences have room.
             window: positions for each; None means the model's own, and memory is taken as it is used.
             prefix: ids with which many prompts begin.
@@ -55,7 +65,11 @@ class SlotModel:
 
     @torch.inference_mode()
     def prefill(self, slot, ids):
-        """As 4.5's: forgets what the slot held, runs `ids`, returns logits (vocabulary,)."""
+        """Forgets what the slot held, runs a prompt; returns the next token's logits: (vocabulary,).
+
+        Raises:
+            ValueError: an unknown slot, no ids, or more than `window`; nothing has changed.
+        """
         self._require_slots([slot])
         if not 0 < len(ids) <= self.window:
             raise ValueError(f"a prefill takes 1 to {self.window} ids, not {len(ids)}")
@@ -73,7 +87,11 @@ class SlotModel:
 
     @torch.inference_mode()
     def step(self, slots, ids):
-        """As 4.5's: appends one token to each of these slots, returns logits (slots, vocabulary)."""
+        """Appends one token to each of these slots; returns the next tokens' logits: (slots, vocabulary).
+
+        Raises:
+            ValueError: a slot that is unknown, named twice, full, or was never filled; nothing has changed.
+        """
         self._require_slots(slots)
         if len(set(slots)) < len(slots):
             raise ValueError(f"a slot is named twice: {slots}")

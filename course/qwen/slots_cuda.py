@@ -1,4 +1,4 @@
-"""The slot model of exercise 4.5 on a CUDA GPU, each of its passes one CUDA graph.
+"""The slot model of `slots.py` on a CUDA GPU, each of its passes one CUDA graph.
 
 On a GPU a step for 64 rows costs little more than a step for one: what costs is launching some 480 small
 kernels from Python. A CUDA graph records them once and launches all at once. A graph has fixed shapes, so
@@ -23,13 +23,13 @@ LONGEST_GRAPH = 4096
 
 
 class SlotModel:
-    """As 4.5's: a Qwen2 with room for `slots` sequences, each with a key-value cache of its own."""
+    """As `course.qwen.slots.SlotModel`, on a CUDA device, in bfloat16 or float32."""
 
     def __init__(self, model, *, slots=64, window=None, compiled=False):
         """Takes the weights of a transformers Qwen2ForCausalLM that is on a CUDA device.
 
         Args:
-            model: as 4.5's, in bfloat16 or float32.
+            model: as there.
             slots: how many sequences have room.
             window: positions for each; None means the model's own, at most 4,096. The caches are
                 allocated at once: graphs hold their addresses.
@@ -63,7 +63,7 @@ class SlotModel:
 
     @torch.inference_mode()
     def prefill(self, slot, ids):
-        """As 4.5's: forgets what the slot held, runs `ids`, returns logits (vocabulary,)."""
+        """Forgets what the slot held, runs `ids`, returns logits (vocabulary,)."""
         self._require_slots([slot])
         count = len(ids)
         if not 0 < count <= self.window:
@@ -80,7 +80,7 @@ class SlotModel:
 
     @torch.inference_mode()
     def step(self, slots, ids):
-        """As 4.5's: appends one token to each of these slots, returns logits (slots, vocabulary)."""
+        """Appends one token to each of these slots, returns logits (slots, vocabulary)."""
         self._require_slots(slots)
         if len(set(slots)) < len(slots):
             raise ValueError(f"a slot is named twice: {slots}")
