@@ -41,7 +41,7 @@ class _Statement:
 
     def shape(self):
         """In one form, with all variables alike."""
-        return self._renamed(dict.fromkeys(self.variables, "_"))
+        return self._renamed(dict.fromkeys(self.variables, "*variable*"))
 
     def _renamed(self, names):
         return self.place, ast.unparse(_Renamed(names).visit(copy.deepcopy(self.node)))

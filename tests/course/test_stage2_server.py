@@ -375,6 +375,26 @@ def came_to_its_end(stream):
         return False
 
 
+@pytest.mark.parametrize(
+    ("headers", "language", "says"),
+    [
+        ({"Retry-After": "17"}, "en-US", "one request too many (429): .* Try again in 17 s.$"),
+        ({}, "en-US", "one request too many (429): .* Try again in a while.$"),
+        ({"Retry-After": "17"}, "zh-CN", "（429）：.*请 17 秒后再试。$"),
+    ],
+)
+def test_the_page_says_a_429_in_words(server, browser, headers, language, says):
+    page = browser.new_page(locale=language)
+    page.goto(server.url)
+    page.route("**/chat_stream", lambda route: route.fulfill(status=429, headers=headers, body='{"detail": "no"}'))
+    page.fill("#text", "你好")
+    page.click("#send")
+    page.wait_for_selector("#sse[data-state=failed]")
+    said = page.inner_text("#sse .answer")
+    page.close()
+    assert re.search(says.replace("(429)", r"\(429\)"), said), said
+
+
 def test_the_page_streams_over_both_and_its_stop_stops_the_model(server, browser):
     page = browser.new_page(locale="en-US")
     page.goto(server.url)

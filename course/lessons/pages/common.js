@@ -20,6 +20,14 @@ const WORDS = {
     "服务器没有回应。请重新启动它：恢复之后，本页会自动发现。",
   ],
   status: ["The server answered with status {status}. {words}", "服务器返回了状态码 {status}。{words}"],
+  limited: [
+    "That was one request too many (429): the server answers each address only so often. Try again in a while.",
+    "请求太多了（429）：服务器对每个地址的请求次数有限制。请过一会儿再试。",
+  ],
+  limitedFor: [
+    "That was one request too many (429): the server answers each address only so often. Try again in {s} s.",
+    "请求太多了（429）：服务器对每个地址的请求次数有限制。请 {s} 秒后再试。",
+  ],
 
   title: ["Say something to your model", "对你的模型说点什么吧"],
   idea1: ["你好", "你好"],
@@ -151,6 +159,13 @@ function make(name, properties = {}, ...children) {
 
 function short(words) {
   return words.length > 300 ? words.slice(0, 300) + "…" : words;
+}
+
+// what a response that is not a 200 says: a key of WORDS, and its values
+function refusal(response, words) {
+  const s = response.headers.get("Retry-After");
+  if (response.status === 429) return { error: /^\d+$/.test(s) ? "limitedFor" : "limited", s };
+  return { error: "status", status: response.status, words: short(words) };
 }
 
 // the server-sent events of a response, each with its name and its data, as they arrive
