@@ -73,7 +73,7 @@ def all_passed(verdicts) -> bool:
 def hint(
     id: Annotated[str | None, typer.Argument(help="an exercise; none: that of the last check")] = None,
 ):
-    """Show the next hint, one rung at a time."""
+    """Show the hint for the test that failed last, or else the next one."""
     print(desk.hint(desk.chosen(id, "hint", _typed)))
 
 
@@ -82,7 +82,7 @@ def solution(
     id: Id,
     anyway: Annotated[bool, typer.Option("--anyway", help="before you have passed")] = False,
 ):
-    """Show the difference between your answer and the reference, docstrings left out."""
+    """Show the difference between your answer and the reference, without what is only style."""
     from rich.console import Console
     from rich.syntax import Syntax
 

@@ -4,19 +4,19 @@ its two faces, and only print.
 A face says how a command is typed there: `typed("hint", "1.3")` is "course hint 1.3" in a terminal.
 """
 
-import ast
 import contextlib
 import difflib
 from collections.abc import Callable
 from pathlib import Path
 
 from course import answers, grading, records, stubs
+from course.difference import difference
 from course.grading import Verdict
 from course.grading.forkserver import NoForkServer, is_warm
 from course.manifest import Exercise, UnknownExercise, exercises, find, shown
 
 SHARED = 0.3
-"""A diff of two files that have less in common is harder to read than the reference alone."""
+"""The difference of two files that have less in common is harder to read than the reference alone."""
 
 
 class Refused(Exception):
@@ -56,7 +56,7 @@ def of_stage(stage: int | None) -> list[Exercise]:
 
 
 def check(exercise: Exercise, file=None, show: Callable[[str], None] = lambda line: None) -> Verdict:
-    """Checks the answer, keeps it and its verdict, and adds the next hint and what to do next.
+    """Checks the answer, keeps it and its verdict, and adds the next hint, or what mattered, and what to do next.
 
     Args:
         exercise: what to check.
@@ -86,39 +86,50 @@ def check(exercise: Exercise, file=None, show: Callable[[str], None] = lambda li
             records.note(exercise, verdict)
         except records.CannotKeep as problem:
             not_kept = str(problem)
+    if verdict.passed:
+        verdict.mattered = exercise.mattered
     if not_kept:
         verdict.what_next = f"This verdict is not kept. {not_kept}"
     elif verdict.passed and own:
         verdict.what_next = _what_next(exercise)
     elif not verdict.passed and not verdict.not_written and not verdict.never_ran:
-        verdict.next_hint = _hint_in_a_verdict(exercise, verdict.first_wrong)
+        verdict.next_hint = _hint_in_a_verdict(exercise, verdict.failed)
     return verdict
 
 
 def hint(exercise: Exercise) -> str:
-    """The next rung of the ladder; the last one again when there is no more."""
-    most = len(exercise.hints)
-    rung = min(records.hints_seen(exercise.id) + 1, most)
+    """The hint that fits the test that failed last, unless it was seen: then the next one, from there upwards.
+
+    When all have been seen it is the fitting one again, or the last.
+    """
+    most, seen = len(exercise.hints), records.hints_seen(exercise.id)
+    fitting = _hint_for(exercise, records.failed_last(exercise.id))
+    left = _left(exercise)
+    if fitting in left or not left:
+        number = fitting or most
+    else:
+        after = seen[-1] if seen else 0
+        number = next((each for each in left if each > after), left[0])
     with _refusing():
-        records.note_hint(exercise.id, rung)
-    text = f"Hint {rung} of {most}: {exercise.hints[rung - 1]}"
-    if rung < most:
+        records.note_hint(exercise.id, number)
+    text = f"Hint {number} of {most}: {exercise.hints[number - 1]}"
+    if _left(exercise):
         return text
-    return f"{text}\nThat was the last; course solution {exercise.id} is open now."
+    return f"{text}\nYou have seen all hints; course solution {exercise.id} is open now."
 
 
 def solution(exercise: Exercise, anyway: bool, typed: Callable[..., str]) -> tuple[str, str]:
-    """What leads from the learner's file to the reference, docstrings and marks left out.
+    """What leads from the learner's file to the reference, marks and style left out.
 
     Returns:
         (language, text): "diff" and the unified diff; "python" and the whole reference, where the two
-        share little; or "text" and a sentence, where the code is the same.
+        share little; or "text" and a sentence, where they differ in style only.
 
     Raises:
         Refused: it was neither passed nor were all hints seen, and `anyway` is False.
     """
     id = exercise.id
-    if not (anyway or records.ever_passed(id) or records.hints_seen(id) >= len(exercise.hints)):
+    if _left(exercise) and not (anyway or records.ever_passed(id)):
         raise Refused(
             f"You have not passed {id} yet and there are hints left: {typed('hint', id)}\n"
             f"To look all the same: {typed('solution', id, anyway=True)}"
@@ -126,15 +137,16 @@ def solution(exercise: Exercise, anyway: bool, typed: Callable[..., str]) -> tup
     mine, reference = exercise.work_file, exercise.solution_file
     own = mine.read_text(encoding="utf-8", errors="replace") if mine.is_file() else ""
     theirs = reference.read_text(encoding="utf-8")
-    files = [_code_lines(own), _code_lines(theirs)]
-    words = [[line.strip() for line in lines if line.strip()] for lines in files]
-    if difflib.SequenceMatcher(None, *words, autojunk=False).ratio() < SHARED:
+    head = [f"--- {shown(mine)}", f"+++ {shown(reference)}"]
+    try:
+        shared, lines = difference(stubs.without_marks(own), stubs.without_marks(theirs))
+    except (SyntaxError, ValueError):
+        shared, lines = _difference_of_lines(own, stubs.without_marks(theirs))
+    if shared < SHARED:
         return "python", stubs.without_marks(theirs)
-    lines = list(difflib.unified_diff(*files, shown(mine), shown(reference), lineterm=""))
     if not lines:
-        return "text", f"Apart from docstrings, your answer is {shown(reference)}."
-    # without the docstrings the lines' numbers would be wrong
-    return "diff", "\n".join("@@" if line.startswith("@@") else line for line in lines)
+        return "text", f"Apart from style, your answer is {shown(reference)}."
+    return "diff", "\n".join([*head, *lines])
 
 
 def reset(exercise: Exercise) -> str:
@@ -235,18 +247,27 @@ def _what_next(exercise):
     return f"still open: {_listed(still_open)}" if still_open else ""
 
 
-def _hint_in_a_verdict(exercise, wrong):
-    id, most, seen = exercise.id, len(exercise.hints), records.hints_seen(exercise.id)
-    rung = exercise.test(wrong.id).hint if wrong.status != "not_run" else None
+def _left(exercise):
+    """The numbers of the hints, from 1, that have not been asked for."""
+    seen = records.hints_seen(exercise.id)
+    return [number for number in range(1, len(exercise.hints) + 1) if number not in seen]
+
+
+def _hint_for(exercise, test_id):
+    """The number of the hint that helps with that test, if there are both."""
+    return next((test.hint for test in exercise.tests if test.id == test_id), None)
+
+
+def _hint_in_a_verdict(exercise, failed):
+    id, most, left = exercise.id, len(exercise.hints), _left(exercise)
+    number = _hint_for(exercise, failed)
     # the last one is nearly the answer: only those who ask for it see it
-    if rung and (rung < most or seen == most):
-        return exercise.hints[rung - 1]
-    if seen == most:
+    if number and (number < most or number not in left):
+        return exercise.hints[number - 1]
+    if not left:
         return f"you have seen all hints; to see the difference: course solution {id}"
-    if rung and seen == most - 1:
-        return f"course hint {id} shows the last hint"
-    if rung:
-        return f"the last hint, number {most}, is about this; course hint {id} gives number {seen + 1}"
+    if number:
+        return f"course hint {id} shows the last hint, which is about this and nearly the answer"
     return f"course hint {id} gives the next hint"
 
 
@@ -267,18 +288,9 @@ def _titled(exercise):
     return exercise.title + (" (optional)" if exercise.optional else "")
 
 
-def _code_lines(source):
-    lines = stubs.without_marks(source).splitlines()
-    try:
-        tree = ast.parse("\n".join(lines))
-    except (SyntaxError, ValueError):
-        return lines
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if ast.get_docstring(node, clean=False) is not None and len(node.body) > 1:
-                first, last = node.body[0].lineno, node.body[0].end_lineno
-                lines[first - 1 : last] = [None] * (last - first + 1)
-    found = [line for line in lines if line is not None]
-    while found and not found[0].strip():
-        del found[0]
-    return found
+def _difference_of_lines(own, theirs):
+    """As `difference` returns it, for an answer that is not Python."""
+    files = own.splitlines(), theirs.splitlines()
+    words = [[line.strip() for line in lines if line.strip()] for lines in files]
+    shared = difflib.SequenceMatcher(None, *words, autojunk=False).ratio()
+    return shared, list(difflib.unified_diff(*files, lineterm=""))[2:]

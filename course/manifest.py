@@ -29,6 +29,8 @@ class Exercise:
     title: str
     file: str
     """Relative to the learner's `work/` and, for the reference answer, to `solutions/`."""
+    mattered: str
+    """Two sentences for those who have passed."""
     tests: tuple[Test, ...]
     hints: tuple[str, ...]
     limit_s: float = 10.0

@@ -56,13 +56,17 @@ def check(id: str | None = None) -> Verdict:
     """
     progress = _Progress()
     try:
-        return desk.check(desk.chosen(id, "check", _typed), None, progress.show)
+        verdict = desk.check(desk.chosen(id, "check", _typed), None, progress.show)
     finally:
         progress.end()
+    if verdict.not_written:
+        # here the file is the cell, and `where` the line in it that is the stub's
+        verdict.first_wrong.mistake = _not_written(verdict.exercise, "check it")
+    return verdict
 
 
 def hint(id: str | None = None) -> None:
-    """Shows the next hint for an exercise, one rung at a time.
+    """Shows the hint for the test that failed last, or else the next one.
 
     Without an id it is the exercise of the last check.
     """
@@ -134,11 +138,12 @@ def _typed(command, id, anyway=False):
 def _show_not_implemented(shell, etype, error, traceback, tb_offset=None):
     if id := answers.raised_by_stub(error):
         # the way through the stub says no more than this
-        error._render_traceback_ = lambda: [
-            f"NotImplementedError: {id} is not written yet."
-            f" Write and run the cell of exercise {id}, then run this one again."
-        ]
+        error._render_traceback_ = lambda: [f"NotImplementedError: {_not_written(id, 'run this one')}"]
     shell.showtraceback((etype, error, traceback), tb_offset=tb_offset)
+
+
+def _not_written(id, then):
+    return f"{id} is not written yet. Write and run the cell of exercise {id}, then {then} again."
 
 
 def _begin_cell(shell, source):

@@ -55,13 +55,17 @@ def write(exercise: Exercise, text: str) -> Path | None:
     return kept
 
 
-def hints_seen(id: str) -> int:
-    return (_hints() or {}).get(id, 0)
+def hints_seen(id: str) -> list[int]:
+    """The numbers of the hints, from 1, in the order in which they were asked for."""
+    seen = (_hints() or {}).get(id, [])
+    # once only the last one's number was kept
+    return list(range(1, seen + 1)) if isinstance(seen, int) else seen
 
 
-def note_hint(id: str, rung: int) -> None:
-    """Notes that the hints up to that one, from 1, have been seen."""
-    _write(_history() / "hints.json", json.dumps((_hints() or {}) | {id: rung}).encode())
+def note_hint(id: str, number: int) -> None:
+    """Notes that this hint, from 1, has been seen."""
+    seen = [*(each for each in hints_seen(id) if each != number), number]
+    _write(_history() / "hints.json", json.dumps((_hints() or {}) | {id: seen}).encode())
 
 
 def note(exercise: Exercise, verdict: Verdict) -> None:
@@ -75,6 +79,7 @@ def note(exercise: Exercise, verdict: Verdict) -> None:
         "score": verdict.score,
         "max_score": verdict.max_score,
         "sha256": _sha256(file),
+        **({"failed": verdict.failed} if verdict.failed else {}),
         "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     path = _history() / "verdicts.jsonl"
@@ -86,6 +91,12 @@ def note(exercise: Exercise, verdict: Verdict) -> None:
 
 def ever_passed(id: str) -> bool:
     return any(each["passed"] for each in _verdicts() if each["exercise"] == id)
+
+
+def failed_last(id: str) -> str | None:
+    """The test that the last check of that exercise showed as failed, if it showed one."""
+    last = next((each for each in reversed(_verdicts()) if each["exercise"] == id), {})
+    return last.get("failed")
 
 
 def last_checked() -> str | None:
@@ -148,15 +159,19 @@ def _record(line):
 
 
 def _hints():
-    """{exercise id: hints seen}; None if the file cannot be read."""
+    """{exercise id: numbers of the hints seen}; None if the file cannot be read."""
     path = _history() / "hints.json"
     if not path.is_file():
         return {}
     with contextlib.suppress(ValueError):
         hints = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(hints, dict) and all(type(seen) is int for seen in hints.values()):
+        if isinstance(hints, dict) and all(map(_are_numbers, hints.values())):
             return hints
     return None
+
+
+def _are_numbers(seen):
+    return type(seen) is int or isinstance(seen, list) and all(type(number) is int for number in seen)
 
 
 def _write(path, data):

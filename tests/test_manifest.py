@@ -1,6 +1,7 @@
 """The manifest, the solutions, the tests and the walls are one course; each message says what to do."""
 
 import ast
+import re
 from collections import Counter
 
 import pytest
@@ -26,6 +27,7 @@ def test_an_exercise_is_whole(each):
         named = test.hint is None or test.hint in range(1, len(each.hints) + 1)
         assert named, f"{test.id}: there is no hint {test.hint}"
     assert len(each.hints) >= 3 and all(each.hints), "write at least three hints"
+    assert len(re.findall(r"[.?!](?= |$)", each.mattered)) == 2, "say in two sentences what mattered"
     assert all(test.points > 0 and test.title for test in each.tests)
     assert len({test.title for test in each.tests}) == len(each.tests), "give each test its title"
 

@@ -55,6 +55,8 @@ class Verdict:
     duration_s: float
     tests: list[TestResult] = field(default_factory=list)
     next_hint: str = ""
+    mattered: str = ""
+    """For those who have passed: what it was about."""
     what_next: str = ""
 
     @property
@@ -85,6 +87,14 @@ class Verdict:
         """Whether no test got as far as the answer's code: what is wrong is with the file."""
         first, *rest = self.tests or [None]
         return first is not None and first.status != "passed" and (all(test.status == "not_run" for test in rest))
+
+    @property
+    def failed(self) -> str | None:
+        """The test that a hint may help with: the first wrong one, if it tested the answer's code."""
+        wrong = self.first_wrong
+        if wrong is None or wrong.status == "not_run" or self.not_written or self.never_ran:
+            return None
+        return wrong.id
 
     def as_json(self, full=False) -> dict:
         """The object that `--json` prints."""
@@ -126,7 +136,8 @@ class Verdict:
             outcome = "passed" if self.passed else "not passed yet"
             outcome += f", {passed} of {len(self.tests)} tests"
         head, message = [_Line(f"{self.exercise} {self.title}: {outcome}, {points}")], []
-        tail = [_Line(test.mistake, "note") for test in self.tests if test.kind == "note"]
+        tail = [_Line(self.mattered, whole=True)] if self.mattered else []
+        tail += [_Line(test.mistake, "note") for test in self.tests if test.kind == "note"]
         wrong = self.first_wrong
         if wrong:
             message = [_Line(_in_one_line(wrong.mistake), indent=2)]
@@ -151,9 +162,7 @@ class Verdict:
             if test.message:
                 shown = [test.message, *([test.detail] if test.detail else [])]
                 lines += textwrap.indent("\n".join(shown), "    ").splitlines()
-        if self.what_next:
-            lines.append(self.what_next)
-        return lines
+        return lines + [line for line in (self.mattered, self.what_next) if line]
 
     def _mark(self, test):
         if self.not_written and test is self.first_wrong:
@@ -196,6 +205,8 @@ class _Line:
     text: str
     label: str = ""
     indent: int = 0
+    whole: bool = False
+    """Whether it is never cut."""
 
     def wrapped(self, width, most):
         """As at most `most` lines."""
@@ -211,7 +222,7 @@ class _Line:
             subsequent_indent=" " * (LABEL_WIDTH if self.label else 4),
             replace_whitespace=False,
             break_on_hyphens=False,
-            max_lines=most,
+            max_lines=None if self.whole else most,
             placeholder=" …",
         )
         return [piece.replace(glue, " ") for piece in pieces] or [""]

@@ -1,6 +1,7 @@
 """The `course` command, run as a learner runs it: a process, its output, its exit code."""
 
 import csv
+import html
 import io
 import json
 import os
@@ -188,7 +189,42 @@ def test_a_verdict_shows_the_hint_of_the_test_that_fails(course):
     assert exercises()["0.1"].tests[0].hint == 2
     write(course, "def count_tokens(tokenizer, text):\n    return len(text)\n")
     assert f"hint      {hint[:40]}" in course("check", "0.1").stdout
-    assert course("hint", "0.1").stdout.startswith("Hint 1 of")  # shown is not asked for
+    # shown is not asked for
+    for number in (2, 3, 1):
+        said = course("hint", "0.1").stdout
+        assert said.startswith(f"Hint {number} of") and ("You have seen all" in said) == (number == 1)
+    assert course("hint", "0.1").stdout.startswith("Hint 2 of")
+
+
+def test_the_hint_is_the_one_for_the_test_that_failed_last(monkeypatch, tmp_path):
+    monkeypatch.setenv("COURSE_WORK", str(tmp_path))
+    the_exercise = exercises()["1.4"]
+    the_exercise.work_file.parent.mkdir(parents=True)
+    the_exercise.work_file.write_text("def ask(): ...", encoding="utf-8")
+
+    def fail(number):
+        results = [
+            verdict.TestResult(test.id, test.title, "failed" if n == number else "passed", 0, 1, "wrong")
+            for n, test in enumerate(the_exercise.tests)
+        ]
+        monkeypatch.setattr(grading, "check", lambda *_: Verdict("1.4", "", "a.py", "tests/a.py", 0.1, results))
+        desk.check(the_exercise)
+
+    def hint():
+        return int(desk.hint(the_exercise).split()[1])
+
+    tests = [test.hint for test in the_exercise.tests]
+    fail(tests.index(3))
+    assert hint() == 3 and hint() == 4
+    fail(tests.index(2))
+    assert desk._left(the_exercise) == [1, 2, 5] and hint() == 2 and hint() == 5
+    fail(tests.index(5))
+    with pytest.raises(desk.Refused):
+        desk.solution(the_exercise, False, lambda *_, **__: "")
+    assert hint() == 1 and hint() == 5
+    assert desk.solution(the_exercise, False, lambda *_, **__: "")
+    fail(tests.index(None))
+    assert hint() == 5
 
 
 def hint_in_a_verdict(monkeypatch, tmp_path, rung):
@@ -209,10 +245,8 @@ def hint_in_a_verdict(monkeypatch, tmp_path, rung):
 def test_the_last_hint_is_for_those_who_ask(monkeypatch, tmp_path):
     last = exercises()["0.1"].hints[-1]
     assert list(hint_in_a_verdict(monkeypatch, tmp_path, len(exercises()["0.1"].hints))) == [
-        "the last hint, number 3, is about this; course hint 0.1 gives number 1",
-        "the last hint, number 3, is about this; course hint 0.1 gives number 2",
-        "course hint 0.1 shows the last hint",
-        last,
+        "course hint 0.1 shows the last hint, which is about this and nearly the answer",
+        *[last] * 3,
     ]
 
 
@@ -220,6 +254,26 @@ def test_where_no_hint_fits_none_is_shown(monkeypatch, tmp_path):
     *others, last = hint_in_a_verdict(monkeypatch, tmp_path, None)
     assert others == ["course hint 0.1 gives the next hint"] * 3
     assert last == "you have seen all hints; to see the difference: course solution 0.1"
+
+
+def test_what_mattered_is_said_after_a_pass_and_never_before(course):
+    said = exercises()["0.1"].mattered
+    answer = "def count_tokens(tokenizer, text):\n    return len({}tokenizer(text)['input_ids'])\n"
+    for code, passed in ((answer.format("text or "), False), (answer.format(""), True)):
+        file = write(course, code)
+        for more in ([], ["--full"], ["--file", str(file)]):
+            shown = " ".join(course("check", "0.1", *more).stdout.split())
+            assert ("not passed yet" not in shown) == passed == (said in shown)
+
+
+@pytest.mark.parametrize("width", [60, 110])
+@pytest.mark.parametrize("each", exercises().values(), ids=lambda each: each.id)
+def test_what_mattered_is_shown_whole(each, width):
+    passed = verdict_of(None)
+    passed.mattered, passed.what_next = each.mattered, "next: 1.1"
+    lines = passed.lines(width)
+    assert " ".join(line.strip() for line in lines[1:-1]) == each.mattered
+    assert html.escape(each.mattered) in passed._repr_html_()
 
 
 def test_next_is_forward_and_progress_names_what_was_skipped(course):
@@ -295,7 +349,7 @@ def test_hints_come_one_at_a_time_and_then_the_solution(course):
         assert course("solution", "0.1").returncode == 2
         said = course("hint", "0.1").stdout
         assert f"Hint {rung} of {len(hints)}: {hint.split('`')[0]}" in said
-        over = "That was the last; course solution 0.1 is open now." in said
+        over = "You have seen all hints; course solution 0.1 is open now." in said
         assert over == (hint == hints[-1])
     assert f"Hint {len(hints)} of {len(hints)}" in course("hint", "0.1").stdout
     assert "    return len(tokenizer(text" in course("solution", "0.1").stdout

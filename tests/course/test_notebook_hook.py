@@ -9,6 +9,7 @@ import textwrap
 
 import pytest
 
+from course import stubs
 from course.grading import forkserver
 from course.manifest import ROOT, find
 
@@ -62,7 +63,7 @@ def test_a_cell_is_kept_and_defined_and_checked(session):
     said = session("import course", SOLVED, "print(count_tokens)", 'print(course.check("0.1"))')
     assert session.file.read_text(encoding="utf-8") == SOLVED
     assert "function count_tokens" in said[2]
-    assert "0.1 Count tokens: passed" in said[3]
+    assert "0.1 Count tokens: passed" in said[3] and find("0.1").mattered in " ".join(said[3].split())
 
 
 def test_a_cell_that_does_not_parse_is_kept(session):
@@ -184,6 +185,13 @@ def test_without_an_id_it_is_the_exercise_of_the_last_check(session):
     )
     assert said[1] == 'Say which exercise: check("0.1")\n'
     assert said[4].startswith("Hint 1 of") and said[5].startswith("0.1 Count tokens: not passed yet")
+
+
+def test_a_stubs_verdict_points_at_the_cell(session):
+    look = 'found = course.check("0.1"); print(found, found._repr_html_())'
+    for cells in ([], [stubs.stub("0.1")]):
+        said = session("import course", *cells, look)[-1]
+        assert said.count("run the cell of exercise 0.1") == 3 and "put your code" not in said, said
 
 
 def test_an_interrupted_check_is_one_line(session):

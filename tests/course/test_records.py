@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from course import desk
+from course import desk, records
 from course.manifest import ROOT, find
 
 ANSWER = "def count_tokens(tokenizer, text):\n    raise ValueError('👍🏽 数')\n"
@@ -78,13 +78,24 @@ def test_a_bad_record_is_left_out_and_said(work, bad):
     assert desk.chosen(None, "check", str).id == "0.1"
 
 
-@pytest.mark.parametrize("bad", ["{", "[]", '{"0.1": "many"}', ""])
+@pytest.mark.parametrize("bad", ["{", "[]", '{"0.1": "many"}', '{"0.1": [true]}', ""])
 def test_hints_that_cannot_be_read_begin_again(work, bad):
     desk.hint(find("0.1"))
     (work / ".history" / "hints.json").write_text(bad)
     assert "hints.json cannot be read" in desk.summary()
     assert desk.hint(find("0.1")).startswith("Hint 1 of")
     assert "hints.json" not in desk.summary()
+
+
+def test_records_that_an_older_course_left_are_read(work):
+    course("check", "0.1")
+    verdicts = work / ".history" / "verdicts.jsonl"
+    record = json.loads(verdicts.read_text())
+    assert record.pop("failed") == find("0.1").tests[0].id
+    verdicts.write_text(json.dumps(record) + "\n")
+    (work / ".history" / "hints.json").write_text('{"0.1": 2}')
+    assert records.failed_last("0.1") is None and records.unread() == []
+    assert desk.hint(find("0.1")).startswith("Hint 3 of 3")
 
 
 def test_what_is_not_utf_8_is_kept_when_its_cell_runs(work):
