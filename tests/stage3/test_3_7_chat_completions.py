@@ -76,6 +76,9 @@ def ask(content, **more):
     return {"model": NAME, "messages": [{"role": "user", "content": content}], **more}
 
 
+WITH_USAGE = {"stream_options": {"include_usage": True}}
+
+
 def send(room, url, body):
     return Stream(room, url, body, path=PATH)
 
@@ -363,10 +366,11 @@ def test_the_answer_names_the_apps_model(shared_room):
         name, called = name or NAME, f"create_app(load, model={name!r})" if name else "create_app(load)"
         answer = answer_to(shared_room, url, ask("hi", model=name))
         named = [answer.get("model")]
-        named += [chunk.get("model") for chunk in chunks(streamed(shared_room, url, ask("hi", model=name)))]
+        body = ask("hi", model=name, **WITH_USAGE)
+        named += [chunk.get("model") for chunk in chunks(streamed(shared_room, url, body))]
         require(
             set(named) == {name},
-            "`model` of an answer is not the app's",
+            "an answer, or a chunk of it, has no `model`" if None in named else "`model` of an answer is not the app's",
             sent=f"{called}; model: {name}",
             expected=name,
             got=list(dict.fromkeys(named)),
@@ -375,7 +379,7 @@ def test_the_answer_names_the_apps_model(shared_room):
 
 def test_a_stream_is_events_of_chunks(shared_room):
     url = shared_room.serve(app, answers={"hi": PIECES})
-    stream = streamed(shared_room, url, ask("hi"))
+    stream = streamed(shared_room, url, ask("hi", **WITH_USAGE))
     kind = stream.headers.get("content-type", "")
     require(
         kind.split(";")[0].strip().lower() == "text/event-stream",
@@ -418,7 +422,7 @@ def test_a_stream_is_events_of_chunks(shared_room):
 
 def test_all_chunks_have_one_id(shared_room):
     url = shared_room.serve(app, answers={"hi": PIECES})
-    ids = [chunk.get("id") for chunk in chunks(streamed(shared_room, url, ask("hi")))]
+    ids = [chunk.get("id") for chunk in chunks(streamed(shared_room, url, ask("hi", **WITH_USAGE)))]
     require(
         all(isinstance(each, str) and each for each in ids),
         "a chunk has no `id`",
@@ -435,8 +439,7 @@ def test_all_chunks_have_one_id(shared_room):
 
 def test_all_chunks_have_one_created(room):
     url = room.serve(app_whose_clock_runs, answers={"hi": PIECES})
-    options = {"stream_options": {"include_usage": True}}
-    times = [chunk.get("created") for chunk in chunks(streamed(room, url, ask("hi", **options)))]
+    times = [chunk.get("created") for chunk in chunks(streamed(room, url, ask("hi", **WITH_USAGE)))]
     require(
         all(each is not None for each in times),
         "a chunk has no `created`",
@@ -518,7 +521,7 @@ def test_the_finish_reason_comes_once_and_last(shared_room):
 
 def test_done_is_the_last_event(shared_room):
     url = shared_room.serve(app, answers={"hi": PIECES})
-    for options in ({}, {"stream_options": {"include_usage": True}}):
+    for options in ({}, WITH_USAGE):
         stream = streamed(shared_room, url, ask("hi", **options))
         done = [event for event in stream.events if event.data.strip() == "[DONE]"]
         if not done:
@@ -541,7 +544,7 @@ def test_done_is_the_last_event(shared_room):
 
 def test_usage_of_a_stream_comes_when_it_is_asked_for(shared_room):
     url = shared_room.serve(app, answers={"hi": PIECES})
-    body = ask("hi", stream_options={"include_usage": True})
+    body = ask("hi", **WITH_USAGE)
     found = chunks(streamed(shared_room, url, body))
     sent = {**body, "stream": True}
     with_usage = [chunk for chunk in found if chunk.get("usage") is not None]
@@ -1104,7 +1107,7 @@ def test_a_model_that_fails_in_mid_stream_is_an_error_event(shared_room):
 def test_after_an_error_the_stream_just_ends(shared_room):
     for error in ("RuntimeError", "ValueError"):
         url = shared_room.serve(app, answers={"hi": ["one ", "two "]}, fails={"hi": [2, "no GPU", error]})
-        stream = send(shared_room, url, ask("hi", stream=True, stream_options={"include_usage": True}))
+        stream = send(shared_room, url, ask("hi", stream=True, **WITH_USAGE))
         sent = f"stream: true; the model raises {error} after two pieces"
         stream.ended(WAIT_S)
         found = {"sent": sent, "expected": "the error's event is the last", "got": str(stream)}
@@ -1344,7 +1347,7 @@ def test_the_official_client_reads_an_answer(shared_room):
 
 def test_the_official_client_reads_a_stream(shared_room):
     client = client_of(shared_room.serve(app, answers={"hi": PIECES}))
-    body = ask("hi", stream=True, stream_options={"include_usage": True})
+    body = ask("hi", stream=True, **WITH_USAGE)
     text, usage = "", None
     try:
         for chunk in client.chat.completions.create(**body):
