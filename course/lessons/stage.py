@@ -9,7 +9,7 @@ import psutil
 from fastapi import FastAPI
 from pydantic import BaseModel, Field
 from starlette.applications import Starlette
-from starlette.responses import FileResponse
+from starlette.responses import FileResponse, JSONResponse
 from starlette.routing import Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
@@ -100,18 +100,23 @@ def add_steps(app: FastAPI, model) -> None:
         pause_s = pace.pause_ms / 1000
 
 
-def with_page(name: str, app: ASGIApp, **limit) -> ASGIApp:
+def with_page(name: str, app: ASGIApp, safe_prompts: bool = False, **limit) -> ASGIApp:
     """The app with a chat page at `/`, the file `name` of `pages/`; bodies have a limit.
 
     Args:
+        safe_prompts: what `GET /prompts` says, {"safe": ...}: whether 1.5 makes the prompts' ids.
         limit: as for BodyLimit.
     """
 
     async def page(_):
         return FileResponse(PAGES / name)
 
-    pages = Starlette(routes=[Route("/", page), Mount("/", StaticFiles(directory=PAGES))])
-    return BodyLimit(ByPath(dict.fromkeys(["/", "/common.css", "/common.js"], pages), app), **limit)
+    async def prompts(_):
+        return JSONResponse({"safe": safe_prompts})
+
+    routes = [Route("/", page), Route("/prompts", prompts), Mount("/", StaticFiles(directory=PAGES))]
+    paths = dict.fromkeys(["/", "/prompts", "/common.css", "/common.js"], Starlette(routes=routes))
+    return BodyLimit(ByPath(paths, app), **limit)
 
 
 class ByPath:

@@ -3,11 +3,14 @@
 from starlette.types import ASGIApp
 
 from course.answers import importable, load_all
+from course.lessons.prompts import encoded_by, encoder
 from course.lessons.stage import fastapi_app, model_folder, with_page
 
 
 def build(*, solution: bool = False, model: str | None = None) -> ASGIApp:
     """The app of exercise 1.3 with 1.1 and 1.2 in it, and the chat page at `/`.
+
+    Once 1.5 has passed, it makes the ids of the prompts; GET /prompts says so: {"safe": true}.
 
     Args:
         solution: use the reference answers instead of the learner's.
@@ -22,5 +25,11 @@ def build(*, solution: bool = False, model: str | None = None) -> ASGIApp:
         {"1.1": "load_chat_model", "1.2": "chat", "1.3": "create_app"}, solution=solution
     )
     path = model_folder(model)
-    app = fastapi_app("1.3", create_app(lambda: load_chat_model(path), chat))
-    return with_page("stage1.html", app)
+    encode_chat = encoder(solution)
+
+    def load():
+        loaded = load_chat_model(path)
+        return (loaded[0], encoded_by(encode_chat, loaded[1])) if encode_chat else loaded
+
+    app = fastapi_app("1.3", create_app(load, chat))
+    return with_page("stage1.html", app, safe_prompts=encode_chat is not None)

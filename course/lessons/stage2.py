@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from starlette.types import ASGIApp
 
 from course.answers import importable, load_all
+from course.lessons.prompts import encoded_by, encoder
 from course.lessons.socket_limit import SocketLimit
 from course.lessons.stage import ByPath, add_health, add_steps, fastapi_app, load_model, with_page
 
@@ -29,6 +30,7 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
         POST /chat          {"result": ...}: 2.1's answer in one piece, to compare; without a limit
         GET  /health        {"status": "ok"}
         GET  /model         what can be seen of the model, and PUT /pace: see `add_steps`
+        GET  /prompts       {"safe": ...}: whether 1.5 has passed, and makes the ids of the prompts
 
     It needs no arguments, so that `uvicorn --factory course.lessons.stage2:build` and the workers
     of exercise 2.5 can call it; COURSE_SOLUTION=1 then stands for `solution=True`. The limit and
@@ -49,7 +51,8 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
         {"2.1": "ModelHandler", "2.3": "create_app", "2.4": "create_app"}, solution=solution
     )
     model, tokenizer = load_model(model)
-    handler = model_handler(model, tokenizer)
+    encode_chat = encoder(solution)
+    handler = model_handler(model, encoded_by(encode_chat, tokenizer))
     limited_app = create_limited_app(
         handler,
         limit=os.environ.get("COURSE_LIMIT", "50/minute"),
@@ -77,7 +80,7 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
             answer.cancel()
             left.cancel()
 
-    return with_page("stage2.html", ByPath({"/ws": socket_app}, app))
+    return with_page("stage2.html", ByPath({"/ws": socket_app}, app), safe_prompts=encode_chat is not None)
 
 
 async def _whole(handler, body):

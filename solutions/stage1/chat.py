@@ -59,6 +59,7 @@ def chat(
         **inputs,
         do_sample=temperature > 0,
         temperature=float(temperature) if temperature > 0 else None,
+        top_k=0 if temperature > 0 else None,  # left out, it is 50
         max_new_tokens=max_new_tokens,
     )
 
@@ -79,6 +80,5 @@ def _without_settings(model, tokenizer):
     model.generation_config = GenerationConfig(
         eos_token_id=model.generation_config.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        top_k=0,  # left out, it is 50
     )
     return model

@@ -149,6 +149,7 @@ def test_the_reference_answers_ni_hao():
     with serve(1, solution=True) as server:
         assert ask(server, "你好").strip()
         assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+        assert httpx.get(f"{server.url}/prompts").json() == {"safe": True}
         page = httpx.get(server.url)
         assert page.headers["content-type"].startswith("text/html")
         assert "<textarea" in page.text
@@ -160,6 +161,7 @@ def test_the_learners_own_parts_are_served(work):
     with serve("1.3") as server:
         assert server.url == f"http://127.0.0.1:{server.port}"
         assert ask(server, "你好") == "你好 to the model, 1 thread"
+        assert httpx.get(f"{server.url}/prompts").json() == {"safe": False}
         assert f"asked for {TINY.absolute()}" in server.logs()
         wait_for(lambda: "POST /chat" in server.logs())
         assert server.url in repr(server) and f'href="{server.url}/"' in server._repr_html_()

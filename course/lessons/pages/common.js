@@ -35,6 +35,15 @@ const WORDS = {
   again: ["Try again", "再试一次"],
   edit: ["Edit the message", "修改消息"],
 
+  promptsSafe: [
+    "A control token that you type is only text here: exercise 1.5 makes the prompts' ids.",
+    "你输入的控制 token 在这里只是文本：提示词的 id 由练习 1.5 生成。",
+  ],
+  promptsPlain: [
+    "A control token that you type counts as one here, until exercise 1.5 has passed.",
+    "在通过练习 1.5 之前，你输入的控制 token 会被当作真的。",
+  ],
+
   stage1: ["Stage 1: one endpoint", "第 1 阶段：一个端点"],
   lead1: [
     "What you type goes to your own server as POST /chat. Its answer appears here.",
@@ -236,6 +245,16 @@ async function look() {
     setStatus("down");
   }
 }
+
+// who makes the ids of the prompts, where the page has a place for it
+async function sayPrompts() {
+  try {
+    const { safe } = await (await fetch("prompts", { cache: "no-store" })).json();
+    put($("prompts"), safe ? "promptsSafe" : "promptsPlain");
+  } catch { /* the status says that no server is there */ }
+}
+
+if ($("prompts")) sayPrompts();
 
 // What the model does: the count of its steps, and its pace. The pace is the server's, for all who ask it:
 // so it is slow only while this page is being answered.
