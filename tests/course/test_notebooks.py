@@ -50,6 +50,7 @@ SHOWS = {
     "stage1_one_endpoint": {
         "typo": "Repo id must be in the form",
         "dtype": "torch.float16",
+        "missing": "missing: {'lm_head.weight'}",
         "chat-is-gone": "no attribute 'chat'",
         "sampling": '"do_sample": true',
         "temperature-zero": "ValueError",
@@ -59,6 +60,7 @@ SHOWS = {
         "in-a-thread": "{'status': 'ok'}",
         "under-main": "500 Internal Server Error\nNameError: name 'model' is not defined",
         "blocked": "longest wait for /health",
+        "threads": "8 thread(s): the users wait ",
         "plain-httpx": "busy  no error: 503",
         "injection": "3 turns",
         "look-1-2": "assistant  Your name is Alice.",
