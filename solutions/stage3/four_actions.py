@@ -67,9 +67,9 @@ async def process(handler, request_body):
 
     The event loop never waits for a `def` action, however long that takes: it works in a thread.
     An `async def` action runs on the loop. All of them, also those in threads, see the context
-    variables that were set before `process` was called. Any number may be at work at once: 64 all
-    finish, also where the loop's default thread pool has 6 threads, whatever that pool is doing,
-    and in whatever order 64 streams are read.
+    variables that were set before `process` was called, where the task that called it also reads
+    the stream. 64 at once all finish, also where the loop's default thread pool has 6 threads, and
+    in whatever order 64 streams are read.
 
     What `run` gives decides what comes back, whether `run` is a `def`, an `async def` or has a
     `yield` in it: a generator, or anything with `__aiter__`, is a stream. All else is a result,
@@ -83,7 +83,7 @@ async def process(handler, request_body):
         For a result: what `post_process` returns. For a stream: an async iterator with `__anext__`
         and `aclose`. It gives each piece, in order, as `post_process` returns it, as soon as it is
         there. `run` is asked for a piece only when the reader asks for one, and the event loop
-        never waits for a `def` generator either.
+        never waits for a step of a `def` generator either, whichever way `run` gave it.
 
     Raises:
         Whatever an action raises, with its type and message, at once. An error of a stream is
@@ -96,14 +96,17 @@ async def process(handler, request_body):
     waits for one, which may hit it once or, as in the scopes of anyio under Starlette, again and
     again. Then, and also when `post_process` fails, `run` makes no further step, and what it gave is
     closed by `aclose`, or by `close` if it has no `aclose`; of an object with `__aiter__` the
-    iterator is closed, too. So a `finally` in a generator runs: in a `def` generator as soon as the
-    step in progress has ended. `aclose()` returns when that is done; a cancelled reader does not wait
-    for a `def` generator. Afterwards the stream is at its end, and another `aclose()` does
-    nothing.
+    iterator is closed, too. So a `finally` in a generator runs: in a `def` generator after the step in
+    progress. `aclose()` returns when that is done; a cancelled reader does not wait for a `def`
+    generator, nor for its `finally`. Afterwards the stream is at its end, and another `aclose()`
+    does nothing.
 
-    Left to you: whether a stream is closed at its natural end, too; whether an error waits for the
-    closing; and what becomes of an `await` in the `finally` of an `async def` generator whose reader
-    is cancelled again and again.
+    Left to you: whether a stream is closed at its natural end, or before its first piece, too;
+    whether an error waits for the closing, and what an error in the closing does; for the `finally`
+    of a `def` generator its thread, the context variables it sees, and whether it waits for a `def`
+    `post_process` in progress; what becomes of an `await` in the `finally` of an `async def` generator
+    whose reader is cancelled again and again; and what becomes of a StopIteration,
+    StopAsyncIteration, CancelledError, SystemExit or KeyboardInterrupt that an action raises.
     """
     processed_input = await _act(handler.pre_process, request_body)
     inference_result = await _act(handler.run, processed_input)

@@ -634,10 +634,19 @@ async def steps_that_nobody_asked_for(stage, kind):
 
 
 @on_a_loop
-async def held_step(stage):
-    """Holds a def generator in its second step; whether the loop turned meanwhile."""
+async def held_step(stage, way):
+    """Holds a def generator that run gives in that way in its second step; whether the loop turned meanwhile."""
     work = Work(stage, "def generator", hold=2)
-    task = asyncio.ensure_future(stage.ask_and_read(handler_of(stage, work), most=2))
+
+    def generator_function(self, processed_input):
+        yield from work.give()
+
+    handler = handler_of(stage, work)
+    if way == "def run with yield":
+        type(handler).run = generator_function
+    elif way == "async def run that returns a generator":
+        type(handler).run = as_async(type(handler).run)
+    task = asyncio.ensure_future(stage.ask_and_read(handler, most=2))
     await stage.until(lambda: work.held.entered or task.done())
     await stage.a_while()
     work.held.go.set()
@@ -872,10 +881,8 @@ async def leave_a_held_finally(stage, scope):
     return {"gone": gone, "end": leaver.end, "closed": work.closed}
 
 
-@on_a_loop
-async def leave_in_post_process(stage, kind, asynchronous, scope):
-    """Cancels a reader while post_process works on the second piece."""
-    held, work = Held(stage), Work(stage, kind)
+def held_at_two(held, asynchronous):
+    """A post_process that is at work on the second piece until it is let go, or cancelled."""
 
     def hold(self, inference_result):
         if inference_result == 2:
@@ -888,7 +895,30 @@ async def leave_in_post_process(stage, kind, asynchronous, scope):
             await asyncio.Event().wait()
         return inference_result
 
-    stream = await stage.begun(work, 1, wait if asynchronous else hold)
+    return wait if asynchronous else hold
+
+
+@on_a_loop
+async def leave_in_post_process_before_a_held_finally(stage, asynchronous, scope):
+    """Cancels a reader of a def generator while post_process works on the second piece; its finally is then
+    held; whether the reader was gone."""
+    held, work = Held(stage), Work(stage, "def generator", held_finally=True)
+    stream = await stage.begun(work, 1, held_at_two(held, asynchronous))
+    leaver = Leaver(stage, stream.__anext__(), scope)
+    await stage.until(lambda: held.entered or leaver.task.done())
+    leaver.leave()
+    held.go.set()
+    gone = await stage.until(leaver.task.done)
+    work.finally_held.go.set()
+    await stage.until(lambda: work.closed, stage.soon_s / 3)
+    return {"gone": gone, "end": leaver.end, "on the loop": held.on_the_loop}
+
+
+@on_a_loop
+async def leave_in_post_process(stage, kind, asynchronous, scope):
+    """Cancels a reader while post_process works on the second piece."""
+    held, work = Held(stage), Work(stage, kind)
+    stream = await stage.begun(work, 1, held_at_two(held, asynchronous))
     leaver = Leaver(stage, stream.__anext__(), scope)
     await stage.until(lambda: held.entered or leaver.task.done())
     leaver.leave()
@@ -1283,14 +1313,18 @@ def test_run_is_asked_for_a_piece_only_when_the_reader_asks(shared_room):
 
 
 def test_a_def_generator_never_keeps_the_loop_waiting(shared_room):
-    told = play(shared_room, held_step)
-    require(
-        not told["on the loop"],
-        "a def generator runs on the event loop: while it makes a piece, nobody else is served",
-        sent="def run with yield, whose second piece takes long",
-        expected="each `next` runs in a thread, and the reader awaits it",
-        got="it ran in the event loop's own thread",
-    )
+    for way in ("def run with yield", "def run that returns a generator", "async def run that returns a generator"):
+        told = play(shared_room, held_step, way=way)
+        mistake = "a def generator runs on the event loop: while it makes a piece, nobody else is served"
+        if way.startswith("async"):
+            mistake = "a def generator that an `async def run` returned runs on the event loop: each step stops all"
+        require(
+            not told["on the loop"],
+            mistake,
+            sent=f"{way}, whose second piece takes long",
+            expected="each `next` runs in a thread, and the reader awaits it",
+            got="it ran in the event loop's own thread",
+        )
 
 
 def test_a_stream_is_read_in_scopes_and_tasks(shared_room):
@@ -1495,6 +1529,16 @@ def test_a_cancelled_reader_leaves_a_def_generator_at_once(shared_room):
             mistake = "a cancelled reader is not let go: it waits for the generator's finally"
             raise shared_room.hung(mistake, sent=sent, expected="it is let go at once")
         require_gone(shared_room, told, sent)
+    for asynchronous, scope in ((False, False), (True, False), (True, True)):
+        arguments = {"asynchronous": asynchronous, "scope": scope}
+        told = play(shared_room, leave_in_post_process_before_a_held_finally, **arguments)
+        if told is None or told["on the loop"]:
+            continue
+        way = "async def" if asynchronous else "def"
+        sent = f"a def generator whose finally takes its time; {way} post_process is at work, and {by(scope)}"
+        if not told["gone"]:
+            mistake = "a reader cancelled while post_process works is not let go: it waits for the generator's finally"
+            raise shared_room.hung(mistake, sent=sent, expected="it is let go at once")
 
 
 def test_a_cancelled_reader_closes_a_def_generator(shared_room):
