@@ -67,7 +67,7 @@ async def process(handler, request_body):
 
     The event loop never waits for a `def` action, however long that takes: it works in a thread.
     An `async def` action runs on the loop. All of them, also those in threads, see the context
-    variables that were set before `process` was called, where the task that called it also reads
+    variables that were set before `process` was called, if the task that called it also reads
     the stream. 64 at once all finish, also where the loop's default thread pool has 6 threads, and
     in whatever order 64 streams are read.
 

@@ -1317,7 +1317,7 @@ def test_a_def_generator_never_keeps_the_loop_waiting(shared_room):
         told = play(shared_room, held_step, way=way)
         mistake = "a def generator runs on the event loop: while it makes a piece, nobody else is served"
         if way.startswith("async"):
-            mistake = "a def generator that an `async def run` returned runs on the event loop: nobody else is served meanwhile"
+            mistake = "a def generator that an `async def run` returned runs on the event loop: nobody else is served"
         require(
             not told["on the loop"],
             mistake,
