@@ -42,7 +42,8 @@ def setup_logging(folder, *, load=system_load):
 
     From now on each record of level INFO or above, of any logger that propagates, is a line in
     `web_service.log` when the logging call returns. Each of level WARNING or above is also one in
-    `web_service.log.wf`. A line looks as FORMAT says:
+    `web_service.log.wf`. (A record whose arguments do not fit its message, such as `info("%d", "x")`, may
+    have no line: `logging` cannot make its message.) A line looks as FORMAT says:
 
         [2024-02-07 16:17:06,436] [pid:80550] [level:INFO] [logid:17072938] [CPU: 31.8] [Memory: 93.2] [GPU: 0] message
 
@@ -53,21 +54,25 @@ def setup_logging(folder, *, load=system_load):
     written as `repr` writes it (`\\n`, `\\r`, `\\x0b`, `\\u2028` ...), and so is half a surrogate, which
     UTF-8 cannot hold. Backslashes stay as they are. A traceback follows its message in the same line.
 
-    logid: the request's (see RequestLog), `default` outside of one.
+    logid: the request's (see RequestLog), `default` outside of one. A caller cannot write this field or
+    the next three with `extra=`: its line has the true ones, or the call raises a KeyError.
 
     CPU, Memory, GPU: what `load` returned last, as `str` shows it; before its first result 0.0, 0.0
     and 0. A thread in the background calls it soon after `setup_logging` and then again every one to
-    two seconds. A logging call never waits for it. If it raises, the last figures stay, and it is
-    called again all the same. None of this keeps the process from ending.
+    two seconds. A logging call never waits for it. If it raises an Exception, the last figures stay, and
+    it is called again all the same. None of this keeps the process from ending.
 
     A second call with another folder moves the log there: nothing more is written into the old one.
     From then on the new `load` alone is called, within two seconds; until its first result earlier
-    figures or zeros may stand. A second call with the same directory, however it is spelled, changes
-    nothing, and its `load` is not called. Lines never double. Other handlers of the root logger stay,
-    and lines go on after `uvicorn` has configured its own logging.
+    figures or zeros may stand. (Of an old `load` that has not returned at the move nothing is graded: it
+    may hold up the new one, or its figures may come late.) A second call with the same directory, however
+    it is spelled, changes nothing, and its `load` is not called. No second call makes lines double. (What
+    happens where this module runs again in one process, as a notebook's cell may, is not graded.) Other
+    handlers of the root logger stay, and lines go on after `uvicorn` has configured its own logging.
 
     Args:
-        folder: a path, as text or as a Path. A relative one is read once, at the call.
+        folder: a path, as text or as a Path. A relative one is read once, at the call; after `os.chdir`
+            the same text is another folder.
         load: a function without arguments; it returns three percentages (cpu, memory, gpu).
 
     Example:
@@ -90,8 +95,9 @@ class RequestLog:
     """ASGI middleware that gives each HTTP request and each WebSocket connection a logid.
 
     It is the request's own header `X-Log-Id` if that is 1 to 64 of `A-Z a-z 0-9 _ -`; otherwise a new
-    one of such characters, different for each. An HTTP response carries it as `X-Log-Id` (the answer to
-    a WebSocket's handshake may).
+    one of such characters, different for each, also among processes. An HTTP response carries it as
+    `X-Log-Id` (the answer to a WebSocket's handshake may). What becomes of an `X-Log-Id` that the app sets
+    itself is not graded.
 
     Each line that is logged for the request has it: in `async def` and `def` endpoints, in
     `asyncio.to_thread`, in tasks that the request starts, while the response streams and after its

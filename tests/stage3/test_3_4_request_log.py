@@ -226,6 +226,32 @@ def at_the_call(answer, inside):
     return is_there_at_once(logging_into(answer, inside), mark(inside))
 
 
+def after_error(answer, inside):
+    """A record of level INFO, where the root logger let nothing below ERROR through before."""
+    logging.getLogger().setLevel(logging.ERROR)
+    answer.setup_logging("logs", load=lambda: FIGURES)
+    return say(inside, os.path.abspath("logs"), "", logging.INFO)["log"]
+
+
+def extras(answer, inside):
+    """The line of a record whose caller gives it one of the line's fields, for each of them.
+
+    None where the call refuses that: `logging` raises a KeyError for what a record has already.
+    """
+    folder = logging_into(answer, inside)
+    found = {}
+    for name in ("logid", "cpu", "memory", "gpu"):
+        word = mark(inside)
+        try:
+            logging.getLogger("shop").warning(word, extra={name: "forged"})
+        except KeyError:
+            found[name] = None
+        else:
+            line = find(inside, folder, word)
+            found[name] = line.text if line else NO_LINE
+    return found
+
+
 def one_line(answer, inside):
     """What stands on a line, and what there is to know of it from elsewhere."""
     folder = logging_into(answer, inside)
@@ -289,6 +315,18 @@ def log_an_error(inside, folder, with_exception=True):
     return as_lines({"mark": word, "new": new, "new_wf": new_wf})
 
 
+def stack(answer, inside):
+    """As `as_lines`, for a record that brings the stack of its call."""
+    folder = logging_into(answer, inside)
+    starts = {name: logs.size(folder, name) for name in (LOG, WF)}
+    word = mark(inside)
+    logging.getLogger("shop").warning(f"{word} no bread", stack_info=True)
+    find(inside, folder, word, starts[LOG])
+    find(inside, folder, word, starts[WF], WF)
+    new, new_wf = (logs.raw(folder, name, starts[name]).decode("utf-8", "backslashreplace") for name in (LOG, WF))
+    return as_lines({"mark": word, "new": new, "new_wf": new_wf})
+
+
 def parents(answer, inside):
     """A folder whose parents are not there, and one line."""
     folder = os.path.abspath("made/by/setup_logging")
@@ -340,6 +378,8 @@ def story(answer, inside):
     finally:
         time.time, time.time_ns = real
     seen["files"] = sorted(os.listdir(folder))
+    seen["moved"] = inside.outcome(answer.setup_logging, "logs", load=lambda: FIGURES)
+    seen["same text"] = say(inside, os.path.abspath("logs"), "", logging.WARNING)["log"]
     return seen
 
 
@@ -426,7 +466,7 @@ def over_time(answer, inside):
 def raises_first(answer, inside):
     """`load` raises, then gives figures."""
     heart = Heart()
-    load = Load(heart, OSError("no sensor"), (5.5, 6.5, 7))
+    load = Load(heart, _Own("no sensor"), (5.5, 6.5, 7))
     folder = os.path.abspath("logs")
     answer.setup_logging(folder, load=load)
     seen = {"soon": heart.wait(lambda: load.calls, AGAIN)}
@@ -934,7 +974,7 @@ def writers(background):
 # the tests: lines
 
 
-def test_each_record_is_a_line_when_the_call_returns(shared_room):
+def test_each_record_is_a_line_when_the_call_returns(shared_room, room):
     for said in shared_room.play(records):
         sent = f"a record of level {said['level']}, logger {said['logger']}"
         require(
@@ -958,6 +998,13 @@ def test_each_record_is_a_line_when_the_call_returns(shared_room):
         sent="a warning",
         expected="the line is in the file: nothing is kept in a buffer or a queue",
         got="another thread writes it, later",
+    )
+    require(
+        room.play(after_error) >= 1,
+        "where the root logger's level was above WARNING, records of level INFO are not written",
+        sent="logging.getLogger().setLevel(logging.ERROR), setup_logging, and a record of level INFO",
+        expected="one line",
+        got=NO_LINE,
     )
 
 
@@ -992,6 +1039,20 @@ def test_a_line_looks_as_the_format_says(shared_room):
     for text, whole in seen["wf"]:
         facts["got"] = text
         require(whole and text.endswith(seen["end"]), f"a line of {WF} does not look as FORMAT says", **facts)
+    for name, line in shared_room.play(extras).items():
+        facts = {"sent": f'logger.warning("...", extra={{"{name}": "forged"}})', "got": line}
+        require(
+            line != NO_LINE,
+            "a record whose caller gives an extra field is lost",
+            expected="a line, or a KeyError at the call",
+            **facts,
+        )
+        require(
+            line is None or "forged" not in line,
+            "a caller's extra= writes the line's fields, instead of the request's logid and load's figures",
+            expected=f"the logid is `default`, the figures are {FIGURES}",
+            **facts,
+        )
 
 
 BREAKS = ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
@@ -1053,6 +1114,15 @@ def test_a_traceback_is_in_its_messages_line(shared_room, background):
         )
         end = r"ValueError: a loaf\nis\u2028missing \ud83c"
         require(end in after and r"\n  File " in after, "a traceback is not written as repr would write it", **facts)
+    for found in shared_room.play(stack):
+        count = len(found["new"].splitlines())
+        require(
+            count <= 1 and found["lines"] <= 1,
+            "the stack that a record brings becomes many lines",
+            sent='logger.warning("no bread", stack_info=True)',
+            expected="one line",
+            got=f"{count} lines, at their end {shown(found['new'])[-70:]}",
+        )
 
 
 def test_half_a_surrogate_is_written_as_repr_does(shared_room):
@@ -1185,6 +1255,18 @@ def test_a_relative_folder_is_that_of_the_call(background):
         expected="a line in logs/, where it was at the call",
         got=f"in elsewhere/: {', '.join(seen['files elsewhere']) or 'nothing'}",
     )
+    require(
+        seen["same text"] >= 1 or not (seen["first"]["log"] and has_moved(background)),
+        "a relative folder is compared as text: after os.chdir the same text is another directory",
+        sent='setup_logging("logs"), os.chdir("elsewhere"), setup_logging("logs"), and a warning',
+        expected="a line in elsewhere/logs/",
+        got=seen["moved"].get("said", NO_LINE),
+    )
+
+
+def has_moved(background):
+    """Whether a second call with another folder moves the log."""
+    return any(count for _, count, expected in result(background, moves)["lines"][4:8] if expected)
 
 
 def test_another_folder_moves_the_log(background):
@@ -1365,7 +1447,7 @@ def test_logging_never_waits_for_load(room):
 
 def test_a_load_that_raises_does_no_harm(background):
     seen, later = result(background, raises_first), result(background, over_time)
-    sent = "a load that raises OSError, and then returns (5.5, 6.5, 7)"
+    sent = "a load that raises an Exception of its module's, and then returns (5.5, 6.5, 7)"
     calls = seen["calls"]
     require(seen["line"] is not None, "when load raises, logging ends", sent=sent, expected="a line", got=NO_LINE)
     require(
@@ -1462,6 +1544,8 @@ def test_a_hundred_at_once_do_not_mix(shared_room):
 
 
 VALID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+MANY = 1000
+"""Requests: of 65,536 logids, drawn by lot, two are then the same; of four billion hardly ever."""
 
 
 def test_a_response_carries_its_logid(shared_room):
@@ -1586,8 +1670,16 @@ def test_new_logids_are_different_for_each(shared_room, room):
         require(bad is None, "a new logid is not 1 to 64 of A-Z a-z 0-9 _ -", sent=sent, got=bad)
         again = next((each for each in ids if ids.count(each) > 1), None)
         require(again is None, "two requests get one logid", sent=sent, expected="a different one for each", got=again)
-    other = {each for ids in room.play(ids_of, given=[None] * 60) for each in ids}
-    both = sorted(other & {each for ids in found["after"] for each in ids})
+    many = [each for ids in room.play(ids_of, given=[None] * MANY) for each in ids]
+    again = len(many) - len(set(many))
+    require(
+        not again,
+        "two requests get one logid: too few are possible",
+        sent=f"{MANY} requests, one after the other",
+        expected="a different one for each",
+        got=f"{again} that had been given before, such as {many[0]}" if again else None,
+    )
+    both = sorted(set(many) & {each for ids in found["after"] for each in ids})
     require(
         not both,
         "two processes give their requests the same logids",
