@@ -32,13 +32,14 @@ class HandlerFactory:
             config_class: a subclass of `ConfigHandler`.
             handler_class: a subclass of `RequestHandler`.
             request_context: a pydantic model of the request's body, or None: then any JSON will do.
-            response_context: a pydantic model of the answer, or None; see `respond`.
+            response_context: a pydantic model of the answer, or None; see `respond`. What comes of
+                a context that is not a model is left to you.
 
         Raises:
             ValueError: the path does not begin with "/", or is registered already. The message
                 contains it.
-            TypeError: a class is not a subclass of what it has to be. The message contains its name,
-                or the `repr` of what is not a class.
+            TypeError: `config_class` or `handler_class` is not a subclass of what it has to be. The
+                message contains its name, or the `repr` of what is not a class.
 
         What was refused leaves nothing behind.
         """
@@ -62,15 +63,17 @@ def create_app() -> FastAPI:
 
     When the app starts, each config class is made and initialised once, however many paths name it,
     in the order of registration, before any request is answered. Two classes of one name are two.
-    If one fails, so does the start-up, and those initialised before are closed. At shutdown each is
+    If one fails, in `__init__` or in `initialize`, so does the start-up, and those initialised
+    before are closed; whether the failed one is closed too is left to you. At shutdown each is
     closed once, in reverse order, even if another one's `close` raises. `initialize` and `close`
-    may be `def` or `async def`.
+    may be `def` or `async def`. An app is started once.
 
     `POST path` makes a handler for this request alone, `handler_class(config)`, and answers as
     `respond` of exercise 3.2 does. With `request_context` a body that does not fit is a 422 that
     calls no action, and `pre_process` gets an instance of the model; without it `pre_process` gets
     the JSON value, and a body that is not JSON, or no body, is a 422 (or a 400, if it is not even
-    text). The OpenAPI document shows both models: as the request's body, and as the 200 answer's.
+    text). What comes of `null`, or of a `Content-Type` that is not JSON's, is left to you. The
+    OpenAPI document shows both models: as the request's body, and as the 200 answer's.
 
     Raises:
         ValueError: nothing has been registered.
@@ -101,7 +104,8 @@ def create_app() -> FastAPI:
 def start_app(*, host="127.0.0.1", port=8000) -> FastAPI:
     """Make the app, serve it until Ctrl-C, and return it.
 
-    All configs are closed then. SIGTERM closes them, too; it may end the process.
+    All configs are closed then. SIGTERM closes them, too; it may end the process. How long answers
+    that are still streaming delay either is left to you.
 
     Args:
         host, port: where to listen.

@@ -39,34 +39,37 @@ async def respond(handler, request_body, request: Request, response_context=None
     A result is a 200 with JSON, encoded as FastAPI encodes: pydantic models, dataclasses, dicts,
     lists, text, numbers, None. A `Response` goes out as it is. A stream is a 200
     `text/event-stream` with `Cache-Control: no-cache`: each piece is one event, as `encode_event`
-    makes it, sent as soon as it is there. At the stream's end the response ends; a stream without
-    any pieces is a 200 without any events.
+    makes it, sent as soon as it is there, the first one too. At the stream's end the response ends;
+    a stream without any pieces is a 200 without any events.
 
     Args:
         handler: a `RequestHandler` of exercise 3.1.
         request_body: what its `pre_process` is called with.
         request: the request, whose body has been read.
-        response_context: a pydantic model, or None. A result that is not a `Response`, a dict or an
-            instance of the model or of a subclass, is validated and serialised by the model, by
-            alias, so that what it does not know does not go out. One that does not fit is the
-            server's own mistake: a 500. It does not concern streams.
+        response_context: a pydantic model, or None. A result (a dict, or an instance of the model or
+            of a subclass; not a `Response`) is validated and serialised by the model, by alias: what
+            the model does not know does not go out, at any depth; a field that is None does. A
+            result that does not fit is the server's own mistake: a 500. Whether an instance is
+            validated again is left to you. Streams are not concerned.
 
     Raises:
-        HTTPException: an action raised one, before the first piece: it decides the status and the
-            `detail`. Returning a response with these is as good. Nothing else is raised.
+        HTTPException: an action raised one (`fastapi.HTTPException`), before the first piece: it
+            decides the status and the `detail`. Returning a response with these is as good. No other
+            `Exception` is raised.
 
-    Any other error, also a result or a first piece that cannot be encoded, is a 500 with a plain,
-    non-empty body, text or JSON, which has nothing of the error's type, message, files or lines. A
-    logger gets the traceback, at level ERROR.
+    Any other `Exception`, also that of a result or a first piece that cannot be encoded, is a 500
+    with a plain, non-empty body, text or JSON, which has nothing of the error's type, message, files
+    or lines. A logger gets the traceback, at level ERROR. What comes of NaN is left to you.
 
-    After the first piece the status is out. Then an error of any kind, `HTTPException` included, is
+    After the first piece the status is out. Then any `Exception`, `HTTPException` included, is
     logged in the same way and sent as `event: error`, `data: {"error": {"message": "..."}}`, with a
     plain message as in the 500, and the response ends.
 
     When the client leaves, the work stops within a second, streaming or not, also before the first
     piece: an `async def` action is cancelled, the generator of `run` is closed, and a `def` action
     that has begun ends by itself while nobody waits for it. Then any `Response` is returned. No
-    logger gets a traceback because a client left, and the next request works.
+    logger gets a traceback because a client left (unless an action turns its cancellation into
+    another error), and the next request works.
     """
     work = asyncio.create_task(_answer(handler, request_body, response_context))
     left = asyncio.create_task(_left(request))

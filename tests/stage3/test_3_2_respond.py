@@ -35,7 +35,7 @@ def app(answer, inside):
     from fastapi import FastAPI, HTTPException, Request, Response
 
     note_logs(inside)
-    contexts = {None: None, "Answer": made(inside)["Answer"], "Plain": made(inside)["Plain"]}
+    contexts = {None: None, "Answer": made(inside)["Answer"], "Page": made(inside)["Page"]}
     app = FastAPI()
 
     @app.post("/respond")
@@ -130,6 +130,10 @@ def _make():
     class Longer(Answer):
         secret: str = SECRET
 
+    class Page(BaseModel):
+        answers: list[Answer]
+        next: str | None = None
+
     class Plain(BaseModel):
         text: str
 
@@ -165,6 +169,8 @@ def _make():
         "a dict that lacks a field": {"count": 2},
         "a dict with a wrong type": {"answerText": "hi", "count": "many"},
         "another type": [1, 2],
+        "a dict with a subclass in it": {"answers": [Longer(answerText="hi", count=5)]},
+        "an instance with a subclass in it": Page(answers=[Longer(answerText="hi", count=6)]),
     }
     pieces = {
         "a model": Plain(text="hi"),
@@ -275,7 +281,7 @@ def _make():
         async def aclose(self):
             self.handler.note["closed"].append("finally")
 
-    return {"handlers": {"def": Handler, "async def": AsyncHandler}, "Answer": Answer, "Plain": Plain}
+    return {"handlers": {"def": Handler, "async def": AsyncHandler}, "Answer": Answer, "Page": Page}
 
 
 # what the tests share
@@ -475,14 +481,19 @@ def test_response_context_shapes_the_result(shared_room):
         "a dict with more": {"answerText": "hi", "count": 2},
         "an instance": {"answerText": "hi", "count": 3},
         "an instance of a subclass": {"answerText": "hi", "count": 4},
+        "a dict with a subclass in it": {"answers": [{"answerText": "hi", "count": 5}], "next": None},
+        "an instance with a subclass in it": {"answers": [{"answerText": "hi", "count": 6}], "next": None},
     }
     for name, data in expected.items():
-        reply = service(shared_room).ask(result=name, context="Answer")
-        facts = {"sent": as_sent({"result": name, "context": "Answer"}), "expected": data}
+        context = "Page" if "answers" in data else "Answer"
+        reply = service(shared_room).ask(result=name, context=context)
+        facts = {"sent": as_sent({"result": name, "context": context}), "expected": data}
         require(reply.status == 200, f"{name} does not fit response_context", **facts, got=str(reply))
         mistake = "a result is not what response_context makes of it"
-        if isinstance(reply.data, dict) and "secret" in reply.data:
+        if "secret" in reply.text:
             mistake = "a field that response_context does not know goes out"
+        elif isinstance(reply.data, dict) and "next" in data and "next" not in reply.data:
+            mistake = "a field that is None is left out: response_context has it"
         elif isinstance(reply.data, dict) and "text" in reply.data:
             mistake = "response_context serialises by its fields' names: by alias is asked for"
         require(reply.data == data, mistake, **facts, got=reply.text)
@@ -570,19 +581,26 @@ def test_a_stream_without_pieces_is_a_200(shared_room):
         kind = reply.headers.get("content-type", "").split(";")[0]
         require(reply.status == 200 and kind == "text/event-stream", mistake, **facts, got=str(reply))
         require(not stream.events, mistake, **facts, got=reply.text)
+        mistake = "a stream without pieces lacks `Cache-Control: no-cache`"
+        cached = reply.headers.get("cache-control", "no such header")
+        require("no-cache" in cached, mistake, sent=facts["sent"], got=cached)
 
 
 def test_each_piece_is_sent_as_soon_as_it_is_there(shared_room):
-    for kind in STREAMS:
-        stream = service(shared_room).stream(kind=kind, hold=3)
-        came = stream.wait(functools.partial(has_come, stream, "two"), 0.25 * shared_room.limit_s)
+    held = {
+        3: ("two", "pieces wait for later ones", "held before its third piece", "one and two come out"),
+        2: ("one", "the first piece waits for the second", "held before its second piece", "one comes out"),
+    }
+    for kind, (hold, (last, mistake, where, expected)) in itertools.product(STREAMS, held.items()):
+        stream = service(shared_room).stream(kind=kind, hold=hold)
+        came = stream.wait(functools.partial(has_come, stream, last), 0.25 * shared_room.limit_s)
         got = stream.text or "nothing"
         shared_room.set(stream.id)
         if not came:
             raise shared_room.hung(
-                "pieces wait for later ones: each is to be sent as soon as it is there",
-                sent=f"{kind}, held before its third piece",
-                expected="one and two come out",
+                f"{mistake}: each is to be sent as soon as it is there",
+                sent=f"{kind}, {where}",
+                expected=expected,
                 got=got,
             )
 

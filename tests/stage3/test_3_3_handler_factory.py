@@ -21,13 +21,14 @@ import psutil
 
 from course.grading.kit.http import Http
 from course.grading.kit.processes import Program, free_port, runs, start_python
-from course.grading.kit.sse import Stream
+from course.grading.kit.sse import Stream, has_address
 from course.grading.mistakes import fail, require
 from course.manifest import ROOT
 
 START_LIMIT_S = 60.0
 SERVICE = Path(__file__).parent / "services" / "service.py"
-
+HOST = "127.0.0.2" if has_address("127.0.0.2") else "0.0.0.0"
+"""Where start_app is to listen: somewhere else than by default."""
 
 NUMBERS = itertools.count()
 
@@ -58,7 +59,7 @@ def config_class(events, name="Config", way="def", failing=()):
             raise ValueError(f"{name} cannot be {what}")
 
     def made(self):
-        events.append(f"{name} made")
+        done(self, "made")
         self.label = name
 
     def initialize(self):
@@ -252,17 +253,21 @@ async def two_of_one_name(answer, inside):
 
 
 async def two_apps(answer, inside):
-    """Starts two apps and stops the first."""
+    """Starts two apps, stops the first, and asks the second."""
     events = fresh(answer, inside)
-    apps = []
+    apps, path = [], new("/ask")
     for name in ("First", "Second"):
-        answer.HandlerFactory.register_handler(new("/ask"), config_class(events, name), handler_class(events))
+        answer.HandlerFactory.register_handler(path, config_class(events, name), handler_class(events))
         apps.append(Lifespan(answer.create_app()))
     for app in apps:
         await app.start()
     started = list(events)
     await apps[0].stop()
-    return {"started": started, "stopped": events[len(started) :]}
+    stopped = events[len(started) :]
+    transport = httpx.ASGITransport(apps[1].app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+        reply = await client.post(path, json={"text": "hi"})
+    return {"started": started, "stopped": stopped, "second": f"{reply.status_code} {reply.text}"}
 
 
 def contexts():
@@ -533,6 +538,13 @@ def test_two_apps_share_nothing(shared_room):
         expected="First closed",
         got=", ".join(found["stopped"]) or "nothing",
     )
+    require(
+        found["second"].startswith("200") and "Second" in found["second"],
+        "two apps share their configs: when one has stopped, the other has lost its own",
+        sent="two apps started, the first stopped, POST to the second",
+        expected="its handler gets the config of the second app",
+        got=found["second"],
+    )
 
 
 def test_configs_are_closed_in_reverse_order(shared_room):
@@ -565,27 +577,30 @@ def test_an_error_in_one_close_keeps_no_other_open(shared_room):
 
 
 def test_a_failing_initialize_fails_the_start_up(shared_room):
-    for ways in (("def",) * 3, ("async def",) * 3):
-        found = shared_room.play(start_and_stop, ways=ways, failing=["B", "initialized"])
-        sent = f"{ways[1]} initialize of B raises"
+    for way, what in (("def", "initialized"), ("async def", "initialized"), ("def", "made")):
+        found = shared_room.play(start_and_stop, ways=(way,) * 3, failing=["B", what])
+        sent = f"{way} initialize of B raises" if what == "initialized" else "the __init__ of B raises"
         require(
             found["started"] == "failed",
-            "a config fails to initialise, and the app starts nevertheless",
+            "a config fails when the app starts, and the app starts nevertheless",
             sent=sent,
             expected="the start-up fails",
             got=found["started"],
         )
         closed = [event for event in found["at start"] if event.endswith("closed")]
-        _, failed, later = ", ".join(found["at start"]).partition("B initialized")
+        _, failed, later = ", ".join(found["at start"]).partition(f"B {what}")
         require(
             bool(failed) and "initialized" not in later,
             "after one config has failed the next is initialised",
             sent=sent,
             got=", ".join(found["at start"]),
         )
+        mistake = "when the start-up fails, the configs initialised before are not closed"
+        if what == "made":
+            mistake = "when a config's __init__ fails, the configs initialised before are not closed"
         require(
             closed.count("A closed") == 1 or "A initialized" not in found["at start"],
-            "when the start-up fails, the configs initialised before are not closed",
+            mistake,
             sent=sent,
             expected="A closed",
             got=", ".join(closed) or "nothing is closed",
@@ -609,24 +624,28 @@ def test_each_request_has_a_handler_of_its_own(shared_room):
 
 def test_each_path_is_answered_by_its_own_handler(shared_room):
     for name in ("first", "second"):
-        reply = served(shared_room).post(f"/{name}", json={})
+        reply = served(shared_room).post(f"/{name}", json={"text": "hi"})
+        mistake = "a request that its handler can answer is not a 200"
+        facts = {"sent": f"POST /{name}", "expected": f'200 "{name}"'}
+        require(reply.status == 200, mistake, **facts, **served(shared_room).facts(reply))
         require(
             reply.data == name,
             "a path is answered by another path's handler: in a loop, every endpoint sees the last values",
-            sent=f"POST /{name}",
-            expected=f'"{name}"',
+            **facts,
             **served(shared_room).facts(reply),
         )
 
 
 def test_the_handler_gets_its_config(shared_room):
-    reply = served(shared_room).post("/json", json={})
+    reply = served(shared_room).post("/json", json={"text": "hi"})
+    facts = served(shared_room).facts(reply)
+    require(reply.status == 200, "a request that its handler can answer is not a 200", sent="POST /json", **facts)
     ready = isinstance(reply.data, dict) and reply.data.get("ready")
     require(
         ready is True,
         "a handler does not get the config that was initialised",
         expected="self.config is the one that was initialised at the start",
-        **served(shared_room).facts(reply),
+        **facts,
     )
 
 
@@ -764,7 +783,7 @@ class Service(Program):
         self.port = free_port()
         self.notes_file = f"notes of {self.port}"
         environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-        arguments = [str(SERVICE), str(room.answer_file), self.notes_file, str(self.port)]
+        arguments = [str(SERVICE), str(room.answer_file), self.notes_file, HOST, str(self.port)]
         super().__init__(room, arguments, environment, start_python)
 
     def notes(self):
@@ -807,9 +826,9 @@ def test_start_app_serves_until_ctrl_c(shared_room):
     mistake = "start_app returns at once: it serves until Ctrl-C"
     require(not any("returned" in note for note in service.notes()), mistake, got=", ".join(service.notes()))
     address = next((address for address, port in service.listening() if port == service.port), "no address")
-    mistake = "start_app listens on another address than its host, 127.0.0.1"
-    require(address == "127.0.0.1", mistake, got=address)
-    reply = Http(shared_room, f"http://127.0.0.1:{service.port}").post("/ask", json={"text": "hi"})
+    mistake = "start_app listens on another address than its host"
+    require(address == HOST, mistake, sent=f'start_app(host="{HOST}", port=...)', expected=HOST, got=address)
+    reply = Http(shared_room, f"http://{HOST}:{service.port}").post("/ask", json={"text": "hi"})
     mistake = "start_app does not serve what was registered"
     holds = reply.data == {"got": {"text": "hi"}}
     require(holds, mistake, sent="POST /ask", expected="its answer", got=str(reply))
@@ -821,7 +840,7 @@ def test_start_app_serves_until_ctrl_c(shared_room):
     require(
         notes[:3] == ["initialized", "closed", "returned FastAPI"],
         "start_app does not return the app after Ctrl-C",
-        sent="app = start_app(port=...), then SIGINT",
+        sent="app = start_app(host=..., port=...), then SIGINT",
         expected="it returns a FastAPI app",
         got=", ".join(notes),
     )

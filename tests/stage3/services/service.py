@@ -1,4 +1,4 @@
-"""A service as a program: python service.py ANSWER NOTES PORT. It notes what happens, a line each.
+"""A service as a program: python service.py ANSWER NOTES HOST PORT. It notes what happens, a line each.
 
 When start_app returns, it registers and starts a second app.
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from course import answers
 
-_, answer_file, notes_file, port = sys.argv
+_, answer_file, notes_file, host, port = sys.argv
 answers.importable(solution=True)
 answer = answers.module(Path(answer_file), "answer")
 
@@ -37,7 +37,7 @@ class Handler(RequestHandler):
 answer.HandlerFactory.register_handler("/ask", Config, Handler)
 
 if __name__ == "__main__":
-    app = answer.start_app(port=int(port))
+    app = answer.start_app(host=host, port=int(port))
     note(f"returned {'FastAPI' if isinstance(app, FastAPI) else type(app).__name__}")
     answer.HandlerFactory.register_handler("/ask", Config, Handler)
     answer.start_app(port=int(port))
