@@ -49,7 +49,7 @@ def fresh(answer, inside):
     return events
 
 
-def config_class(events, name="Config", way="def", failing=()):
+def config_class(events, name="Config", way="def", failing=(), base=None):
     """A config class that notes what is done with it; `failing` names the actions that raise."""
     from four_actions import ConfigHandler
 
@@ -80,7 +80,7 @@ def config_class(events, name="Config", way="def", failing=()):
     methods = {"__init__": made, "initialize": initialize, "close": close}
     if way == "async def":
         methods |= {"initialize": async_initialize, "close": async_close}
-    return type(name, (ConfigHandler,), methods)
+    return type(name, (base or ConfigHandler,), methods)
 
 
 def handler_class(events, run=None, name="Handler"):
@@ -200,21 +200,22 @@ async def second_apps(answer, inside):
     }
 
 
-async def start_and_stop(answer, inside, ways=("def", "def", "def"), failing=(), stop=True):
+async def start_and_stop(answer, inside, ways=("def", "def", "def"), failing=(), subclass=False):
     """Starts and stops an app of three config classes on four paths, the first on two of them.
-    `failing` names who fails at what: ["B", "initialized"]."""
+    `failing` names who fails at what: ["B", "initialized"]; `subclass`: C is one of A."""
     events = fresh(answer, inside)
     classes = []
     for name, way in zip("ABC", ways, strict=True):
         fails = [what for who, what in [failing] if who == name] if failing else ()
-        classes.append(config_class(events, name, way, fails))
+        base = classes[0] if subclass and name == "C" else None
+        classes.append(config_class(events, name, way, fails, base))
     for path, kind in zip(map(new, ("/a", "/b", "/again", "/c")), (*classes[:2], classes[0], classes[2]), strict=True):
         answer.HandlerFactory.register_handler(path, kind, handler_class(events))
     lifespan = Lifespan(answer.create_app())
     before = list(events)
     started = await lifespan.start()
     at_start = list(events)
-    stopped = await lifespan.stop() if stop and started == "complete" else None
+    stopped = await lifespan.stop() if started == "complete" else None
     return {
         "before": before,
         "started": started,
@@ -255,8 +256,9 @@ async def two_of_one_name(answer, inside):
 async def two_apps(answer, inside):
     """Starts two apps, stops the first, and asks the second."""
     events = fresh(answer, inside)
-    apps, path = [], new("/ask")
+    apps = []
     for name in ("First", "Second"):
+        path = new("/ask")
         answer.HandlerFactory.register_handler(path, config_class(events, name), handler_class(events))
         apps.append(Lifespan(answer.create_app()))
     for app in apps:
@@ -484,9 +486,12 @@ def test_nothing_registered_is_a_value_error(shared_room):
 
 
 def test_configs_are_initialised_once_each_in_order(shared_room):
-    for ways in (("def", "def", "def"), ("async def", "def", "async def")):
-        found = shared_room.play(start_and_stop, ways=ways)
+    plain = ("def", "def", "def")
+    for ways, subclass in ((plain, False), (("async def", "def", "async def"), False), (plain, True)):
+        found = shared_room.play(start_and_stop, ways=ways, subclass=subclass)
         facts = {"sent": f"A on /a and /again, B on /b, C on /c; initialize is {', '.join(ways)}; the app starts"}
+        if subclass:
+            facts["sent"] += "; C is a subclass of A"
         facts |= {"got": ", ".join(found["at start"]) or "nothing"}
         require(found["started"] == "complete", "the app does not start", **facts)
         initialized = [event for event in found["at start"] if event.endswith("initialized")]
@@ -498,6 +503,8 @@ def test_configs_are_initialised_once_each_in_order(shared_room):
             mistake = "a config class that two paths name is made or initialised twice"
         elif len(initialized) < 3:
             mistake = "an `async def initialize` is not awaited" if "async def" in ways else "a config is left out"
+            if subclass:
+                mistake = "a subclass of a config class gets that one's config: they are two classes"
         holds = initialized == expected and found["at start"].count("A made") == 1
         require(holds, mistake, expected=", ".join(expected), **facts)
 
