@@ -365,6 +365,7 @@ def a_stop_sequence_in_several_tokens_ends_the_answer(drive):
         (ask("一", b"\xe9", b"\xbe", b"\x98", "二", stop=["龘"]), "一"),
         (ask("one", " tok", "en", "!", " two", stop=["oken!"]), "one t"),
         (ask("one ", "ST", CONTROL, "OP", " two", stop=["STOP"]), "one "),
+        (ask("one ", "S", "T", "O", "P", " two", stop=["zero!", "four!", "six!", "STOP"]), "one "),
     ]
     require_cut(drive, cases, "a stop sequence that comes in several tokens does not end the answer")
 

@@ -16,6 +16,9 @@ from course.grading.mistakes import require
 
 LATE = 3000
 """So many tokens an answer has when its `take` is late."""
+UNSEEDED = 750
+"""So many sequences without a seed, twice, draw differently: of 65536 seeds 17 pairs would be alike."""
+FIRST_SEEDS = 20
 TOO_SLOW = 12.0
 """A late take may take so many times as long as an early one: what decodes all again takes 100 times."""
 
@@ -124,6 +127,32 @@ def take_in_threads(answer, inside, asks):
     for thread in threads:
         thread.join()
     return [each.result() for each in taking]
+
+
+def draw_without_a_seed(answer, inside, count):
+    """What sequences draw, three tokens each: "first", the process' first, without a seed; "seeds", with seed 0, 1, ...;
+    "together", that many without a seed, made before the first of them draws; "in_turn", one after another."""
+    import torch
+
+    _, tokenizer = inside.tiny
+    logits = torch.zeros(len(tokenizer))
+    logits[0] = -1e4
+
+    def made(seed=None):
+        return answer.Sequence(tokenizer, [1, 2, 3], limit=9, eos_token_ids=[0], seed=seed)
+
+    def drawn(sequence):
+        tokens = []
+        for _ in range(3):
+            sequence.take(logits)
+            tokens.append(int(sequence.token))
+        return tokens
+
+    first = drawn(made())
+    seeds = [drawn(made(seed)) for seed in range(FIRST_SEEDS)]
+    together = [drawn(each) for each in [made() for _ in range(count)]]
+    in_turn = [drawn(made()) for _ in range(count)]  # each may lie where the one before lay
+    return {"first": first, "seeds": seeds, "together": together, "in_turn": in_turn}
 
 
 def cost_of_takes(answer, inside, text, stop):
@@ -335,8 +364,35 @@ def test_nothing_else_changes_what_a_seed_draws(shared_room):
     cases.nothing_else_changes_what_a_seed_draws(Takes(shared_room))
 
 
-def test_other_seeds_and_none_draw_differently(shared_room):
-    cases.other_seeds_and_none_draw_differently(Takes(shared_room))
+def test_other_seeds_and_none_draw_differently(room):
+    drawn = room.play(draw_without_a_seed, count=UNSEEDED)
+    cases.other_seeds_and_none_draw_differently(Takes(room))
+    for name, how in (("together", "made at once"), ("in_turn", "one after another")):
+        different = len(set(map(tuple, drawn[name])))
+        require(
+            different >= UNSEEDED - 1,
+            "without a seed sequences draw alike: a clock, an address or a counter gives many the same seed",
+            sent=f"{UNSEEDED} sequences without a seed, {how}, three tokens each",
+            expected="all different",
+            got=f"{different} different ones",
+        )
+    both = drawn["together"] + drawn["in_turn"]
+    different = len(set(map(tuple, both)))
+    require(
+        different >= len(both) - 2,
+        "without a seed sequences draw alike: there are too few seeds to draw from",
+        sent=f"{len(both)} sequences without a seed, three tokens each",
+        expected="all different",
+        got=f"{different} different ones",
+    )
+    alike = [seed for seed, tokens in enumerate(drawn["seeds"]) if tokens == drawn["first"]]
+    require(
+        not alike,
+        "without a seed the first sequence draws as one with a small seed: each start of a server draws the same",
+        sent="the first sequence of a process, without a seed",
+        expected="another draw than with a seed that somebody may ask for",
+        got=f"that of seed={alike[0]}" if alike else None,
+    )
 
 
 def test_many_sequences_do_not_disturb_each_other(room):
