@@ -1,7 +1,7 @@
 """3.5: one answer in the making, fed with logits that say what the test wants.
 
 The rules that 3.6 shares are in sequence_cases.py; what is decided here concerns `take` alone.
-Not covered: bytes that are no character in mid-answer.
+Not covered: bytes that are no character, a U+FFFD that the model says; seeds drawn from a global generator.
 """
 
 import random
@@ -130,8 +130,8 @@ def take_in_threads(answer, inside, asks):
 
 
 def draw_without_a_seed(answer, inside, count):
-    """What sequences draw, three tokens each: "first", the process' first, without a seed; "seeds", with seed 0, 1, ...;
-    "together", that many without a seed, made before the first of them draws; "in_turn", one after another."""
+    """What sequences say in four random tokens: "first", the process' first, without a seed; "seeds", with seed 0, 1,
+    ...; "together", that many without a seed, made before the first of them draws; "in_turn", one after another."""
     import torch
 
     _, tokenizer = inside.tiny
@@ -139,14 +139,16 @@ def draw_without_a_seed(answer, inside, count):
     logits[0] = -1e4
 
     def made(seed=None):
-        return answer.Sequence(tokenizer, [1, 2, 3], limit=9, eos_token_ids=[0], seed=seed)
+        return answer.Sequence(tokenizer, [1, 2, 3], limit=4, eos_token_ids=[0], seed=seed)
 
     def drawn(sequence):
-        tokens = []
-        for _ in range(3):
-            sequence.take(logits)
-            tokens.append(int(sequence.token))
-        return tokens
+        text = ""
+        for _ in range(5):  # one that ends too late is another test's concern
+            piece = sequence.take(logits)
+            text += str(getattr(piece, "text", piece))
+            if getattr(piece, "finish_reason", None):
+                break
+        return text
 
     first = drawn(made())
     seeds = [drawn(made(seed)) for seed in range(FIRST_SEEDS)]
@@ -368,24 +370,24 @@ def test_other_seeds_and_none_draw_differently(room):
     drawn = room.play(draw_without_a_seed, count=UNSEEDED)
     cases.other_seeds_and_none_draw_differently(Takes(room))
     for name, how in (("together", "made at once"), ("in_turn", "one after another")):
-        different = len(set(map(tuple, drawn[name])))
+        different = len(set(drawn[name]))
         require(
-            different >= UNSEEDED - 1,
+            different > 0.9 * UNSEEDED,
             "without a seed sequences draw alike: a clock, an address or a counter gives many the same seed",
-            sent=f"{UNSEEDED} sequences without a seed, {how}, three tokens each",
+            sent=f"{UNSEEDED} sequences without a seed, {how}, four tokens each",
             expected="all different",
             got=f"{different} different ones",
         )
     both = drawn["together"] + drawn["in_turn"]
-    different = len(set(map(tuple, both)))
+    different = len(set(both))
     require(
         different >= len(both) - 2,
         "without a seed sequences draw alike: there are too few seeds to draw from",
-        sent=f"{len(both)} sequences without a seed, three tokens each",
+        sent=f"{len(both)} sequences without a seed, four tokens each",
         expected="all different",
         got=f"{different} different ones",
     )
-    alike = [seed for seed, tokens in enumerate(drawn["seeds"]) if tokens == drawn["first"]]
+    alike = [seed for seed, text in enumerate(drawn["seeds"]) if text == drawn["first"]]
     require(
         not alike,
         "without a seed the first sequence draws as one with a small seed: each start of a server draws the same",
