@@ -44,8 +44,8 @@ class Sequence:
     The texts of its pieces, joined, are the answer: no special tokens, no broken character. A
     character that the end cuts is left out, whole ones before it are not. After each `take` all
     text has come out up to and including the last blank (U+0020), newline or Chinese ideograph,
-    except what a stop sequence may still begin with. (The text of a token that ends within a
-    character may wait for the rest of it: of a token of "一 " and the first byte of "龘" all of it.)
+    except what a stop sequence may still begin with. (Where a token ends within a character, its
+    text may wait for the rest: "一 ", too, if the token also has the first byte of "龘".)
     Not promised: bytes that are no character, and a U+FFFD that the model says itself.
 
     Many sequences on one tokenizer do not disturb each other, in threads too. One sequence is used
