@@ -50,7 +50,7 @@ class ChatRequest(BaseModel):
     """The body of POST /v1/chat/completions. Fields that it does not name are ignored, and null is as
     if left out, but for `model` and `messages`."""
 
-    model: str
+    model: Text
     messages: list[Message] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -58,7 +58,7 @@ class ChatRequest(BaseModel):
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     n: Literal[1] | None = None
     stop: Text | list[Text] | None = None
-    seed: int | None = None
+    seed: int | None = Field(None, ge=0, le=2**32 - 1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -121,7 +121,7 @@ def create_app(load, *, model="tiny-qwen"):
     Piece is sent before it. With `stream_options.include_usage` one more chunk stands before [DONE], with
     `"choices": []` and `usage`; in all others `usage` is left out or null.
 
-    Each request has another id. `created` is in whole seconds since 1970.
+    Each request has another id. An answer's `created` is the time in whole seconds since 1970.
 
     What reaches `chat`: messages as dicts of role and content, the content one string (parts are joined
     with nothing between); the options as they were asked for, `stop` as a list. What is left out or null
@@ -130,11 +130,11 @@ def create_app(load, *, model="tiny-qwen"):
     Errors are `{"error": {"message", "type", "param", "code"}}`, all four there, `param` and `code` a
     string or null:
 
-        400  invalid_request_error   anything wrong in the body, also a body that is not JSON, not UTF-8 or
-                                     nested too deep; and a ValueError of `chat` before the first piece,
-                                     code context_length_exceeded
+        400  invalid_request_error   anything wrong in the body, also a body that is not JSON, has bytes that
+                                     are no text or is nested too deep; and a ValueError of `chat` before the
+                                     first piece, code context_length_exceeded
         404  invalid_request_error   another model than this one, code model_not_found
-        500  server_error            the model fails before its first piece, or at any time where the answer
+        500  server_error            `chat` fails at its call or before its first piece, or at any time where the answer
                                      is not streamed (after the first piece with a ValueError, too): a plain
                                      message, nothing of the exception
 
@@ -170,10 +170,10 @@ def create_app(load, *, model="tiny-qwen"):
     @app.exception_handler(RequestValidationError)
     async def say_what_is_wrong(request, error):
         problem = error.errors()[0]
-        is_json = problem["type"] != "json_invalid"
-        param = ".".join(map(str, problem["loc"][1:])) if is_json else ""
+        # the body's field; what follows are pydantic's names, and of what is not JSON a place in the text
+        param = next((name for name in problem["loc"][1:2] if isinstance(name, str)), None)
         message = f"{param or 'the body'}: {problem['msg']}"
-        return openai_error(400, message, type="invalid_request_error", param=param or None)
+        return openai_error(400, message, type="invalid_request_error", param=param)
 
     @app.exception_handler(400)
     async def say_that_it_is_not_json(request, error):

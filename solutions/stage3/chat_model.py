@@ -53,9 +53,9 @@ class ChatModel:
             Whatever the model raises, with its type and message, at once. The next answer works.
 
         The reader may leave at any time: by `aclose()` between two pieces, or by being cancelled
-        while it waits, also while other answers have to be made first. Then the model stops within
-        two steps after the one in progress, without anyone waiting for it, and no other answer is
-        disturbed.
+        while it waits (it gets the CancelledError), also while other answers have to be made first.
+        Then the model stops within two steps after the one in progress, without anyone waiting for
+        it, and no other answer is disturbed.
         """
         loop = asyncio.get_running_loop()
         steps = self._steps(messages, max_tokens, temperature, top_p, seed, stop)

@@ -43,21 +43,25 @@ class Sequence:
 
     The texts of its pieces, joined, are the answer: no special tokens, no broken character. A
     character that the end cuts is left out, whole ones before it are not. After each `take` all
-    text has come out up to and including the last blank, newline or Chinese ideograph, except what
-    a stop sequence may still begin with. (Text may wait for a character that begins in its token.)
+    text has come out up to and including the last blank (U+0020), newline or Chinese ideograph,
+    except what a stop sequence may still begin with. (Where a token ends within a character, its
+    text may wait for the rest: "一 ", too, if the token also has the first byte of "龘".)
+    Not promised: bytes that are no character, and a U+FFFD that the model says itself.
 
     Many sequences on one tokenizer do not disturb each other, in threads too. One sequence is used
     by one thread at a time. A `take` late in a long answer costs about what an early one does.
 
     Attributes:
-        token: the id chosen last, which the model is fed next.
+        token: the id chosen last, which the model is fed next. There is none before the first `take`.
         finished: whether the answer has ended.
 
     Example:
         >>> sequence = Sequence(tokenizer, ids, limit=100, eos_token_ids=[151645], stop=["\\n\\n"])
+        >>> piece = sequence.take(next_logits(ids))
         >>> while not sequence.finished:
-        ...     piece = sequence.take(next_logits(sequence.token))
         ...     print(piece.text, end="")
+        ...     piece = sequence.take(next_logits([sequence.token]))
+        >>> print(piece.text)
     """
 
     def __init__(self, tokenizer, prompt_ids, *, limit, eos_token_ids, temperature=1.0, top_p=1.0, seed=None, stop=()):
@@ -68,7 +72,7 @@ class Sequence:
         eos_token_ids: a list of ids. Each ends the answer and has no text in it.
         temperature, top_p: as `choose` takes them.
         seed: 0 to 2**32 - 1. Equal seeds draw alike, whatever else runs or was seeded; different
-            ones differ, and so do any two sequences without a seed.
+            ones differ, and so do sequences without a seed.
         stop: up to four strings, none empty. As soon as the text has one of them, whatever tokens
             it is cut into, the answer ends with the text before it. Of several that the same token
             completes, the one that begins first counts. Nothing of a stop sequence comes out; what

@@ -1,7 +1,7 @@
 """3.5: one answer in the making, fed with logits that say what the test wants.
 
 The rules that 3.6 shares are in sequence_cases.py; what is decided here concerns `take` alone.
-Not covered: bytes that are no character in mid-answer.
+Not covered: bytes that are no character, a U+FFFD that the model says; seeds drawn from a global generator.
 """
 
 import random
@@ -16,6 +16,8 @@ from course.grading.mistakes import require
 
 LATE = 3000
 """So many tokens an answer has when its `take` is late."""
+UNSEEDED, ROUNDS = 200, 6
+"""So many sequences without a seed draw differently: of 65536 seeds 11 pairs would be alike."""
 TOO_SLOW = 12.0
 """A late take may take so many times as long as an early one: what decodes all again takes 100 times."""
 
@@ -124,6 +126,31 @@ def take_in_threads(answer, inside, asks):
     for thread in threads:
         thread.join()
     return [each.result() for each in taking]
+
+
+def draw_with(answer, inside, seeds, at_once):
+    """What a sequence with each of these seeds says in three random tokens; at once: all are made before one draws."""
+    import torch
+
+    _, tokenizer = inside.tiny
+    logits = torch.zeros(len(tokenizer))
+    logits[0] = -1e4
+
+    def made(seed):
+        return answer.Sequence(tokenizer, [1, 2, 3], limit=3, eos_token_ids=[0], seed=seed)
+
+    def drawn(sequence):
+        text = ""
+        for _ in range(4):  # one that ends too late is another test's concern
+            piece = sequence.take(logits)
+            text += str(getattr(piece, "text", piece))
+            if getattr(piece, "finish_reason", None):
+                break
+        return text
+
+    if at_once:
+        return [drawn(each) for each in [made(seed) for seed in seeds]]
+    return [drawn(made(seed)) for seed in seeds]
 
 
 def cost_of_takes(answer, inside, text, stop):
@@ -335,8 +362,39 @@ def test_nothing_else_changes_what_a_seed_draws(shared_room):
     cases.nothing_else_changes_what_a_seed_draws(Takes(shared_room))
 
 
-def test_other_seeds_and_none_draw_differently(shared_room):
-    cases.other_seeds_and_none_draw_differently(Takes(shared_room))
+def test_other_seeds_and_none_draw_differently(room):
+    first, *seeded = room.play(draw_with, seeds=[None, *range(20)], at_once=False)
+    cases.other_seeds_and_none_draw_differently(Takes(room))
+    every = []
+    for number in range(ROUNDS):
+        # where each is made after the one before is gone, it may lie at the same address
+        at_once = number % 2 == 0
+        drawn = room.play(draw_with, seeds=[None] * UNSEEDED, at_once=at_once)
+        if sum(text == text[: len(text) // 3] * 3 for text in drawn) > UNSEEDED / 2:
+            return  # each token is drawn with the same random number: another test's concern
+        require(
+            len(set(drawn)) > 0.9 * UNSEEDED,
+            "without a seed sequences draw alike: a clock, an address or a counter gives many the same seed",
+            sent=f"{UNSEEDED} sequences without a seed, {'made at once' if at_once else 'one after another'}",
+            expected="all different",
+            got=f"{len(set(drawn))} different ones",
+        )
+        every += drawn
+    require(
+        len(set(every)) >= len(every) - 2,
+        "without a seed sequences draw alike: there are too few seeds to draw from",
+        sent=f"{len(every)} sequences without a seed, three tokens each",
+        expected="all different",
+        got=f"{len(set(every))} different ones",
+    )
+    alike = [seed for seed, text in enumerate(seeded) if text == first]
+    require(
+        not alike,
+        "without a seed the first sequence draws as one with a small seed: each start of a server draws the same",
+        sent="the first sequence of a process, without a seed",
+        expected="another draw than with a seed that somebody may ask for",
+        got=f"that of seed={alike[0]}" if alike else None,
+    )
 
 
 def test_many_sequences_do_not_disturb_each_other(room):

@@ -644,13 +644,15 @@ def broken(room, step, message="the model is broken", error="RuntimeError"):
 
 def test_an_error_in_the_model_reaches_the_reader(shared_room):
     shared_room.probe.say(COUNTING, "Break at")
-    for step, error in ((1, "RuntimeError"), (1, "OverflowError"), (5, "OverflowError")):
+    for step, error in ((1, "RuntimeError"), (1, "OverflowError"), (5, "OverflowError"), (3, "KeyError")):
         talk = talk_in(shared_room)  # a model that has not failed yet
         message = f"broken at step {step}"
         call = question(f"Break at {step} with {error}")
         with broken(shared_room, step, message, error):
             [number] = talk.begin(call)
             reader = talk.finish(number, "the model's error is lost: its reader waits for ever")
+        # a KeyError's text is its argument's repr: who raises it again from its text changes it
+        message = repr(message) if error == "KeyError" else message
         facts = {"sent": as_call(call), "expected": f"{error}: {message}"}
         end = reader["end"]
         if not isinstance(end, dict):
@@ -744,6 +746,14 @@ def test_a_cancelled_reader_stops_the_model(shared_room, talk):
         next_one_comes(talk, f"After step {step}")
         how = f"cancellation while it waited, when the model was at step {step}"
         stopped(talk, number, step, how, left)
+        reader = talk.look(number)
+        require(
+            reader["end"] != "end",
+            "a cancelled reader gets the answer's end: the CancelledError is swallowed",
+            sent=f"{as_call(reader['ask'])}, then {how}",
+            expected="CancelledError",
+            got=shown(reader),
+        )
         if not left:
             break  # leaving waits for the model: another test decides about that
 

@@ -892,6 +892,8 @@ WRONG = [
     ("no message in a stream", {"stream": True, "messages": []}),
 ]
 
+LONG_NUMBER = json.dumps(ask("hi", temperature=0)).replace('"temperature": 0', f'"temperature": {"9" * 5000}').encode()
+"""Python refuses to read so long a number, and not with a JSONDecodeError."""
 DEEP = 20_000
 NO_OBJECTS = [
     ("an empty body", b""),
@@ -927,6 +929,7 @@ def test_a_wrong_field_is_a_400(shared_room):
     url = shared_room.serve(app)
     for what, changes in WRONG:
         require_400(shared_room, url, what, wrong(changes))
+    require_400(shared_room, url, "a `temperature` of 5,000 digits", LONG_NUMBER)
 
 
 def test_a_body_that_is_not_a_json_object_is_a_400(shared_room):
@@ -955,7 +958,7 @@ def test_another_model_is_a_404(shared_room):
 
 def test_what_is_refused_has_openais_form(shared_room):
     url = shared_room.serve(app)
-    for body in [*(wrong(changes) for _, changes in WRONG[::4]), *(body for _, body in NO_OBJECTS[1:5])]:
+    for body in [*(wrong(changes) for _, changes in WRONG), *(body for _, body in NO_OBJECTS[1:5])]:
         reply = reply_to(shared_room, url, body)
         if reply.status >= 400:  # that it is, is another test's concern
             require_error(shared_room, reply, shown(body), 400, "invalid_request_error")
@@ -1044,12 +1047,13 @@ def test_a_model_that_fails_later_is_a_500_where_nothing_was_sent(shared_room):
 
 
 def test_a_500_has_openais_form(shared_room):
-    script = {"answers": {"later": ["one "]}, "fails": {"first": [0, "no GPU"], "later": [1, "no GPU"]}}
-    url = shared_room.serve(app, **script)
-    for content in ("first", "later"):
-        reply = reply_to(shared_room, url, ask(content))
+    fails = {"at its first piece": [0, "no GPU"], "after a piece": [1, "no GPU"]}
+    refuses = {"at the call": ["no GPU", "RuntimeError"]}
+    url = shared_room.serve(app, answers={"after a piece": ["one "]}, fails=fails, refuses=refuses)
+    for when in (*fails, *refuses):
+        reply = reply_to(shared_room, url, ask(when))
         if reply.status == 500:  # that it is, is another test's concern
-            require_error(shared_room, reply, "a model that fails", 500, "server_error")
+            require_error(shared_room, reply, f"`chat` fails {when}", 500, "server_error")
 
 
 def test_a_model_that_fails_in_mid_stream_is_an_error_event(shared_room):
