@@ -591,7 +591,12 @@ def other_seeds_and_none_draw_differently(drive):
     )
     unseeded, seeded = ask(draws=FLAT, limit=8), ask(draws=FLAT, limit=8, seed=5)
     for asks, between in (([unseeded] * 3, ""), ([seeded, unseeded] * 2, ", each after one with seed=5")):
-        answers = [answer.said for answer, each in zip(drive(*asks), asks, strict=True) if each is unseeded]
+        answers = [answer for answer, each in zip(drive(*asks), asks, strict=True) if each is unseeded]
+        if len({tuple(answer.drawn) for answer in answers}) > 1 and all(
+            len(set(answer.drawn)) == 1 for answer in answers
+        ):
+            continue  # each token is drawn with the same random number: another rule's concern
+        answers = [answer.said for answer in answers]
         require(
             len(set(answers)) == len(answers),
             "without a seed two answers are alike: torch.Generator() always begins with the same one",

@@ -16,9 +16,8 @@ from course.grading.mistakes import require
 
 LATE = 3000
 """So many tokens an answer has when its `take` is late."""
-UNSEEDED = 750
-"""So many sequences without a seed, twice, draw differently: of 65536 seeds 17 pairs would be alike."""
-FIRST_SEEDS = 20
+UNSEEDED, ROUNDS = 200, 6
+"""So many sequences without a seed draw differently: of 65536 seeds 11 pairs would be alike."""
 TOO_SLOW = 12.0
 """A late take may take so many times as long as an early one: what decodes all again takes 100 times."""
 
@@ -129,32 +128,29 @@ def take_in_threads(answer, inside, asks):
     return [each.result() for each in taking]
 
 
-def draw_without_a_seed(answer, inside, count):
-    """What sequences say in four random tokens: "first", the process' first, without a seed; "seeds", with seed 0, 1,
-    ...; "together", that many without a seed, made before the first of them draws; "in_turn", one after another."""
+def draw_with(answer, inside, seeds, at_once):
+    """What a sequence with each of these seeds says in three random tokens; at once: all are made before one draws."""
     import torch
 
     _, tokenizer = inside.tiny
     logits = torch.zeros(len(tokenizer))
     logits[0] = -1e4
 
-    def made(seed=None):
-        return answer.Sequence(tokenizer, [1, 2, 3], limit=4, eos_token_ids=[0], seed=seed)
+    def made(seed):
+        return answer.Sequence(tokenizer, [1, 2, 3], limit=3, eos_token_ids=[0], seed=seed)
 
     def drawn(sequence):
         text = ""
-        for _ in range(5):  # one that ends too late is another test's concern
+        for _ in range(4):  # one that ends too late is another test's concern
             piece = sequence.take(logits)
             text += str(getattr(piece, "text", piece))
             if getattr(piece, "finish_reason", None):
                 break
         return text
 
-    first = drawn(made())
-    seeds = [drawn(made(seed)) for seed in range(FIRST_SEEDS)]
-    together = [drawn(each) for each in [made() for _ in range(count)]]
-    in_turn = [drawn(made()) for _ in range(count)]  # each may lie where the one before lay
-    return {"first": first, "seeds": seeds, "together": together, "in_turn": in_turn}
+    if at_once:
+        return [drawn(each) for each in [made(seed) for seed in seeds]]
+    return [drawn(made(seed)) for seed in seeds]
 
 
 def cost_of_takes(answer, inside, text, stop):
@@ -367,29 +363,31 @@ def test_nothing_else_changes_what_a_seed_draws(shared_room):
 
 
 def test_other_seeds_and_none_draw_differently(room):
-    drawn = room.play(draw_without_a_seed, count=UNSEEDED)
+    first, *seeded = room.play(draw_with, seeds=[None, *range(20)], at_once=False)
     cases.other_seeds_and_none_draw_differently(Takes(room))
-    both = drawn["together"] + drawn["in_turn"]
-    if sum(text == text[: len(text) // 4] * 4 for text in both) > len(both) / 2:
-        return  # each token is drawn with the same random number: another test's concern
-    for name, how in (("together", "made at once"), ("in_turn", "one after another")):
-        different = len(set(drawn[name]))
+    every = []
+    for number in range(ROUNDS):
+        # where each is made after the one before is gone, it may lie at the same address
+        at_once = number % 2 == 0
+        drawn = room.play(draw_with, seeds=[None] * UNSEEDED, at_once=at_once)
+        if sum(text == text[: len(text) // 3] * 3 for text in drawn) > UNSEEDED / 2:
+            return  # each token is drawn with the same random number: another test's concern
         require(
-            different > 0.9 * UNSEEDED,
+            len(set(drawn)) > 0.9 * UNSEEDED,
             "without a seed sequences draw alike: a clock, an address or a counter gives many the same seed",
-            sent=f"{UNSEEDED} sequences without a seed, {how}, four tokens each",
+            sent=f"{UNSEEDED} sequences without a seed, {'made at once' if at_once else 'one after another'}",
             expected="all different",
-            got=f"{different} different ones",
+            got=f"{len(set(drawn))} different ones",
         )
-    different = len(set(both))
+        every += drawn
     require(
-        different >= len(both) - 2,
+        len(set(every)) >= len(every) - 2,
         "without a seed sequences draw alike: there are too few seeds to draw from",
-        sent=f"{len(both)} sequences without a seed, four tokens each",
+        sent=f"{len(every)} sequences without a seed, three tokens each",
         expected="all different",
-        got=f"{different} different ones",
+        got=f"{len(set(every))} different ones",
     )
-    alike = [seed for seed, text in enumerate(drawn["seeds"]) if text == drawn["first"]]
+    alike = [seed for seed, text in enumerate(seeded) if text == first]
     require(
         not alike,
         "without a seed the first sequence draws as one with a small seed: each start of a server draws the same",
