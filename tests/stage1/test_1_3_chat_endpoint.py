@@ -48,11 +48,12 @@ def app(answer, inside, hold=False, slow_load=False, amplify_races=False):
 
     def load():
         notes["loads"] += 1
-        if slow_load and until(inside.serving, 0.06):
+        if slow_load and until(inside.serving, 0.15):
             notes["serves_while_it_loads"] = True
             # the app loads while it already takes requests: it gets one
             until(lambda: inside.arrived("/chat"), 1.0)
             time.sleep(0.05)
+        notes["loaded"] = True
         return tiny
 
     def chat(
@@ -274,6 +275,7 @@ def test_start_up_loads_the_model_once(room):
         expected="the server has started, so load was called once",
         got="load was not called",
     )
+    until(lambda: {"serves_while_it_loads", "loaded"} & room.notes().keys(), 2.0)
     mistake = "the first request is not answered"
     if room.notes().get("serves_while_it_loads"):
         mistake = "a request that comes while the model is still being loaded is not answered: let it wait"
