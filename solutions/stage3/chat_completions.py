@@ -189,7 +189,7 @@ def create_app(load, *, model="tiny-qwen"):
         async with AsyncExitStack() as stack:
             yield stack
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses={200: {"content": {"text/event-stream": {}}}})
     async def chat_completions(
         body: ChatRequest, request: Request, stack: Annotated[AsyncExitStack, Depends(until_answered)]
     ):
