@@ -10,6 +10,7 @@ from pathlib import Path
 
 from course.qwen import TINY
 from course.qwen.checkpoint import model_type, problems
+from course.words import words
 
 HUBS = {"huggingface": "Hugging Face", "modelscope": "ModelScope"}
 
@@ -36,7 +37,8 @@ def model_path(name: str | os.PathLike | None = None) -> str:
     if folder.is_dir():
         return _complete(name, folder.absolute())
     if _is_path(name):
-        raise ModelUnavailable(f"There is no folder {name}.\n{_advice('Check the path, or set COURSE_MODEL anew.')}")
+        missing = words("There is no folder {name}.", name=name)
+        raise ModelUnavailable(f"{missing}\n{_advice(words('Check the path, or set COURSE_MODEL anew.'))}")
     return _fetch(name)
 
 
@@ -64,9 +66,10 @@ def _complete(name: str, folder: Path) -> str:
     wrong = problems(folder)
     if wrong:
         raise ModelUnavailable(
-            f"{name} is not a complete model folder ({folder}). What is wrong:\n"
+            words("{name} is not a complete model folder ({folder}). What is wrong:", name=name, folder=folder)
+            + "\n"
             + "".join(f"- {line}\n" for line in wrong)
-            + _advice("Download or copy it again.")
+            + _advice(words("Download or copy it again."))
         )
     if model_type(folder) == "qwen":
         raise ModelUnavailable(_legacy(name, str(folder)))
@@ -76,14 +79,17 @@ def _complete(name: str, folder: Path) -> str:
 def _fetch(name: str) -> str:
     hub = os.environ.get("COURSE_HUB") or "huggingface"
     if hub not in HUBS:
-        raise ModelUnavailable(f"COURSE_HUB is {hub!r}, and the course knows: {', '.join(HUBS)}. Set one of them.")
+        known = ", ".join(HUBS)
+        said = words("COURSE_HUB is {hub}, and the course knows: {known}. Set one of them.", hub=repr(hub), known=known)
+        raise ModelUnavailable(said)
     if hub == "huggingface":
         from huggingface_hub import snapshot_download
     else:
         try:
             from modelscope import snapshot_download
         except ImportError as error:
-            raise ModelUnavailable("COURSE_HUB=modelscope needs one more package: pip install modelscope") from error
+            said = words("COURSE_HUB=modelscope needs one more package: pip install modelscope")
+            raise ModelUnavailable(said) from error
 
     # both hubs raise errors of many families, some of them plain Exceptions
     try:
@@ -110,11 +116,11 @@ def _refused(name: str, hub: str, error: Exception) -> ModelUnavailable:
     reason = str(error).strip().split("\n")[0]
     other = next(each for each in HUBS if each != hub)
     return ModelUnavailable(
-        f"The model {name} is not on this computer, and {HUBS[hub]} did not give it:\n"
-        f"{type(error).__name__}: {reason}\n"
+        words("The model {name} is not on this computer, and {hub} did not give it:", name=name, hub=HUBS[hub])
+        + f"\n{type(error).__name__}: {reason}\n"
         + _advice(
-            "Check the name and the network, then try again.",
-            f"Try the other hub: COURSE_HUB={other}",
+            words("Check the name and the network, then try again."),
+            words("Try the other hub: COURSE_HUB={other}", other=other),
         )
     )
 
@@ -122,16 +128,18 @@ def _refused(name: str, hub: str, error: Exception) -> ModelUnavailable:
 def _advice(*first: str) -> str:
     lines = [
         *first,
-        "Use the course's own tiny model, which needs no network: unset COURSE_MODEL",
-        "Use a model that you have: COURSE_MODEL=/path/to/its/folder",
+        words("Use the course's own tiny model, which needs no network: unset COURSE_MODEL"),
+        words("Use a model that you have: COURSE_MODEL=/path/to/its/folder"),
     ]
-    return "What you can do:\n" + "\n".join(f"- {line}" for line in lines)
+    return words("What you can do:") + "\n" + "\n".join(f"- {line}" for line in lines)
 
 
 def _legacy(name: str, folder: str | None) -> str:
     steps = [] if folder else [f"hf download {name} --local-dir qwen1"]
     steps += [f"course convert-qwen1 {folder or 'qwen1'} qwen1-native", "COURSE_MODEL=qwen1-native"]
-    return (
-        f"{name} is a checkpoint of the first Qwen generation. It brings its own model code, which "
-        "current transformers cannot run.\nConvert it once:\n" + "\n".join(f"    {step}" for step in steps)
+    said = words(
+        "{name} is a checkpoint of the first Qwen generation. It brings its own model code, which "
+        "current transformers cannot run.",
+        name=name,
     )
+    return "\n".join([said, words("Convert it once:"), *(f"    {step}" for step in steps)])

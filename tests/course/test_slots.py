@@ -3,13 +3,16 @@
 Where there is a CUDA device its slot model is tried as well; elsewhere nothing says that it was.
 """
 
+import json
 import random
 
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from course.qwen import slots, slots_cuda
+from course.grading import check
+from course.manifest import ROOT
+from course.qwen import measure_slots, slots, slots_cuda
 from course.qwen.models import tiny
 
 KINDS = {"cpu": slots.SlotModel}
@@ -17,21 +20,22 @@ if torch.cuda.is_available():
     KINDS["cuda"] = slots_cuda.SlotModel
 
 
+SMALL = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "max_position_embeddings": 400,
+}
+
+
 def grouped():
     """A model with grouped heads, untied embeddings, another rope_theta and weights that float16 cannot hold."""
     torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=300,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=96,
-        max_position_embeddings=400,
-        tie_word_embeddings=False,
-        rope_parameters={"rope_theta": 1e6, "rope_type": "default"},
-    )
-    return Qwen2ForCausalLM(config).eval()
+    rope = {"rope_theta": 1e6, "rope_type": "default"}
+    return Qwen2ForCausalLM(Qwen2Config(**SMALL, tie_word_embeddings=False, rope_parameters=rope)).eval()
 
 
 @pytest.fixture(params=KINDS)
@@ -48,7 +52,7 @@ def make(request):
 
 def alone(model, ids):
     with torch.inference_mode():
-        return model(torch.tensor([ids], device=model.device)).logits[0, -1].float()
+        return model(torch.tensor([ids], device=model.device)).logits[0, -1].float().cpu()
 
 
 @pytest.mark.parametrize("of", [lambda: tiny()[0], grouped], ids=["tiny", "grouped"])
@@ -68,6 +72,28 @@ def test_logits_are_those_of_the_sequence_alone(make, of):
             found = dict(zip(named, slot_model.step(named, ids), strict=True))
         for slot, logits in found.items():
             torch.testing.assert_close(logits, alone(model, held[slot]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_checkpoint_as_qwen2_5_is_published(tmp_path, tied):
+    config = Qwen2Config(**{**SMALL, "tie_word_embeddings": tied})
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(config).bfloat16().save_pretrained(tmp_path)
+    # as in Qwen2.5-0.5B-Instruct: the old names, more than one end
+    published = json.loads((tmp_path / "config.json").read_text())
+    del published["rope_parameters"], published["dtype"], published["layer_types"]
+    published |= {"rope_theta": 1000000.0, "torch_dtype": "bfloat16", "sliding_window": 32768, "max_window_layers": 1}
+    (tmp_path / "config.json").write_text(json.dumps(published))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 5], "do_sample": True}))
+    model = Qwen2ForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    slot_model = slots.SlotModel(model, slots=2)
+    assert slot_model.eos_token_ids == {5, 7} and slot_model.window == 400
+    assert model.model.rotary_emb.inv_freq[1] == pytest.approx(1e6 ** (-2 / 16))
+    for slot, ids in enumerate(([1, 2, 3], list(range(50)))):
+        torch.testing.assert_close(slot_model.prefill(slot, ids), alone(model, ids), atol=1e-4, rtol=0)
+    rows = slot_model.step([0, 1], [9, 8])
+    for row, ids in zip(rows, ([1, 2, 3, 9], [*range(50), 8]), strict=True):
+        torch.testing.assert_close(row, alone(model, ids), atol=1e-4, rtol=0)
 
 
 def test_a_prefix_that_is_kept_changes_nothing():
@@ -97,6 +123,18 @@ def test_greedy_answers_are_generates_alone_and_beside_others(make):
         expected = whole[0, len(ids) :].tolist()
         assert answer[: len(expected)] == expected
     assert answers[:4] == answers[4:8] == answers[8:12] == answers[12:]
+
+
+def test_200_greedy_answers_are_generates_alone_and_beside_15_others():
+    """Their first tokens; `python -m course.qwen.measure_slots --answers` compares them to their ends."""
+    model, tokenizer = tiny()
+    asked = measure_slots.prompts(tokenizer, 200)
+    assert measure_slots.differing(slots.SlotModel(model), model, asked, tokens=6) == []
+
+
+def test_it_passes_the_tests_of_4_5_as_an_answer():
+    verdict = check("4.5", ROOT / "course" / "qwen" / "slots.py")
+    assert verdict.passed, "\n".join(verdict.full_lines())
 
 
 def test_what_cannot_be_is_a_value_error_and_changes_nothing(make):

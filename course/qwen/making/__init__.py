@@ -1,6 +1,6 @@
 """How the tiny Qwen in `course/qwen/tiny/` is made.
 
-    python -m course.qwen.making.train       train it from nothing into work/tiny_qwen: 40 minutes of one core
+    python -m course.qwen.making.train       train it from nothing into work/tiny_qwen; --device cuda on a GPU
     python -m course.qwen.making.evaluate    measure it, or the checkpoint that is named, against its bars
 
 `corpus.py` reads `facts.toml`, `talk.toml` and `phrasings.toml`, `conversations.py` draws conversations from

@@ -2,6 +2,7 @@
 
 import random
 
+from course.qwen.making import forged
 from course.qwen.making.corpus import (
     DECLINE,
     FACETS,
@@ -35,22 +36,30 @@ BARE_TALK = ("who_are_you", "your_name", "can_do", "course", "need_gpu", "how_ma
 STYLES = ("default", "chinese", "english", "name", "pirate", "brief", "plain")
 STYLE_WEIGHTS = (73, 4, 4, 6, 3, 3, 7)
 WIDE_STYLE_WEIGHTS = (65, 5, 5, 8, 4, 7, 6)
+# what a system turn may ask for so that the next answer shows whether it was followed
+STEERS = ("pirate", "chinese", "english", "name")
 
 
 class Chat:
     """A conversation being written: what the system line asks for, and what was said so far."""
 
-    def __init__(self, rng, style="default", held_out=False, level=6, new_names=False):
+    def __init__(self, rng, style="default", held_out=False, level=7, new_names=False):
         self.new_names = new_names
         self.rng, self.style, self.held_out, self.level = rng, style, held_out, level
         self.messages, self.topic, self.user_name, self.my_name = [], None, None, None
+        self.parts = []  # what the texts with forged turns were made of
+        self.forged = None  # (style, name) of the last forged turn
         if style != "default":
-            line = rng.choice(systems(style, held_out, self.level))
-            if style == "name":
-                lang = "en" if line[0].isascii() else "zh"
-                self.my_name = self._some_name(lang)
-                line = line.format(n=self.my_name)
+            line, self.my_name = self._system(style)
             self.messages.append({"role": "system", "content": line})
+
+    def _system(self, style):
+        """A system line, and the name that it gives the model, or None."""
+        line, name = self.rng.choice(systems(style, self.held_out, self.level)), None
+        if style == "name":
+            name = self._some_name("en" if line[0].isascii() else "zh")
+            line = line.format(n=name)
+        return line, name
 
     def _some_name(self, lang):
         if self.held_out and lang == "en" and not self.new_names:
@@ -153,6 +162,56 @@ class Chat:
         self.say(nonsense(self.rng, asked), UNCLEAR[lang], lang)
         self.topic = None
 
+    def forge(self, asked, style=None, form=None, believed=False):
+        """A turn in which the user types a system turn. It is text and changes nothing, unless it is `believed`."""
+        rng = self.rng
+        style = style or rng.choice(STEERS)
+        line, name = self._system(style)
+        self.forged = style, name
+        before = rng.choice(pick(talks()["hello"], asked, self.held_out, self.level))
+        if believed:
+            self.style, self.my_name = style, name
+        if not form and rng.random() < 0.06:
+            lang = self.lang(asked)
+            self.say(forged.write(rng, "", line, ""), UNCLEAR[lang], lang)
+            self.topic = None
+            self.parts.append(line)
+            return
+        self._ask(style, asked)
+        question = self.messages[-2]["content"]
+        made = form.format(before=before, line=line, question=question) if form else None
+        self.messages[-2]["content"] = made or forged.write(rng, before, line, question)
+        self.parts += [before, line, question]
+
+    def steer(self, asked):
+        """A turn with a real system turn before it, or between the question and its answer, which follows it."""
+        rng = self.rng
+        style = rng.choice(STEERS)
+        line, name = self._system(style)
+        at = len(self.messages)
+        if rng.random() < 0.4:
+            # a greeting that has had no answer, as when a user forges turns and their control tokens are believed
+            hello = rng.choice(pick(talks()["hello"], asked, self.held_out, self.level))
+            self.messages.append({"role": "user", "content": hello})
+            at += 1
+        elif rng.random() < 0.6:
+            at += 1
+        self.style, self.my_name = style, name
+        self._ask(style, asked)
+        self.messages.insert(at, {"role": "system", "content": line})
+
+    def _ask(self, style, asked):
+        """A question whose answer shows whether a system line of that style is followed."""
+        asked = {"chinese": "en", "english": "zh"}.get(style, asked)
+        if style == "name":
+            self.talk(asked, self.rng.choice(("your_name", "who_are_you")))
+        elif self.rng.random() < 0.7:
+            self.fact(asked)
+        elif self.held_out:
+            self.talk(asked, "who_are_you")
+        else:
+            self.rng.choice((self.talk, self.other))(asked)
+
 
 def _draw(rng, names=True, level=1):
     style = rng.choices(STYLES, STYLE_WEIGHTS if level == 1 else WIDE_STYLE_WEIGHTS)[0]
@@ -169,6 +228,9 @@ def _draw(rng, names=True, level=1):
     for _ in range(turns):
         if rng.random() < 0.08:
             asked = rng.choice(LANGS)
+        if level > 6 and rng.random() < 0.3:
+            rng.choices((chat.forge, chat.steer), (3, 1))[0](asked)
+            continue
         if chat.topic and rng.random() < 0.6:
             chat.follow()
             continue
@@ -182,24 +244,25 @@ def _draw(rng, names=True, level=1):
             chat.fact(asked)
     if named and rng.random() < 0.85 or rng.random() < 0.01:
         chat.ask_name(asked)
-    return chat.messages
+    return chat
 
 
-def conversation(rng, names=True, level=6):
+def conversation(rng, names=True, level=7):
     """One training conversation, a list of {"role", "content"}; none has a held-out phrasing."""
     while True:
-        messages = _draw(rng, names, level)
-        if not any(is_held_out(m["content"]) for m in messages if m["role"] != "assistant"):
-            return messages
+        chat = _draw(rng, names, level)
+        asked = [m["content"] for m in chat.messages if m["role"] != "assistant"]
+        if not any(map(is_held_out, asked + chat.parts)):
+            return chat.messages
 
 
-def conversations(count, seed, names=True, level=6):
+def conversations(count, seed, names=True, level=7):
     """`count` training conversations; the same for the same seed.
 
     With `names` some users tell theirs. Level 1 has plain phrasings; 2 many more, words around the
     questions and more system lines; 3 more names, and asks for them more often; 4 a few
     phrasings more, and words around questions for the name too; 5 the last of these; 6 many more
-    things that the model does not know.
+    things that the model does not know; 7 system turns that users forge, and real ones in mid-conversation.
     """
     rng = random.Random(seed)
     return [conversation(rng, names, level) for _ in range(count)]

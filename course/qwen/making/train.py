@@ -1,5 +1,7 @@
 """Train the tiny Qwen from nothing: `python -m course.qwen.making.train`.
 
+With `--first 7150 --weights course/qwen/tiny` a run begins at that step with a checkpoint's weights.
+
 The conversations, their order and the schedule follow from seeds and step numbers alone, so a run
 that was stopped and resumed sees what an uninterrupted one sees. Only the assistant's tokens are
 learned. With fewer `--steps`, for a try, the first levels of the corpus are all it sees.
@@ -17,15 +19,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.nn import functional as F
-from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoTokenizer, GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import logging
 
+from course.answers import load
 from course.qwen.making.conversations import conversations
-from course.qwen.making.tokenizer import MAX_LENGTH, VOCAB_SIZE, corpus_texts, train_tokenizer
+from course.qwen.making.tokenizer import MAX_LENGTH, SPECIAL, VOCAB_SIZE, corpus_texts, train_tokenizer
 
-STEPS = 7150
-# the corpus' levels and their first steps: first the answers, then the many ways to ask for them
-LEVELS = [(1, 0), (2, 2500), (3, 4500), (4, 5500), (5, 6500), (6, 6750)]
+STEPS = 8_650
+# the corpus' levels and their first steps: first the answers, then the many ways to ask for them, at last
+# forged turns
+LEVELS = [(1, 0), (2, 2500), (3, 4500), (4, 5500), (5, 6500), (6, 6750), (7, 7150)]
 TOKENS_PER_BATCH = 2048
 CHUNK = 4000  # conversations that are sorted by length together
 SEED = 1
@@ -42,6 +46,8 @@ SCHEDULE = [
     (6600, 0.125),
     (6750, 0),
     (6760, 0.25),
+    (7150, 0),
+    (7170, 0.3),
     (STEPS, 0),
 ]
 SHAPE = dict(hidden_size=192, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=6, intermediate_size=512)
@@ -65,9 +71,15 @@ def new_model(tokenizer):
 
 
 def encode(tokenizer, messages):
-    """(ids, labels) of a conversation; labels are IGNORE outside the assistant's words and ends."""
-    ids = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+    """(ids, labels) of a conversation; labels are IGNORE outside the assistant's words and ends.
+
+    Control tokens in what is said are text, as exercise 1.5 makes it.
+    """
     opening = tokenizer.encode("<|im_start|>assistant\n")
+    if any(token in message["content"] for message in messages for token in SPECIAL):
+        ids = load("1.5", "encode_chat", solution=True)(tokenizer, messages)[: -len(opening)]
+    else:
+        ids = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     labels, answering = [], False
     for at, token in enumerate(ids):
@@ -160,21 +172,22 @@ def export(model, tokenizer, folder):
     (folder / "model.safetensors").chmod(0o644)
 
 
-def train(out, steps, stop, save_every):
+def train(out, steps, stop, save_every, first=0, weights=None, device="cpu"):
     """Train `steps` steps, or go on with the run in `out`; the checkpoint comes to `out/tiny`.
 
+    A new run begins at step `first`, with the weights of the checkpoint in the folder `weights` if there is one.
     Raises SystemExit if the run in `out` has another number of steps.
     """
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(corpus_texts())
-    model = new_model(tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(weights) if weights else train_tokenizer(corpus_texts())
+    model = new_model(tokenizer).to(device)
     opts = optimizers(model)
     state_file = out / "state.pt"
-    start = seen = 0
+    start, seen = first, 0
     if state_file.exists():
-        state = torch.load(state_file)
+        state = torch.load(state_file, map_location=device)
         if state["steps"] != steps:
             raise SystemExit(
                 f"{state_file} belongs to a run of {state['steps']} steps; "
@@ -184,6 +197,8 @@ def train(out, steps, stop, save_every):
         for opt, saved in zip(opts, state["opts"]):
             opt.load_state_dict(saved)
         start, seen = state["step"], state["seen"]
+    elif weights:
+        model.load_state_dict(Qwen2ForCausalLM.from_pretrained(weights, dtype=torch.float32).state_dict())
     full = [MUON_LR, ADAM_LR]
     count = sum(p.numel() for p in model.parameters())
     print(f"{count:,} parameters, {steps} steps, starting at {start}", flush=True)
@@ -197,7 +212,7 @@ def train(out, steps, stop, save_every):
             share = learning_rate(step, steps)
             for opt, lr in zip(opts, full):
                 opt.param_groups[0]["lr"] = lr * share
-            loss = loss_of(model, ids, labels)
+            loss = loss_of(model, ids.to(device), labels.to(device))
             loss.backward()
             for opt in opts:
                 opt.step()
@@ -232,8 +247,11 @@ def main():
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--stop", type=int, help="stop at this step of the same schedule")
     parser.add_argument("--save-every", type=int, default=250)
+    parser.add_argument("--first", type=int, default=0, help="a new run begins at this step")
+    parser.add_argument("--weights", type=Path, help="a checkpoint that a new run begins with")
+    parser.add_argument("--device", default="cpu", help="such as cuda")
     args = parser.parse_args()
-    train(args.out, args.steps, args.stop, args.save_every)
+    train(**vars(args))
 
 
 if __name__ == "__main__":

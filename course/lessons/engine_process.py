@@ -1,0 +1,294 @@
+"""An engine of exercise 4.1 in a process of its own, and in the server's process a chat model that talks to it.
+
+In one process the model's loop and the server's share an interpreter, and each waits for the other's lock. Here they
+share a pipe: what has been asked since the last message is one message, what a prefill or a step made is another.
+The lesson measures what that is worth, against the same engine in a thread.
+
+    async with Engine(load, encode) as engine:
+        async for piece in engine.chat([{"role": "user", "content": "你好"}]):
+            print(piece.text, end="")
+
+Not covered: engines on other machines, and a second event loop.
+"""
+
+import asyncio
+import builtins
+import contextlib
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from typing import NamedTuple
+
+from course.lessons.engine_worker import CLOSE_S, ProcessWorker, ThreadWorker
+
+logger = logging.getLogger(__name__)
+
+STUCK_AFTER_S = 120.0
+"""A long prompt on a slow computer takes one call of the model tens of seconds."""
+RESTARTS, WITHIN_S = 3, 60.0
+"""An engine that ends is started again, at most so often in so many seconds."""
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+class EngineError(RuntimeError):
+    """There is no engine, or it ended while it answered. The message says what is known."""
+
+
+class Piece(NamedTuple):
+    """A Piece of exercise 3.5, without torch."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str | None
+
+
+class Engine:
+    """A chat model as in exercise 3.6, whose answers are made elsewhere.
+
+    An engine that is killed, or says nothing for `stuck_after_s` seconds while it answers, is given up: its
+    answers end with an EngineError, and another engine is started, at most RESTARTS times in WITHIN_S seconds.
+
+    Attributes:
+        alive: whether there is an engine that has loaded.
+        ready: whether that engine has also answered once: it is asked for a token when it has loaded.
+        answering: how many answers are being made.
+        steps: calls of the model so far, prefills and steps.
+        tokens: how many tokens have come, of all answers.
+        restarts: how many engines were started after the first.
+        loaded: what is known of the model, {"slots", "window", "parameters", "pid"}.
+    """
+
+    def __init__(self, load, encode, *, thread=False, stuck_after_s=STUCK_AFTER_S, clock=time.monotonic):
+        """Starts the engine, and returns before it has loaded.
+
+        Args:
+            load: called in the process; gives (run, slots, tokenizer), `run` as in exercise 4.1. It is pickled,
+                so it is a function of a module, or a partial of one.
+            encode: makes a prompt's ids of messages, here.
+            thread: a thread of this process in place of a process. A stuck one is left to itself.
+            stuck_after_s: the longest silence of an engine that answers.
+            clock: what limits the restarts reads, in seconds.
+        """
+        self.ready, self.loaded = False, {}
+        self.steps, self.tokens, self.restarts = 0, 0, 0
+        self._load, self._encode, self._thread = load, encode, thread
+        self._stuck_after_s, self._clock = stuck_after_s, clock
+        self._worker, self._steps_before, self._starts = None, 0, []
+        self._answers, self._keys, self._loop = {}, itertools.count(), None
+        self._heard_at, self._watch_is_set = 0.0, False
+        self._lock, self._closed = threading.Lock(), threading.Event()
+        self._first, self._failure = threading.Event(), None
+        self._start(again=False)
+
+    @property
+    def alive(self):
+        return bool(self.loaded)
+
+    @property
+    def answering(self):
+        return len(self._answers)
+
+    def wait_until_loaded(self):
+        """Returns when the first engine has loaded.
+
+        Raises:
+            EngineError: it could not, in its words.
+        """
+        self._first.wait()
+        if not self.alive:
+            raise EngineError(self._failure or "The engine ended before it had loaded.")
+
+    async def __aenter__(self):
+        self._loop = asyncio.get_running_loop()
+        try:
+            await asyncio.to_thread(self.wait_until_loaded)
+        except BaseException:
+            self.close()
+            raise
+        self._warm = self._loop.create_task(self._warm_up())
+        return self
+
+    async def __aexit__(self, *_):
+        self._warm.cancel()
+        await asyncio.to_thread(self.close)
+
+    def close(self):
+        """Ends the engine; answers that are being made end with an error. A second call does nothing."""
+        self._closed.set()
+        worker = self._worker
+        if worker is not None:
+            # one that still loads would not hear of it
+            worker.close() if self.alive else worker.kill()
+        self._keeper.join(CLOSE_S + 1)
+
+    async def chat(self, messages, *, max_tokens=None, temperature=1.0, top_p=1.0, seed=None, stop=()):
+        """Answer a conversation, as exercise 3.6 says: read with `async for`, its reader may leave at any time.
+
+        Raises:
+            ValueError: the prompt fills the window or more, before any step.
+            EngineError: there is no engine, or it has ended or was stuck.
+            What the model raised: the built-in error of that name, or else a RuntimeError with its name.
+        """
+        prompt_ids = self._encode(messages)
+        options = {"limit": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed, "stop": list(stop)}
+        worker = self._worker
+        if worker is None or not self.alive:
+            raise EngineError("There is no engine: it has ended, and another one is being started.")
+        if not self._answers:
+            self._watch_from_now()
+        key, answer = next(self._keys), _Answer(self._loop)
+        self._answers[key] = answer
+        worker.put(("ask", key, prompt_ids, options))
+        try:
+            while True:
+                piece = answer.come.popleft() if answer.come else await answer.next()
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
+                if piece.finish_reason:
+                    return
+        finally:
+            # what has ended, by its last piece, an error or with its engine, is no longer there
+            if self._answers.pop(key, None):
+                worker.put(("leave", key))
+
+    # the engine's life, in a thread for each engine
+
+    def _start(self, again):
+        self._keeper = threading.Thread(target=self._keep, args=(again,), name="engine", daemon=True)
+        self._keeper.start()
+
+    def _keep(self, again):
+        if again and not self._may_start():
+            return
+        worker = self._worker = (ThreadWorker if self._thread else ProcessWorker)(self._load)
+        if self._closed.is_set():
+            worker.close()
+        try:
+            worker.work(lambda *message: self._heard(worker, *message))
+        except Exception:
+            logger.exception("the engine failed")
+        self._lost(worker, "it has ended")
+
+    def _may_start(self):
+        """Waits for a turn; whether there is one. There is none behind `close`."""
+        while not self._closed.wait(0.05):
+            now = self._clock()
+            self._starts = [start for start in self._starts if now - start < WITHIN_S]
+            if len(self._starts) < RESTARTS:
+                self._starts.append(now)
+                self.restarts += 1
+                return True
+        return False
+
+    def _heard(self, worker, what, *said):
+        with self._lock:
+            if worker is not self._worker:
+                return
+            if what == "loaded":
+                [self.loaded] = said
+            elif what == "failed":
+                [self._failure] = said
+            else:
+                self.steps = self._steps_before + said[0]
+        if what == "gave":
+            self._call(self._deliver, said[1])
+        elif what == "loaded":
+            if self._first.is_set():
+                self._call(lambda: setattr(self, "_warm", self._loop.create_task(self._warm_up())))
+            self._first.set()
+
+    def _lost(self, worker, how):
+        """Fails its answers, and starts another."""
+        with self._lock:
+            if worker is not self._worker:
+                return
+            self._worker, self.loaded, self.ready = None, {}, False
+            self._steps_before = self.steps
+        worker.kill()
+        self._call(self._fail, how)
+        if not self._closed.is_set():
+            logger.error("the engine is lost: %s; another one is started", how)
+            self._start(again=True)
+        self._first.set()
+
+    def _call(self, function, *arguments):
+        with contextlib.suppress(RuntimeError):  # the loop is closed: there is no answer any more
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(function, *arguments)
+
+    # on the event loop
+
+    def _deliver(self, outs):
+        self._heard_at = self._loop.time()
+        for key, *out in outs:
+            answer = self._answers.get(key)
+            if answer is None:
+                continue  # its reader has left
+            if len(out) == 2:
+                piece, last = _error(*out), True
+            else:
+                piece = Piece._make(out)
+                last = piece.finish_reason
+                self.tokens += piece.completion_tokens - answer.tokens
+                answer.tokens = piece.completion_tokens
+            if last:
+                del self._answers[key]
+            answer.put(piece)
+
+    def _fail(self, how):
+        answers, self._answers = self._answers, {}
+        for answer in answers.values():
+            answer.put(EngineError(f"The engine was lost while it answered: {how}."))
+
+    async def _warm_up(self):
+        worker = self._worker
+        try:
+            async for _ in self.chat(HELLO, max_tokens=1, temperature=0.0):
+                pass
+            with self._lock:
+                self.ready = worker is self._worker and self.alive
+        except Exception:
+            logger.exception("the engine does not answer")
+
+    def _watch_from_now(self):
+        self._heard_at = self._loop.time()
+        if not self._watch_is_set:
+            self._watch_is_set = True
+            self._loop.call_later(self._stuck_after_s, self._watch)
+
+    def _watch(self):
+        left_s = self._heard_at + self._stuck_after_s - self._loop.time()
+        self._watch_is_set = bool(self._answers) and left_s > 0
+        if self._watch_is_set:
+            self._loop.call_later(left_s, self._watch)
+        elif self._answers and self._worker is not None:
+            self._lost(self._worker, f"it said nothing for {self._stuck_after_s:g} s")
+
+
+class _Answer:
+    """The pieces of an answer that have come and were not read yet."""
+
+    def __init__(self, loop):
+        self.come, self.tokens, self._loop, self._waiter = deque(), 0, loop, None
+
+    def put(self, piece):
+        self.come.append(piece)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def next(self):
+        self._waiter = self._loop.create_future()
+        await self._waiter
+        return self.come.popleft()
+
+
+def _error(name, message):
+    kind = getattr(builtins, name, None)
+    with contextlib.suppress(TypeError):  # some take more than a message
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            return kind(message)
+    return RuntimeError(f"{name}: {message}")

@@ -1,0 +1,259 @@
+"""What each trick of `slots.py` is worth, and that none of them changes an answer.
+
+    python -m course.qwen.measure_slots [--rounds 15]
+    python -m course.qwen.measure_slots --answers [--prompts 200] [--tokens 128]
+
+Without options: the time of a step and of a prefill of the tiny Qwen, with all tricks, with each one left out in
+turn, of the plain slot model of exercise 4.5, and of transformers' own `generate`. All take turns within a round.
+A ratio is how many times as long something takes; it is the median of the rounds' ratios. Times are this process's
+CPU time, in one thread: on a computer with nothing else to do that is how long it takes.
+
+With `--answers`: whether greedy answers are those of `generate`, token for token, alone in the slot model and beside
+15 others.
+"""
+
+import argparse
+import os
+import random
+import statistics
+import sys
+import time
+from functools import partial
+from operator import truediv
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+
+from course.answers import load
+from course.qwen import slots
+from course.qwen.models import tiny
+
+ROWS = (1, 4, 16, 64)
+PROMPT = 27
+"""As many ids as a short question has, with the default system line."""
+STEPS = 10
+
+
+class PlainLinear:
+    """`_Linear` without packed weights."""
+
+    def __init__(self, *weights, bias=None):
+        self.weight, self.bias = torch.cat([each.detach().float() for each in weights]), bias
+
+    def __call__(self, x):
+        return F.linear(x, self.weight, self.bias)
+
+
+class TransposedLinear(slots._Linear):
+    """`_Linear` where there is no fbgemm."""
+
+    def __init__(self, *weights, bias=None):
+        weight = torch.cat([each.detach().float() for each in weights])
+        bias = torch.zeros(len(weight)) if bias is None else bias
+        self._packed, self._weight, self._bias = None, weight.t().contiguous(), bias
+
+
+class OneByOne:
+    """Several linear layers on one input, each a product of its own."""
+
+    def __init__(self, *weights, bias=None):
+        biases = bias.split([len(each) for each in weights]) if bias is not None else [None] * len(weights)
+        self.parts = [_linear(weight, bias=part) for weight, part in zip(weights, biases, strict=True)]
+
+    def __call__(self, x):
+        return torch.cat([part(x) for part in self.parts], dim=-1)
+
+
+_linear = slots._Linear
+
+
+class WithSdpa(slots.SlotModel):
+    def _attend(self, query, keys, values, mask):
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+
+
+class WithRealRotary(slots.SlotModel):
+    def _turned(self, pairs, turns):
+        first, second = pairs.unbind(-1)
+        turned = first * turns.real - second * turns.imag, second * turns.real + first * turns.imag
+        return torch.stack(turned, dim=-1).flatten(-2)
+
+
+class WithIndexPut(slots.SlotModel):
+    def _store(self, cache, store, new):
+        cache[store] = new
+
+
+class WithNewMasks(slots.SlotModel):
+    def _mask_of(self, slot, place, longest, gathered):
+        return torch.zeros(len(slot), longest).masked_fill(torch.arange(longest) > place[:, None], -torch.inf)
+
+
+def variants(model):
+    """{what is left out: (slot model, which slots a step of n rows names)}"""
+    lowest = range
+    found = {
+        "all tricks": (slots.SlotModel(model, slots=64), lowest),
+        "weights not packed, F.linear": (_with_linear(PlainLinear, model), lowest),
+        "weights not packed, addmm": (_with_linear(TransposedLinear, model), lowest),
+        "q, k, v apart; gate, up apart": (_with_linear(OneByOne, model), lowest),
+        "slots far apart: caches gathered": (slots.SlotModel(model, slots=256), partial(_every, 4)),
+        "scaled_dot_product_attention": (WithSdpa(model, slots=64), lowest),
+        "rotary in real numbers": (WithRealRotary(model, slots=64), lowest),
+        "index_put_ for index_copy_": (WithIndexPut(model, slots=64), lowest),
+        "a new mask each step": (WithNewMasks(model, slots=64), lowest),
+        "exercise 4.5, the plain one": (load("4.5", "SlotModel", solution=True)(model, slots=64), lowest),
+    }
+    return found
+
+
+def _with_linear(kind, model):
+    slots._Linear = kind
+    try:
+        return slots.SlotModel(model, slots=64)
+    finally:
+        slots._Linear = _linear
+
+
+def _every(distance, count):
+    return range(distance - 1, distance * count, distance)
+
+
+def steps_ms(slot_model, named):
+    """Milliseconds a step, of STEPS steps behind a prompt of PROMPT ids."""
+    for slot in named:
+        slot_model.prefill(slot, [7] * PROMPT)
+    ids = [7] * len(named)
+    slot_model.step(named, ids)
+    start = time.process_time()
+    for _ in range(STEPS):
+        slot_model.step(named, ids)
+    return (time.process_time() - start) / STEPS * 1000
+
+
+def generate_ms(model, rows):
+    """Milliseconds a step of `generate`, as above."""
+    prompt = torch.full((rows, PROMPT), 7)
+    times = []
+    for count in (1, 1 + STEPS):
+        start = time.process_time()
+        options = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False}
+        model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+        times.append(time.process_time() - start)
+    return (times[1] - times[0]) / STEPS * 1000
+
+
+def measure(rounds, console):
+    model, tokenizer = tiny()
+    found = variants(model)
+    times = {(name, rows): [] for name in [*found, "transformers' generate"] for rows in ROWS}
+    for number in range(rounds + 1):
+        for rows in ROWS:
+            for name, (slot_model, lowest) in found.items():
+                ms = steps_ms(slot_model, list(lowest(rows)))
+                times[name, rows] += [ms] if number else []
+            if number:
+                times["transformers' generate", rows].append(generate_ms(model, rows))
+    table = Table("a step", *(f"{rows} row{'s' * (rows > 1)}" for rows in ROWS), box=None)
+    all_tricks = next(iter(found))
+    table.add_row(all_tricks, *(f"{statistics.median(times[all_tricks, rows]):.2f} ms" for rows in ROWS))
+    for name in [*found, "transformers' generate"][1:]:
+        ratios = [map(truediv, times[name, rows], times[all_tricks, rows]) for rows in ROWS]
+        table.add_row(name, *(f"{statistics.median(each):.2f} x" for each in ratios))
+    console.print(table)
+    console.print()
+    console.print(prefills(model, tokenizer, rounds))
+
+
+def prefills(model, tokenizer, rounds):
+    """What a kept prefix is worth, and what four prompts in one pass would be."""
+    asked = [_ids(tokenizer, text) for text in ("What is a token?", "Hello!", "什么是 KV 缓存？", "Why stream?")]
+    prefix = os.path.commonprefix(asked)
+    plain, kept = slots.SlotModel(model, slots=4), slots.SlotModel(model, slots=4, prefix=prefix)
+    # the layers see the same rows and one product, whichever prompts they are from
+    joined = sum(asked, [])
+    ways = {
+        "four prompts, one after the other": lambda: [plain.prefill(slot, ids) for slot, ids in enumerate(asked)],
+        f"... with a prefix of {len(prefix)} ids kept": lambda: [kept.prefill(n, ids) for n, ids in enumerate(asked)],
+        f"their {len(joined)} ids as one prompt": lambda: plain.prefill(0, joined),
+    }
+    times = {name: [] for name in ways}
+    for number in range(3 * rounds + 1):
+        for name, way in ways.items():
+            start = time.process_time()
+            way()
+            times[name] += [(time.process_time() - start) * 1000] if number else []
+    table = Table("prefills", "", "", box=None)
+    first = next(iter(times.values()))
+    for name, each in times.items():
+        ratio = statistics.median(map(truediv, each, first))
+        table.add_row(name, f"{statistics.median(each):.2f} ms", f"{ratio:.2f} x")
+    return table
+
+
+def _ids(tokenizer, text):
+    messages = [{"role": "user", "content": text}]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
+def prompts(tokenizer, count):
+    """The ids of `count` questions, English and Chinese, always the same."""
+    from course.qwen.making import corpus
+
+    rng, facts = random.Random(0), list(corpus.facts())
+    texts = {}
+    while len(texts) < count:
+        term, lang = rng.choice(facts), rng.choice(["en", "zh"])
+        phrasing = rng.choice(corpus.fact_phrasings(rng.choice(corpus.FACETS), lang))
+        texts[corpus.ask_fact(phrasing, term, rng.choice(corpus.facts()[term][lang]))] = None
+    return [_ids(tokenizer, text) for text in texts]
+
+
+def together(slot_model, asked, tokens, ends):
+    """Greedy answers to so many prompts at once; one that has ended leaves its slot."""
+    answers = [[int(slot_model.prefill(slot, ids).argmax())] for slot, ids in enumerate(asked)]
+    while running := [n for n, each in enumerate(answers) if each[-1] not in ends and len(each) < tokens]:
+        rows = slot_model.step(running, [answers[n][-1] for n in running])
+        for n, row in zip(running, rows, strict=True):
+            answers[n].append(int(row.argmax()))
+    return answers
+
+
+def differing(slot_model, model, asked, tokens):
+    """The prompts to which the slot model answers otherwise than `generate`: "alone" or "beside others", the number."""
+    ends, found = slot_model.eos_token_ids, []
+    for first in range(0, len(asked), 16):
+        some = asked[first : first + 16]
+        for n, (ids, beside) in enumerate(zip(some, together(slot_model, some, tokens, ends), strict=True), first):
+            prompt = torch.tensor([ids])
+            options = {"max_new_tokens": tokens, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
+            expected = model.generate(prompt, **options)[0, len(ids) :].tolist()
+            found += [("beside others", n)] * (beside != expected)
+            found += [("alone", n)] * (together(slot_model, [ids], tokens, ends) != [expected])
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m course.qwen.measure_slots", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--answers", action="store_true", help="compare answers with those of generate")
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--tokens", type=int, default=128)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    console = Console(soft_wrap=True)
+    if not options.answers:
+        measure(options.rounds, console)
+        return 0
+    model, tokenizer = tiny()
+    found = differing(slots.SlotModel(model), model, prompts(tokenizer, options.prompts), options.tokens)
+    console.print(
+        f"{options.prompts} prompts, alone and beside 15 others: {len(found)} answers differ from generate's."
+    )
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
