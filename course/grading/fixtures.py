@@ -11,11 +11,14 @@ import warnings
 
 import pytest
 
+from course.grading.elsewhere import Elsewhere
 from course.grading.room import Room
 from course.manifest import ROOT, exercises
 
 GRADED = pytest.StashKey()
 """(the exercise, the answer's file) in pytest's `config.stash`."""
+ELSEWHERE = pytest.StashKey()
+"""There, too: (the base URL, its model's name or None) of a server that runs already, which is then graded instead."""
 
 
 @pytest.fixture
@@ -79,7 +82,12 @@ def not_tested(record_property):
 
 
 def new_room(request):
-    """A room for the answer that is graded; nothing is loaded yet."""
+    """A room for the answer that is graded; nothing is loaded yet. Or, instead of it, a server that runs already."""
+    if at := request.config.stash.get(ELSEWHERE, None):
+        base_url, name = at
+        if name and hasattr(request.module, "NAME"):
+            request.module.NAME = name  # the tests ask for the model that this server has
+        return Elsewhere(base_url)
     path = request.node.path
     the_exercise, answer = request.config.stash.get(GRADED, None) or _reference(path)
     limit_s = os.environ.get("COURSE_LIMIT_S")

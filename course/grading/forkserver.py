@@ -24,6 +24,7 @@ import psutil
 from course.grading.environment import environment, temporary_folder
 from course.grading.warm import warm
 from course.manifest import ROOT
+from course.words import words
 
 IDLE_S = 15 * 60
 LOOK_S = 5.0
@@ -55,7 +56,8 @@ def connect():
             break
         time.sleep(0.02)
     log = (folder / "log").read_text(encoding="utf-8", errors="replace").strip()
-    raise NoForkServer(f"the grader did not start: {log.splitlines()[-1] if log else 'no answer'}")
+    last = log.splitlines()[-1] if log else words("no answer")
+    raise NoForkServer(words("the grader did not start: {last}", last=last))
 
 
 def is_warm():

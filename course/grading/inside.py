@@ -11,6 +11,7 @@ import functools
 import importlib
 import inspect
 import json
+import logging
 import os
 import queue
 import socket
@@ -23,7 +24,7 @@ from pathlib import Path
 from course import answers
 from course.grading import where
 from course.grading.needs import signature_problem
-from course.grading.probe import Probe, without_layers
+from course.grading.probe import Probe, one_column, without_layers
 from course.grading.settle import settle
 
 
@@ -54,6 +55,8 @@ class Inside:
         self._probe = None
         self._arrived = {}
         self._servers = []
+        self._logs = None
+        """How uvicorn's loggers were after the last server was made."""
         self._server_threads = set()
         self._streams = streams
         where.remember_loops()
@@ -75,6 +78,7 @@ class Inside:
         tests in which the probe says what the model says."""
         model, tokenizer = self.tiny
         model.model.forward = functools.partial(without_layers, model.config)
+        model.lm_head.forward = one_column(model.lm_head)
         return model, tokenizer
 
     @property
@@ -187,17 +191,20 @@ class Inside:
         # asyncio sets TCP_NODELAY only where the protocol is named; without it each reply waits 40 ms
         bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         bound.bind(("127.0.0.1", 0))
+        changed = self._logs != _state_of_logs()
         config = uvicorn.Config(
             self._count_arrivals(app),
             loop="asyncio",
             lifespan="on",
-            log_config=self._uvicorn_logs(),
-            log_level="info",
+            # once, unless the answer has changed it: it takes longer than the rest of a start
+            log_config=self._uvicorn_logs() if changed else None,
+            log_level="info" if changed else None,
             use_colors=False,
             access_log=False,
             # uvicorn would take a client on this machine for a proxy, and believe its X-Forwarded-For
             proxy_headers=False,
         )
+        self._logs = _state_of_logs()
         server = uvicorn.Server(config)
         number = len(self._servers)
         self._servers.append(server)
@@ -301,12 +308,19 @@ class Inside:
         }
 
 
+def _state_of_logs():
+    loggers = map(logging.getLogger, ("uvicorn", "uvicorn.error", "uvicorn.access"))
+    return [(list(each.handlers), each.level, each.propagate, each.disabled) for each in loggers]
+
+
 def plain(value):
     kind = type(value)
     if kind in (str, int, float, bool, type(None)):
         return value
     if kind in (list, tuple):
         return [plain(each) for each in value]
-    if kind is dict and all(type(key) is str for key in value):
-        return {key: plain(each) for key, each in value.items()}
+    if kind is dict:
+        items = list(value.items())  # at once: the scene's own thread may be adding to its notes
+        if all(type(key) is str for key, _ in items):
+            return {key: plain(each) for key, each in items}
     return {"type": kind.__name__}

@@ -23,6 +23,7 @@ class Conversation:
         self.prompt = prompt
         self.ids = list(prompt_ids)
         self.steps = 1
+        self.over = False
         self.next_ids = set()
         """The ids that the model could say after its last step; None if any."""
 
@@ -84,6 +85,18 @@ class Probe:
             self._ended = True
         self.release()
 
+    def begin_anew(self):
+        """Forgets all that it was told and has seen. Conversations that still go on are not held, and
+        end with their next token."""
+        with self._changed:
+            for each in self._conversations:
+                each.over = True
+            self._hold_before = self._fail_before = None
+            self._sayings, self._logits = [], []
+            self._steps = self._steps_in_a_loop = 0
+            self._ended = False
+        self.release()
+
     def fail(self, step, message="the model is broken", error="RuntimeError"):
         """Makes the step of that number raise the built-in `error` in each conversation."""
         with self._changed:
@@ -117,6 +130,21 @@ class Probe:
         finally:
             self._watches = True
 
+    @property
+    def steps(self):
+        """How many steps the model has made in all."""
+        return self._steps
+
+    @property
+    def held(self):
+        """How many conversations are held now."""
+        return self._held
+
+    def steps_of(self, prompt):
+        """How many steps it has made where the prompt contains that."""
+        with self._changed:
+            return sum(each.steps for each in self._conversations if prompt in each.prompt and not each.over)
+
     def report(self):
         """Steps in all, conversations held now, steps run inside an event loop's thread, and each conversation."""
         with self._changed:
@@ -124,7 +152,7 @@ class Probe:
                 "steps": self._steps,
                 "held": self._held,
                 "steps_in_a_loop": self._steps_in_a_loop,
-                "conversations": [each.report() for each in self._conversations],
+                "conversations": [each.report() for each in self._conversations if not each.over],
             }
 
     def _before(self, decoder, args, kwargs):
@@ -144,12 +172,12 @@ class Probe:
                 releases = self._releases
                 self._changed.wait_for(lambda: self._releases > releases or not self._is_held(rows))
                 self._held -= 1
-            if self._fail_before and any(row.steps == self._fail_before[0] for row in rows):
+            if self._fail_before and any(row.steps == self._fail_before[0] and not row.over for row in rows):
                 _, error, message = self._fail_before
                 raise error(message)
 
     def _is_held(self, rows):
-        return any(row.steps == self._hold_before for row in rows)
+        return any(row.steps == self._hold_before and not row.over for row in rows)
 
     def _rows(self, ids, past, mask):
         known = getattr(past, "_probe_rows", None) if past is not None else None
@@ -205,13 +233,12 @@ class Probe:
                 if values:
                     last = _last_position(logits, index, len(rows))
                     last[:] = -1e4
-                    for id, value in values.items():
-                        last[id] = value
+                    last[list(values)] = last.new_tensor(list(values.values()))
         return logits
 
     def _next_logits(self, row):
         """{id: logit}; None where the model says what it likes."""
-        if self._ended:
+        if self._ended or row.over:
             return {self.eos_id: 1e4}
         for when, values in self._logits:
             if when in row.prompt:
@@ -256,7 +283,6 @@ def _last_position(logits, row, rows):
 
 def without_layers(config, input_ids=None, past_key_values=None, inputs_embeds=None, use_cache=None, **_):
     """A decoder's forward that computes nothing; the cache grows as it should."""
-    import torch
     from transformers import DynamicCache
     from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -275,3 +301,10 @@ def without_layers(config, input_ids=None, past_key_values=None, inputs_embeds=N
         last_hidden_state=torch.zeros(count, length, config.hidden_size),
         past_key_values=past_key_values if use_cache else None,
     )
+
+
+def one_column(head):
+    """A head's forward for the zeros of `without_layers`: it reads the first of them alone."""
+    # a copy: in the whole matrix the column's numbers lie far from each other
+    column = head.weight[:, :1].detach().clone().requires_grad_(head.weight.requires_grad)
+    return lambda hidden: torch.nn.functional.linear(hidden[..., :1], column)

@@ -35,6 +35,7 @@ from course.grading.where import last_error
 from course.manifest import shown
 
 START_LIMIT_S = 60.0
+AWAITED = "an async generator is awaited: it is read with `async for`, which awaits each of its pieces"
 METHOD = "fork" if hasattr(os, "fork") and os.environ.get("COURSE_START") != "spawn" else "spawn"
 
 
@@ -42,6 +43,8 @@ class Room:
     """One process with one answer. Use it as a context manager; leaving it ends all that it started."""
 
     open_rooms: set[int] = set()
+    elsewhere = False
+    """Whether it is no room, but a server that runs already: see `elsewhere`."""
 
     def __init__(self, exercise, answer_file, tests_file):
         self.exercise = exercise
@@ -68,7 +71,8 @@ class Room:
         self._numbers = itertools.count()
         self._waiting = {}
         self._lock = threading.Lock()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def __enter__(self):
         return self
@@ -201,6 +205,8 @@ class Room:
         error, where = self.last_error()
         if error:
             facts.setdefault("got", f"in the server's log: {error}")
+            if "object async_generator can't be used in 'await'" in error:
+                mistake = AWAITED
         if where:
             facts.setdefault("where", where)
         return Ended(mistake, detail=self.output(), **facts)
@@ -263,6 +269,8 @@ class Room:
             with contextlib.suppress(psutil.Error):
                 child.kill()
         kill_orphans()
+        # whoever still read from it would read from the next room's, which gets the same number
+        self._listener.join(1.0)
         self._connection.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from course.grading.fixtures import GRADED
+from course.grading import fixtures
 from course.grading.mistakes import Ended, Hung, Mistake, NotLoaded, NotWritten
 from course.grading.room import Room, kill_orphans
 from course.manifest import ROOT, find
 
 TEST_LIMIT_S = 120.0
-"""A test that takes longer hangs itself: each call into a room has a limit of its own."""
+"""A test that takes longer hangs itself: each call into a room has a limit of its own. Twelve times the exercise's
+limit is allowed in any case."""
 LONGEST_PRINTED = 200
 """So much of what the answer printed last, its learner's own tool, stands in a verdict."""
 UNUSED = (
@@ -33,8 +34,9 @@ MOST_HANGS = 2
 """After so many hanging tests the rest are not run, or a learner would wait for each limit."""
 
 
-def run(id, file, send):
-    """Runs the tests of exercise `id` on `file`; calls `send(event)` for each result and at the end.
+def run(id, file, tests, send, elsewhere=None):
+    """Runs those tests of exercise `id` on `file`, or on the server `elsewhere`, see fixtures.ELSEWHERE; calls
+    `send(event)` for each result and at the end.
 
     Events: {"test": id, "status", "kind", "mistake", "facts", "detail"} as in verdict.TestResult,
     {"problem": why the tests cannot go on}, and {"finished": True}.
@@ -42,7 +44,7 @@ def run(id, file, send):
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     adopt_orphans()
     the_exercise = find(id)
-    results = _Results(the_exercise, Path(file), send)
+    results = _Results(the_exercise, Path(file), tests, send, elsewhere)
     # pytest takes more than a path from its arguments: the folder's name may be anything
     os.chdir(ROOT)
     pytest.main(
@@ -50,10 +52,9 @@ def run(id, file, send):
             the_exercise.tests_file,
             *("-q", "-s", "--noconftest", "--tb=short", "--no-summary", "--assert=plain"),
             *(f"-pno:{plugin}" for plugin in UNUSED),
-            *("-p", "course.grading.fixtures"),
             *("--rootdir", ".", "-c", os.devnull),
         ],
-        plugins=[results],
+        plugins=[results, fixtures],  # by its name pytest would look through all installed packages
     )
     kill_orphans()
     send({"finished": True})
@@ -62,22 +63,25 @@ def run(id, file, send):
 class _Results:
     """The pytest plugin that says what is graded, and sends what comes of it."""
 
-    def __init__(self, the_exercise, file, send):
-        self.graded, self.send = (the_exercise, file), send
-        self.order = {test.id: number for number, test in enumerate(the_exercise.tests)}
+    def __init__(self, the_exercise, file, tests, send, elsewhere):
+        self.graded, self.send, self.elsewhere = (the_exercise, file), send, elsewhere
+        self.order = {test: number for number, test in enumerate(tests)}
         self.hangs = 0
         self.test = None
 
     def pytest_configure(self, config):
-        config.stash[GRADED] = self.graded
+        config.stash[fixtures.GRADED] = self.graded
+        config.stash[fixtures.ELSEWHERE] = self.elsewhere
 
     def pytest_collection_modifyitems(self, items):
+        items[:] = [item for item in items if item.originalname in self.order]
         # the manifest's order is the verdict's, and what comes after a hang may not be run
-        items.sort(key=lambda item: self.order.get(item.originalname, len(self.order)))
+        items.sort(key=lambda item: self.order[item.originalname])
 
     def pytest_runtest_logstart(self, nodeid, location):
         self.test = {"status": None}
-        self.watch = threading.Timer(TEST_LIMIT_S, self.give_up, [threading.get_ident()])
+        limit_s = max(TEST_LIMIT_S, 12 * self.graded[0].limit_s)
+        self.watch = threading.Timer(limit_s, self.give_up, [threading.get_ident()])
         self.watch.daemon = True
         self.watch.start()
 
@@ -173,7 +177,7 @@ def serve_one(reader, writer):
         writer.write(json.dumps(event, default=repr).encode() + b"\n")
         writer.flush()
 
-    run(request["exercise"], request["file"], send)
+    run(request["exercise"], request["file"], request["tests"], send, request["elsewhere"])
 
 
 def main():

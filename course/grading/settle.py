@@ -24,18 +24,19 @@ def settle(connection, folder):
     Returns {"stdout": ..., "stderr": ...}, streams for the grader's own use: those in `sys` are the
     answer's, which may close them, or put other objects or None in their place.
     """
+    # first of all: what goes wrong below is to be found there
+    keep_all = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    printed, logged = (os.open(os.path.join(folder, name), keep_all, 0o600) for name in OUTPUTS)
+    os.dup2(printed, 1)
+    os.dup2(logged, 2)
     if hasattr(os, "setsid"):
         os.setsid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: the room dies with its runner
     os.chdir(os.path.join(folder, "cwd"))
     nothing = os.open(os.devnull, os.O_RDONLY)
-    keep_all = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    printed, logged = (os.open(os.path.join(folder, name), keep_all, 0o600) for name in OUTPUTS)
     hung = os.open(os.path.join(folder, "hung"), os.O_WRONLY | os.O_CREAT, 0o600)
     os.dup2(nothing, 0)
-    os.dup2(printed, 1)
-    os.dup2(logged, 2)
     if hasattr(os, "fork"):
         # nothing that the runner has open (its report above all) may be within the answer's reach;
         # not closed but replaced, since objects of the runner's still close those numbers one day

@@ -14,25 +14,27 @@ def chat(
     """Answer `text`, given what was said before.
 
     The model is given the tokenizer's own chat template of the system line, the history and
-    `text`, with the generation prompt. Nothing is kept between calls.
+    `text`, with the generation prompt. Its answer ends at the tokenizer's own end token.
+    Whether the model's other ones (`model.generation_config.eos_token_id`, a list) end it too is not
+    graded. Nothing is kept between calls.
 
     Args:
         model, tokenizer: as `load_chat_model` returns them.
         text: what the user says now. Blanks and newlines reach the model as they are.
         history: earlier turns, oldest first: pairs (user, assistant), as tuples or lists.
-        system: the system line.
+        system: the system line. An empty one reaches the model, too.
         max_new_tokens: the answer has at most this many tokens.
         temperature: 0 always takes the likeliest token. Above 0 each token is drawn from
-            softmax(logits / temperature). The checkpoint's own settings change nothing: top_k, top_p,
-            min_p, repetition_penalty, no_repeat_ngram_size, num_beams, min_length, min_new_tokens,
-            suppress_tokens, bad_words_ids.
+            softmax(logits / temperature) (tested from 0.001 to 50). The checkpoint's own settings
+            change nothing: top_k, top_p, min_p, repetition_penalty, no_repeat_ngram_size, num_beams,
+            min_length, min_new_tokens, suppress_tokens, bad_words_ids.
 
     Returns:
         (reply, history): the new tokens as text, without special tokens; and a new list, the
         history with (text, reply) at its end. The caller's list is not changed.
 
     Raises:
-        ValueError: `text` is empty, or `temperature` is negative.
+        ValueError: `text` is empty (or, if you like, only whitespace), or `temperature` is negative.
 
     Example:
         >>> reply, history = chat(model, tokenizer, "My name is Alice.")

@@ -19,12 +19,18 @@ def create_app(load, chat):
         POST /chat    {"text": "你好"}  ->  200  {"result": "..."}
         GET  /health                    ->  200  {"status": "ok"}
 
-    `text` has 1 to 4,000 Unicode code points, else the answer is 422, as for any other body (one that
-    holds a NaN or half a surrogate pair is not promised); it reaches `chat` unchanged.
-    `/health` answers at once, however many answers are being made or waited for. Requests at once
-    each get the answer that they would get alone, and none is refused. When `chat` raises, the
-    answer is a 500 with a few plain words that show nothing of the error, the server's log names the
-    error, and the next request is answered normally.
+    `text` has 1 to 4,000 Unicode code points and reaches `chat` unchanged. Any other body is answered
+    with 422; a text of only whitespace may be, too, and so may a body with other fields besides
+    `text`. (Not promised: bodies that hold a NaN, an infinity or half a surrogate pair, and bodies
+    that FastAPI itself answers with 400 because they are not UTF-8 or are nested too deep.)
+
+    `/health` answers at once, however many answers are being made or waited for. Requests that come
+    at the same time each get the answer that they would get alone, and none is refused.
+
+    When `chat` raises an Exception, the answer is a 500 with a few plain words that show nothing of
+    the error, the server's log names the error, and the next request is answered normally. (If
+    `chat` raises an HTTPException, FastAPI may answer it itself. No promise for StopIteration, which
+    no coroutine can raise.)
 
     Args:
         load: `load()` returns (model, tokenizer). `create_app` does not call it: the app's
@@ -33,7 +39,7 @@ def create_app(load, chat):
             It may be called from any thread.
 
     Returns:
-        The FastAPI app.
+        The FastAPI app. It shares nothing with other apps made by this function.
 
     Example:
         >>> app = create_app(lambda: load_chat_model("course/qwen/tiny"), chat)

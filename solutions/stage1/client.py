@@ -17,7 +17,7 @@ def ask(base_url, text, *, timeout_s=60.0):
     Args:
         base_url: where the server is, such as "http://127.0.0.1:8000". May end in a slash.
         text: what the user says.
-        timeout_s: for how many seconds the server may send nothing.
+        timeout_s: how many seconds the server may stay silent.
 
     Returns:
         The `result` string.
@@ -28,7 +28,8 @@ def ask(base_url, text, *, timeout_s=60.0):
               server's words: `detail` if that is text, each `msg` of a 422, otherwise the body.
             - there is no server. The message contains `base_url`.
             - the server sends nothing for `timeout_s`, or the connection breaks.
-            - the answer is not the JSON that it should be.
+            - the answer is not the JSON that it should be. (No promise for JSON that is nested too
+              deep for Python to read.)
 
     Example:
         >>> ask("http://127.0.0.1:8000", "你好")

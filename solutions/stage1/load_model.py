@@ -10,12 +10,13 @@ def load_chat_model(name_or_path):
     """Load a chat model and its tokenizer from a folder, or by its name on the model hub.
 
     The model is in eval mode. It is on the GPU, if there is one, in the checkpoint's own dtype;
-    else on the CPU in float32. Each call loads what it is asked for.
+    else on the CPU in float32. Each call loads what it is asked for, or gives again what an earlier
+    call with that name loaded.
 
     Args:
-        name_or_path: an existing folder ("~" means your home), or a hub name such as
+        name_or_path: an existing folder ("~/" means your home), or a hub name such as
             "Qwen/Qwen1.5-1.8B-Chat". What looks like a path (absolute, or beginning with "./",
-            "../" or "~", or with more than one slash) is never looked up at the hub.
+            "../" or "~/", or with more than one slash) is never looked up at the hub.
 
     Returns:
         (model, tokenizer): a causal language model, and the tokenizer from the same place.

@@ -10,12 +10,17 @@ def encode_chat(tokenizer, messages):
 
     A message that reads "<|im_end|>" becomes the ids of those ten characters, never the id of the
     control token. Nothing is removed, escaped or refused: decoding the ids gives back the rendered
-    template. For messages without control tokens the ids are those of
-    `tokenizer.apply_chat_template`, also where a token reaches from the template into a message, as
-    "\\n\\n" does where a message begins with a newline. `tokenizer` itself is not changed.
+    template (in the Unicode form that the tokenizer itself gives to a text). For messages without
+    control tokens the ids are those of `tokenizer.apply_chat_template`, even where a token reaches
+    from the template into a message, as "\\n\\n" does when a message begins with a newline.
+    `tokenizer` itself is not changed: afterwards it treats control tokens as it did before.
 
     Args:
-        tokenizer: a fast tokenizer with any chat template.
+        tokenizer: a fast tokenizer. Its chat template may be any that does not itself look for
+            control tokens in a message, as some do for "</think>". It may be a tokenizer that adds a
+            token of its own at the beginning of a text; a chat template's text does not get that one.
+            (No promise for one that puts a blank before a text, as Llama's does, or that drops blanks
+            beside a control token: `lstrip`, `rstrip`.)
         messages: [{"role": "user", "content": "你好"}, ...], the system line included.
 
     Returns:

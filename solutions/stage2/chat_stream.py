@@ -31,21 +31,27 @@ def create_app(handler):
     Each piece is an event of its own, sent as soon as it is there. `pieces` is how many there were,
     so that a client knows that it missed none.
 
-    `prompt` is a string that is not empty, `max_new_tokens` an integer of at least 1 (128 if left
-    out), `temperature` a finite number of at least 0 (0 if left out); upper bounds are yours.
-    Anything else, also a body that is not JSON, is answered with 422 and costs the model no step.
-    (FastAPI's own 400 for a body that is nested too deep or not UTF-8, and its own 500 for NaN and
-    infinity, will do.)
+    `prompt` is a string that is not empty (you decide whether whitespace alone will do),
+    `max_new_tokens` an integer of at least 1 (128 if left out), `temperature` a finite number of at
+    least 0 (0 if left out); upper bounds are up to you. Anything else, such as a body that is not JSON,
+    is answered with 422 and costs the model no step. (FastAPI's own 400 for a body that is nested too
+    deep or not UTF-8, and its own 500 for NaN and infinity, will do. Not graded: what pydantic would
+    convert, such as "5" or true for an integer, a null for what may be left out, half a surrogate such
+    as "\\ud800" in `prompt`, and integers of thousands of digits.)
 
     An error of the model before the first piece is answered with a 4xx or 5xx and no event stream.
     One after it is the event `error` with the data {"message": "..."}, and then the end, without
-    `done`. In both, the words are yours; a traceback belongs in the server's log. The next request
-    works. When the client leaves, the model stops within three steps, also while a piece is being
-    sent: what `generate` returned is closed.
+    `done`. In both cases the wording is up to you, but it shows no traceback: that belongs in the
+    server's log (which is not tested). The next request works.
+
+    When the client leaves, the model stops within three steps, even while a piece is being sent. If the
+    client leaves before the first piece, the steps after that piece are counted. For this,
+    what `generate` returned is closed by `aclose`, or cancelled while it waits for a piece.
 
     Args:
         handler: has `generate(prompt, stream=True, max_new_tokens=..., temperature=...)`, as in
-            exercise 2.1. What that returns has `__anext__` and `aclose`.
+            exercise 2.1. What it returns is read with `async for` or `anext`, either of which raises
+            the model's errors, and has `aclose`.
 
     Returns:
         The FastAPI app.

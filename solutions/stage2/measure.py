@@ -11,10 +11,10 @@ import httpx
 
 @dataclass
 class Measurement:
-    """What `clients` users saw who all asked at the same moment.
+    """What users saw, `clients` of them, when all asked at the same moment.
 
-    `requests` were sent and `errors` of them failed. The times are in seconds, of those that did
-    not fail: TTFT is the time to the first token, ITL the inter-token latency; p50 is the median,
+    `requests` were sent and `errors` of them failed. The times are in seconds, from those that
+    did not fail: TTFT is the time to the first token, ITL the inter-token latency; p50 is the median,
     p95 the smallest value that at least 95 % of them do not exceed (or numpy's interpolation). Where
     there is no value at all they are NaN, None or 0.0.
     """
@@ -32,25 +32,27 @@ class Measurement:
 async def measure(url, *, clients, prompt, max_new_tokens, clock=time.perf_counter):
     """Send `clients` requests to a server at once, and measure how their tokens come.
 
-    A request fails if there is no server, if the status is not 200, if an `error` event comes, or
-    if the answer ends without its `done` event.
+    A request fails if there is no server, if the status is a 4xx or 5xx, if an `error` event comes,
+    or if the answer ends without its `done` event. (Not graded: an answer without a token, a `done` that
+    says another number of pieces than came, a connection that breaks after `done`, and line separators
+    such as U+2028 within a token.)
 
     - time to first token: from sending a request to its first token event;
     - inter-token latency: from one token event of a request to the next one of the same request;
     - tokens per second: all token events, those of failed requests too, divided by the time of the
       whole run.
 
-    All requests are under way at once, also 120, and a server that is silent for longer than five
-    seconds has not failed.
+    All requests are under way at once, even 120 of them. A server that is silent for half a minute
+    has not failed.
 
     Args:
         url: the whole address of a `/chat_stream`, the endpoint of exercise 2.2.
-        clients: how many requests run at the same time, one each.
+        clients: how many requests run at the same time, one for each client.
         prompt, max_new_tokens: what each of them asks.
         clock: `clock()` is the time in seconds. Every time is read from it.
 
     Returns:
-        Measurement: also where requests, or all of them, failed.
+        Measurement: even if some requests, or all of them, failed.
 
     Example:
         >>> url = "http://127.0.0.1:8000/chat_stream"
@@ -109,7 +111,7 @@ async def _ask(http, url, body, clock):
 async def _events(response):
     """(name, data) of each server-sent event; one without a name is a "message".
 
-    A piece of bytes from the network is no event: it can hold several, or a part of one.
+    A piece of bytes from the network is not an event: it can hold several, or part of one.
     """
     name, data, rest = "message", [], b""
     async for piece in response.aiter_bytes():

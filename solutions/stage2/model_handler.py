@@ -10,8 +10,8 @@ from tokenizers.decoders import DecodeStream
 class ModelHandler:
     """One model, and its answers piece by piece, for a server with an event loop.
 
-    The event loop never waits for the model. Answers at once do not mix; 64 that are all being
-    read all come to their end.
+    The event loop never waits for the model. Answers made at the same time do not mix. When 64 are
+    being read at once, all of them reach their end.
 
     Example:
         >>> handler = ModelHandler(model, tokenizer)
@@ -29,29 +29,36 @@ class ModelHandler:
         """Answer one user message; to be read with `async for`.
 
         The model is given the tokenizer's own chat template of the system line "You are a helpful
-        assistant." and `prompt`, with the generation prompt.
+        assistant." and the whole `prompt`, with the generation prompt. The answer ends at the
+        tokenizer's own end token. Whether the model's other ones
+        (`model.generation_config.eos_token_id`, a list) end it too is not graded.
 
         Args:
             prompt: what the user says.
             stream: True gives the answer in pieces, each as soon as it can be. While the model
-                works on, all text up to the last blank, newline or Chinese ideograph has come out,
-                and no piece is empty. False gives it as exactly one piece, which may be empty.
+                works on, all text up to the last space, newline or Chinese ideograph has come out
+                (the spaces and newlines at its end may wait), and no piece is empty. False gives it
+                as exactly one piece, which may be empty. Where a token ends within a character, its
+                text may wait for that character's rest.
             max_new_tokens: the answer has at most this many tokens. A character that this limit
-                cuts in two is left out.
-            temperature: 0 always takes the likeliest token. Above 0 each token is drawn from
-                softmax(logits / temperature). The checkpoint's own settings change nothing: top_k,
-                top_p, min_p, repetition_penalty, no_repeat_ngram_size, num_beams, min_length,
-                min_new_tokens, suppress_tokens, bad_words_ids.
+                cuts in two is left out, and so may be the other text of its token.
+            temperature: an int or a float. 0 always takes the likeliest token. Above 0 each token is
+                drawn from softmax(logits / temperature), afresh in each answer (tested
+                from 0.002 to 50). The checkpoint's own settings change nothing: top_k, top_p, min_p,
+                repetition_penalty, no_repeat_ngram_size, num_beams, min_length, min_new_tokens,
+                suppress_tokens, bad_words_ids.
 
         Yields:
             Pieces of text. Joined they are the answer: nothing of the prompt, no special tokens,
-            no broken characters.
+            no broken characters. (No promise for tokens whose bytes form no character, which a
+            high temperature may draw, nor for a U+FFFD that the model itself writes.)
 
         Raises:
-            Whatever the model raises, with its type and message, at once. The next answer works.
+            Whatever Exception the model raises, with its type and message, at once. The next answer
+            works. (No promise for StopIteration and StopAsyncIteration, which Python's generators change.)
 
         The reader may leave at any time: by `aclose()` between two pieces, or by being cancelled
-        while it waits, also while other answers have to be made first. Then the model stops within
+        while it waits, even while other answers have to be made first. Then the model stops within
         two steps after the one in progress, without anyone waiting for it, and no other answer is
         disturbed.
         """

@@ -15,15 +15,17 @@ def create_app(handler, *, limit="50/minute", storage_uri="memory://"):
 
     A request over the limit is answered with 429 and costs the model no step. Its `Retry-After` is a
     whole number of seconds, from 1 to the window's length. A client that waits that long is let in,
-    and it is at most one second longer than it need be.
+    and it has waited at most one second more than it had to. (Redis tells `limits` only whole seconds,
+    rounded: there it may be up to a second off, which is not tested.)
 
-    Every request counts when it arrives: also one that fails validation, is no JSON, breaks off, or
-    is still streaming. A refused one does not extend the window. The address is the peer's own:
+    Even when requests come all at once, no more are let in than the limit allows. Every request
+    counts when it arrives, even one that fails validation, is not JSON, breaks off, or is still
+    streaming. A refused one does not extend the window. The address is the peer's own:
     `X-Forwarded-For` is not believed. What is let in streams as before.
 
     Args:
         handler: as in exercise 2.2.
-        limit: what the package `limits` reads, such as "50/minute" or "3/second".
+        limit: one limit as the package `limits` reads it, such as "50/minute" or "3/second".
         storage_uri: where the count is kept, as `limits` reads it. Two apps on one Redis share
             it ("redis://127.0.0.1:6379"), two on "memory://" do not. An app can also be made
             while the Redis does not answer; the package `redis` is installed.

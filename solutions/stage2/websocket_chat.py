@@ -26,13 +26,15 @@ def create_app(handler):
         {"type": "token", "text": "你好"}                     for each piece, as soon as it is there
         {"type": "done", "pieces": 1, "stopped": false}
 
-    The bounds are those of exercise 2.2; upper ones are yours. Many prompts can be sent on one
-    connection; one that comes during an answer waits its turn. Connections do not wait for each other.
+    The bounds are those of exercise 2.2, and what is not graded there is not graded here; upper bounds are
+    yours. Many prompts can be sent on one
+    connection; one that comes during an answer waits its turn, even if 40 wait (more may be refused).
+    Connections do not wait for each other.
 
     `stop` ends the answer in progress, at its next piece at the latest: the model stops within
     three steps, `done` says "stopped": true and how many pieces were sent, and the connection lives
     on. It is ignored when nothing is running, and stops no one else and nothing later. One that comes
-    directly behind its prompt, before the answer has begun, may be ignored or stop that answer.
+    right behind its prompt, before the answer has begun, may be ignored or stop that answer.
 
     A frame that is none of this, binary, or nested too deep to read, gets {"type": "error", "message":
     "..."}; the answer in progress and the connection go on. When the model fails, the client gets such a frame too, and

@@ -8,12 +8,14 @@ import uvicorn
 def main(port, workers, app="course.lessons.stage2:build"):
     """Serve an app on 127.0.0.1 with several processes, until SIGINT (Ctrl-C).
 
-    Exactly `workers` processes answer. Each has an event loop of its own and a model of its own:
-    it builds its app itself, once. SIGINT to the process that called `main` ends them all within five
-    seconds, also while an answer streams on.
+    Exactly `workers` processes answer (whether still after hundreds of requests is not tested). Each
+    has an event loop of its own and a model of its own: it builds its app itself, once, and no other
+    process builds one. Once all of them answer, SIGINT
+    to the process that called `main` ends them all within five seconds, even while an answer is
+    being streamed.
 
     Not tested: with OMP_NUM_THREADS=1 in `os.environ`, which the workers inherit, torch computes with
-    one thread in each of them. It would take one for each core, and the workers would fight for them.
+    one thread in each of them. Otherwise it takes one for each core, and the workers fight for them.
 
     Run as a script without arguments, this file serves on port 8000 with 4 workers.
 

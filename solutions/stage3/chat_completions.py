@@ -47,8 +47,8 @@ class StreamOptions(BaseModel):
 
 # given
 class ChatRequest(BaseModel):
-    """The body of POST /v1/chat/completions. Fields that it does not name are ignored, and null is as
-    if left out, but for `model` and `messages`."""
+    """The body of POST /v1/chat/completions. Fields that it does not name are ignored, and null
+    counts as left out, except for `model` and `messages`."""
 
     model: Text
     messages: list[Message] = Field(min_length=1)
@@ -118,10 +118,10 @@ def create_app(load, *, model="tiny-qwen"):
 
     The first chunk, and only it, has `delta.role`; its content may be left out, be empty, or be the first
     text. A content is never null. The finish_reason comes once, with an empty delta: text of the last
-    Piece is sent before it. With `stream_options.include_usage` one more chunk stands before [DONE], with
+    Piece is sent before it. With `stream_options.include_usage` one more chunk comes before [DONE], with
     `"choices": []` and `usage`; in all others `usage` is left out or null.
 
-    Each request has another id. An answer's `created` is the time in whole seconds since 1970.
+    Each request has an id of its own. An answer's `created` is the time in whole seconds since 1970.
 
     What reaches `chat`: messages as dicts of role and content, the content one string (parts are joined
     with nothing between); the options as they were asked for, `stop` as a list. What is left out or null
@@ -130,10 +130,10 @@ def create_app(load, *, model="tiny-qwen"):
     Errors are `{"error": {"message", "type", "param", "code"}}`, all four there, `param` and `code` a
     string or null:
 
-        400  invalid_request_error   anything wrong in the body, also a body that is not JSON, has bytes that
-                                     are no text or is nested too deep; and a ValueError of `chat` before the
+        400  invalid_request_error   anything wrong in the body, including one that is not JSON, has bytes that
+                                     are not text, or is nested too deep; and a ValueError of `chat` before the
                                      first piece, code context_length_exceeded
-        404  invalid_request_error   another model than this one, code model_not_found
+        404  invalid_request_error   a model other than this one, code model_not_found
         500  server_error            `chat` fails at its call or before its first piece, or at any time where the answer
                                      is not streamed (after the first piece with a ValueError, too): a plain
                                      message, nothing of the exception
@@ -141,15 +141,18 @@ def create_app(load, *, model="tiny-qwen"):
     If the model fails after the first piece of a stream, an event follows with such a server_error as its
     data (named `error` or without a name), and then the end: no finish_reason, no [DONE].
 
-    What is refused costs the model no step. When the client leaves, streaming or not, also while no piece
+    Not promised: what happens with half a surrogate in a text, and with JSON in UTF-16 or UTF-32, which Python's
+    json reads.
+
+    What is refused costs the model no step. When the client leaves, streaming or not, even while no piece
     comes, the model stops within three steps: what `chat` returned is closed, or its reader is cancelled.
     No other answer is disturbed, and answers do not wait for each other.
 
     Args:
         load: gives an object with `chat(messages, *, max_tokens, temperature, top_p, seed, stop)` as in
-            exercise 3.6: what that returns gives Pieces and has `__anext__` and `aclose`. A ValueError may
-            be raised at its call or when the first piece is asked for. `load` is called once, when the app
-            starts, before the first request is answered.
+            exercise 3.6: what that returns is read with `async for` or `anext`, gives Pieces and has `aclose`.
+            A ValueError may be raised at its call or when the first piece is asked for. `load` is called once,
+            when the app starts, before the first request is answered.
         model: the name by which requests call the model.
 
     Returns:

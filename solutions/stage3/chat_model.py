@@ -11,8 +11,8 @@ from sequence import Piece, Sequence
 class ChatModel:
     """One model that answers many conversations at once, for a server with an event loop.
 
-    The event loop never waits for the model. Answers at once do not mix; 64 that are all being read
-    all come to their end.
+    The event loop never waits for the model. Answers made at the same time do not mix; 64 that
+    are all being read all reach their end.
 
     Example:
         >>> chat_model = ChatModel(model, tokenizer)
@@ -50,10 +50,10 @@ class ChatModel:
         Raises:
             ValueError: the prompt fills the window or more. The message has both numbers. Raised at
                 the call or when the first piece is asked for, before any step of the model.
-            Whatever the model raises, with its type and message, at once. The next answer works.
+            Whatever Exception the model raises, with its type and message, at once. The next answer works.
 
         The reader may leave at any time: by `aclose()` between two pieces, or by being cancelled
-        while it waits (it gets the CancelledError), also while other answers have to be made first.
+        while it waits (it gets the CancelledError), even while other answers have to be made first.
         Then the model stops within two steps after the one in progress, without anyone waiting for
         it, and no other answer is disturbed.
         """

@@ -66,14 +66,14 @@ async def process(handler, request_body):
     """Run a handler's `pre_process`, `run` and `post_process`, once each and in this order.
 
     The event loop never waits for a `def` action, however long that takes: it works in a thread.
-    An `async def` action runs on the loop. All of them, also those in threads, see the context
+    An `async def` action runs on the loop. All of them, including those in threads, see the context
     variables that were set before `process` was called, if the task that called it also reads
-    the stream. 64 at once all finish, also where the loop's default thread pool has 6 threads, and
-    in whatever order 64 streams are read.
+    the stream. 64 at once all finish, even if the loop's default thread pool has only 6 threads,
+    and in whatever order 64 streams are read.
 
     What `run` gives decides what comes back, whether `run` is a `def`, an `async def` or has a
-    `yield` in it: a generator, or anything with `__aiter__`, is a stream. All else is a result,
-    also a list, a string, or an iterator such as `map` gives.
+    `yield` in it: a generator, or anything with `__aiter__`, is a stream. Anything else is a
+    result, including a list, a string, or an iterator like the one that `map` gives.
 
     Args:
         handler: a `RequestHandler`.

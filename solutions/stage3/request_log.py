@@ -95,14 +95,14 @@ class RequestLog:
     """ASGI middleware that gives each HTTP request and each WebSocket connection a logid.
 
     It is the request's own header `X-Log-Id` if that is 1 to 64 of `A-Z a-z 0-9 _ -`; otherwise a new
-    one of such characters, different for each, also among processes. An HTTP response carries it as
+    one of such characters, different for each, even across processes. An HTTP response carries it as
     `X-Log-Id` (the answer to a WebSocket's handshake may). What becomes of an `X-Log-Id` that the app sets
     itself is not graded.
 
     Each line that is logged for the request has it: in `async def` and `def` endpoints, in
     `asyncio.to_thread`, in tasks that the request starts, while the response streams and after its
     last piece. Requests at once do not mix. Nothing of it is left in the caller's context afterwards,
-    also where the app has raised.
+    even if the app has raised.
 
     Everything else passes as it is: each message of the app's at once and unchanged, each error, and
     what is neither HTTP nor WebSocket (lifespan).

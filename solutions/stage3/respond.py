@@ -37,7 +37,7 @@ async def respond(handler, request_body, request: Request, response_context=None
     """Run `process(handler, request_body)` and make the answer to `request` of what it gives.
 
     A result is a 200 with JSON, encoded as FastAPI encodes: pydantic models, dataclasses, dicts,
-    lists, text, numbers, None. A `Response` goes out as it is. A stream is a 200
+    lists, text, numbers, None. A `Response` goes out as it is, background task included. A stream is a 200
     `text/event-stream` with `Cache-Control: no-cache`: each piece is one event, as `encode_event`
     makes it, sent as soon as it is there, the first one too. At the stream's end the response ends;
     a stream without any pieces is a 200 without any events.
@@ -50,22 +50,22 @@ async def respond(handler, request_body, request: Request, response_context=None
             of a subclass; not a `Response`) is validated and serialised by the model, by alias: what
             the model does not know does not go out, at any depth; a field that is None does. A
             result that does not fit is the server's own mistake: a 500. Whether an instance is
-            validated again is left to you. Streams are not concerned.
+            validated again is left to you. Streams are not affected.
 
     Raises:
         HTTPException: an action raised one (`fastapi.HTTPException`), before the first piece: it
             decides the status and the `detail`. Returning a response with these is as good. No other
             `Exception` is raised.
 
-    Any other `Exception`, also that of a result or a first piece that cannot be encoded, is a 500
-    with a plain, non-empty body, text or JSON, which has nothing of the error's type, message, files
-    or lines. A logger gets the traceback, at level ERROR. What comes of NaN is left to you.
+    Any other `Exception`, including that of a result or a first piece that cannot be encoded, is a
+    500 with a plain, non-empty body, text or JSON, which says nothing of the error's type, message,
+    files or lines. A logger gets the traceback, at level ERROR. What comes of NaN is left to you.
 
     After the first piece the status is out. Then any `Exception`, `HTTPException` included, is
     logged in the same way and sent as `event: error`, `data: {"error": {"message": "..."}}`, with a
     plain message as in the 500, and the response ends.
 
-    When the client leaves, the work stops within a second, streaming or not, also before the first
+    When the client leaves, the work stops within a second, streaming or not, even before the first
     piece: an `async def` action is cancelled, the generator of `run` is closed, and a `def` action
     that has begun ends by itself while nobody waits for it. Then any `Response` is returned. No
     logger gets a traceback because a client left (unless an action turns its cancellation into

@@ -29,13 +29,18 @@ def choose(logits, temperature, top_p, generator) -> int:
         generator: the torch.Generator to draw with.
     """
     if temperature == 0:
-        return int(logits.argmax())
+        return int(logits.detach().numpy().argmax())  # ten times as fast as torch's
     # the largest is moved to 0, so that no temperature is too small to divide by
     probabilities = ((logits - logits.max()) / temperature).softmax(dim=-1)
-    probabilities, ids = probabilities.sort(descending=True, stable=True)
-    likelier = probabilities.cumsum(dim=-1) - probabilities
-    drawn = torch.multinomial(probabilities * (likelier < top_p), num_samples=1, generator=generator)
-    return int(ids[drawn])
+    ids = None
+    if top_p < 1:  # sorting costs more than all the rest
+        probabilities, ids = probabilities.sort(descending=True, stable=True)
+        likelier = probabilities.cumsum(dim=-1) - probabilities
+        probabilities = probabilities * (likelier < top_p)
+    sums = probabilities.cumsum(dim=-1, dtype=torch.float64)
+    at = torch.rand((), generator=generator, dtype=torch.float64) * sums[-1]
+    drawn = int(torch.searchsorted(sums, at, right=True))
+    return drawn if ids is None else int(ids[drawn])
 
 
 class Sequence:
@@ -48,7 +53,7 @@ class Sequence:
     text may wait for the rest: "一 ", too, if the token also has the first byte of "龘".)
     Not promised: bytes that are no character, and a U+FFFD that the model says itself.
 
-    Many sequences on one tokenizer do not disturb each other, in threads too. One sequence is used
+    Many sequences on one tokenizer do not disturb each other, even in threads. One sequence is used
     by one thread at a time. A `take` late in a long answer costs about what an early one does.
 
     Attributes:
@@ -100,7 +105,7 @@ class Sequence:
 
         Returns:
             The piece. Its text may be empty. The last one has a `finish_reason`: "stop" if one of
-            `eos_token_ids` was chosen or a stop sequence is complete, also by the last token that
+            `eos_token_ids` was chosen or a stop sequence is complete, even by the last token that
             is allowed; "length" if `limit` tokens were chosen without.
         """
         self.token = choose(logits, self._temperature, self._top_p, self._generator)

@@ -2,6 +2,9 @@
 
 from course.grading.mistakes import fail, require
 
+LONG = "one more word " * 15_000
+"""More tokens than any limit that an answer may have in mind."""
+
 
 def count(answer, inside, texts):
     model, tokenizer = inside.tiny
@@ -37,6 +40,8 @@ def test_counts_what_the_tokenizer_makes(room):
         ["What is a token?", "Tokenization isn't about blanks.", "unbelievably streaming"],
         "that is not the number of tokens: ask the tokenizer, it returns the ids",
     )
+    compare(room, ["  Hi there \n", "\r\n"], "blanks and newlines at the ends are tokens, too: nothing is cut off")
+    compare(room, [LONG], "a long text has more tokens: nothing is cut off")
 
 
 def test_counts_chinese_and_repeated_tokens(room):

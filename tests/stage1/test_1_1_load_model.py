@@ -181,6 +181,8 @@ def read_parameters(answer, inside):
 
 def try_folders(answer, inside, names):
     make_other()
+    for name in ("HOME", "USERPROFILE"):
+        os.environ[name] = os.getcwd()
     return [loaded(answer, inside, name)[2] for name in names]
 
 
@@ -314,8 +316,16 @@ def test_a_hub_name_in_the_cache_loads(room):
 
 
 def test_a_folder_loads_however_its_path_is_written(room):
-    names = [OTHER, f"./{OTHER}/"]
+    names = [OTHER, f"./{OTHER}/", f"~/{OTHER}"]
     for name, seen in zip(names, room.play(try_folders, names=names), strict=True):
+        if name[0] == "~" and "raised" in seen:
+            fail(
+                "a folder in the home folder is not found: expand the ~",
+                sent=sent(name),
+                expected="(model, tokenizer)",
+                got=seen["said"],
+                where=seen["where"],
+            )
         require_loaded(seen, name)
 
 

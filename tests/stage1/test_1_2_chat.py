@@ -1,9 +1,11 @@
 """1.2: one turn of a conversation: prompt, reply, history, sampling.
 
-The model is a random one of a few thousand numbers, so that 256 tokens take a moment; the probe
-chooses what it says. The chat template is the tiny Qwen's; its tokenizer merges newlines as Qwen's own
-does, so that a prompt that was encoded piece by piece has other ids.
+The model computes next to nothing, so that 256 tokens take a moment; the probe chooses what it says.
+The chat template is the tiny Qwen's; its tokenizer merges newlines as Qwen's own does, so that a prompt
+that was encoded piece by piece has other ids.
 """
+
+import functools
 
 from course.grading.kit.settings import CASES, FLAT, MOST_TOKENS, is_made_of, obeyed, wanted, with_ids
 from course.grading.kit.tokenizers import ENCODING, is_about_an_encoding, merge_newlines, template_ids
@@ -13,10 +15,11 @@ OTHER_TEMPLATE = (
     "{% for message in messages %}### {{ message['role'] }}:\n{{ message['content'] }}\n\n"
     "{% endfor %}{% if add_generation_prompt %}### assistant:\n{% endif %}"
 )
+EVERY_TOKEN = "every token"
 CLOSE = {"x": 2.001, "y": 2.0, "z": 2.0}
 EARLIER = [["My name is Ada.", "Hello, Ada!"], ["\n  1 + 1?\n", "\n2\n\n(two) 二"]]
-MANY = [[f"Question {number}?", f"Answer {number}."] for number in range(24)]
-"""More turns than an answer that keeps only the last few would hand on."""
+MANY = [[f"Question {number}?", f"Answer {number}."] for number in range(160)]
+"""More turns than an answer that keeps only the last few would hand on, and more tokens than fit into 2,048."""
 
 LONG = (
     "Hello! 你好！\n\nuser\nassistant\n1. a list , with\n    print( x )\n"
@@ -31,43 +34,21 @@ def talk(answer, inside, calls, say="Fine.", ids=None, logits=None):
     """Makes the calls one after the other. What a call has beside chat's own arguments:
 
     "template": set on the tokenizer before it; "settings": what the model's generation_config has besides
-    what most checkpoints set; "logits": as for all calls; in both, tokens stand for their ids.
+    what most checkpoints set; "logits": as for all calls; in both, tokens stand for their ids; EVERY_TOKEN
+    are all but the special tokens, nearly equally likely, by falling rank.
     "pairs": "tuple" turns the history's pairs into tuples; history "last": what came back last.
     """
     import copy
 
     import torch
-    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
     from course.grading.probe import Probe
 
-    tiny, tokenizer = inside.tiny
-    if "tokenizer" not in inside.kept:
-        inside.kept["tokenizer"] = merge_newlines(tokenizer)
-    tokenizer = inside.kept["tokenizer"]
+    if "parts" not in inside.kept:
+        inside.kept["parts"] = small_model(inside), merge_newlines(inside.tiny[1])
+    model, tokenizer = inside.kept["parts"]
     torch.default_generator.manual_seed(5)  # torch.manual_seed looks for a GPU each time
-    config = Qwen2Config(
-        vocab_size=tiny.config.vocab_size,
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        max_position_embeddings=8192,
-        eos_token_id=tiny.config.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = Qwen2ForCausalLM(config).eval()
-    # what they compute is of no use, since the probe chooses the logits
-    model.model.norm = torch.nn.Identity()
-    for name in ("mlp", "input_layernorm", "post_attention_layernorm"):
-        setattr(model.model.layers[0], name, torch.nn.Identity())
-    sampling = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20}
-    model.generation_config = GenerationConfig(
-        **sampling,
-        eos_token_id=tiny.generation_config.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    model = copy.deepcopy(model)  # another one in each scene: an answer may keep what it has seen
     most_checkpoints = copy.deepcopy(model.generation_config)
     probe = Probe(model, tokenizer)
     if logits:
@@ -85,7 +66,8 @@ def talk(answer, inside, calls, say="Fine.", ids=None, logits=None):
             model.generation_config = copy.deepcopy(most_checkpoints)
             model.generation_config.update(**with_ids(tokenizer, call["settings"]))
         if "logits" in call:
-            probe.logits(with_ids(tokenizer, call["logits"]))
+            every = call["logits"] == EVERY_TOKEN
+            probe.logits(every_token(tokenizer) if every else with_ids(tokenizer, call["logits"]))
         arguments = {
             name: call[name] for name in ("history", "system", "max_new_tokens", "temperature") if name in call
         }
@@ -107,6 +89,7 @@ def talk(answer, inside, calls, say="Fine.", ids=None, logits=None):
         result["callers_history"] = inside.plain(arguments.get("history"))
         conversations = probe.report()["conversations"][before:]
         result["steps"] = sum(each["steps"] for each in conversations)
+        result["new_ids"] = conversations[-1]["new_ids"] if conversations else []
         result["expected"], result["read"] = expected, read_ids(conversations, expected)
         for name in ("expected", "read"):
             result[f"{name}_text"] = result[name] and tokenizer.decode(result[name])
@@ -114,6 +97,40 @@ def talk(answer, inside, calls, say="Fine.", ids=None, logits=None):
     for result, history in zip(results, histories, strict=True):
         result["history_at_the_end"] = inside.plain(listed(history))
     return results
+
+
+def every_token(tokenizer):
+    return {id: -1e-6 * id for id in range(len(tokenizer)) if id not in tokenizer.added_tokens_decoder}
+
+
+def small_model(inside):
+    """A model that computes nothing, with the settings of most checkpoints."""
+    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+
+    from course.grading.probe import without_layers
+
+    tiny, tokenizer = inside.tiny
+    config = Qwen2Config(
+        vocab_size=tiny.config.vocab_size,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        max_position_embeddings=8192,
+        eos_token_id=tiny.config.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = Qwen2ForCausalLM(config).eval()
+    # what it computes is of no use, since the probe chooses the logits
+    model.model.forward = functools.partial(without_layers, config)
+    sampling = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20}
+    model.generation_config = GenerationConfig(
+        **sampling,
+        eos_token_id=tiny.generation_config.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return model
 
 
 def noted_chat(chat, parts, arguments, kept, errors):
@@ -215,6 +232,8 @@ def wrong_in_the_prompt(call, result):
     read, expected = result["read_text"], result["expected_text"]
     if read == expected:
         return "the prompt was encoded piece by piece: its text is the template's, its ids are not"
+    if call.get("system") == "" and "You are a helpful assistant." in read:
+        return "an empty system line was replaced by the default one"
     if expected.startswith(read.rstrip()) and call["text"].strip() in read:
         return "the generation prompt is missing: add_generation_prompt=True"
     if "".join(read.split()) == "".join(expected.split()):
@@ -255,9 +274,10 @@ def test_the_model_reads_the_chat_template(room):
     require_prompts(
         room,
         [
-            {"text": "  What is a\n\n\ttoken?　两个，空格 👍🏽 é ﬁ \n"},
+            {"text": "  What is a\n\n\ttoken?　两个，空格 👍🏽 é ﬁ \r\n\r\n"},
             {"text": "\nWho are you?\n\n", "history": [], "system": "\nYou are a pirate.\n Say arr. \n"},
             {"text": "\n\n 1 + 1?\n", "history": []},
+            {"text": "Hi", "history": [], "system": ""},
         ],
         "the model did not read the chat template of system line and text, with generation prompt",
     )
@@ -271,6 +291,7 @@ def test_the_model_reads_the_history(room):
             {"text": "And now?", "history": EARLIER},
             {"text": "你好", "history": EARLIER[:1], "system": "Answer in Chinese."},
             {"text": "And then?", "history": []},
+            {"text": "Still there?", "history": [["Say nothing.", ""], *EARLIER[:1]]},
             {"text": "How many were there?", "history": MANY, "max_new_tokens": 600},
         ],
         "the model did not read the chat template of the whole conversation, oldest turn first",
@@ -292,7 +313,7 @@ def test_the_reply_is_the_new_tokens_as_text(room):
     call = {"text": "Hello!", "history": EARLIER[:1]}
     [result] = room.play(talk, calls=[call], say=LONG)
     # special tokens have a test of their own
-    reply = reply_of(call, result).replace("<|im_end|>", "").strip()
+    reply = without_end(reply_of(call, result))
     mistake = "the reply is not what the model said, all of it and nothing else"
     if "helpful assistant" in reply:
         mistake = "the reply contains the prompt: the new tokens begin after it"
@@ -305,6 +326,20 @@ def test_the_reply_is_the_new_tokens_as_text(room):
         expected=LONG,
         got=reply,
     )
+    call = {"text": "Say nothing."}
+    [result] = room.play(talk, calls=[call], say="")
+    reply = without_end(reply_of(call, result))
+    require(
+        reply == "",
+        "the model ended its turn at once, and the reply is not empty",
+        sent=f"{sent(call)}; the model says only <|im_end|>",
+        expected="a reply without words",
+        got=reply,
+    )
+
+
+def without_end(reply):
+    return reply.replace("<|im_end|>", "").strip()
 
 
 def test_the_reply_has_no_special_tokens(room):
@@ -341,6 +376,7 @@ def test_a_new_history_comes_back(room):
         {"text": "And?", "history": "last"},
         {"text": "So?", "history": EARLIER},
         {"text": "So?", "history": EARLIER, "pairs": "tuple"},
+        {"text": "How many?", "history": MANY},
     ]
     came = []
     for call, result in zip(calls, room.play(talk, calls=calls), strict=True):
@@ -400,18 +436,20 @@ def test_nothing_is_kept_between_calls(room):
         {"text": "What is my name?"},
         {"text": "And now?", "history": EARLIER[:1]},
         {"text": "What is a token?"},
+        {"text": "My name is Ada."},
     ]
     results = room.play(talk, calls=calls)
     for number, (call, result) in enumerate(zip(calls, results, strict=True)):
         require_returned(call, result)
         require_nothing_kept(calls[:number], call, result)
     [again] = room.play(talk, calls=calls[:1], say="Something new.")
-    require(
-        again["steps"] > 0,
-        "the model was not asked: a reply of an earlier call is kept and given again",
-        sent=f"{sent(calls[0])}, as before, with another model",
-        got=again["returned"],
-    )
+    for result, which in ((again, "with another model"), (results[-1], "with the same model")):
+        require(
+            result["steps"] > 0,
+            "the model was not asked: a reply of an earlier call is kept and given again",
+            sent=f"{sent(calls[0])}, as before, {which}",
+            got=result["returned"],
+        )
     returned = results[0]["returned"]
     # that a history comes back at all has a test of its own
     if isinstance(returned, list) and len(returned) == 2:
@@ -443,8 +481,8 @@ def test_temperature_0_takes_the_likeliest_token(room):
 
 
 def test_the_checkpoints_settings_change_nothing(room):
-    for number in range(0, len(CASES), 2):
-        require_settings_ignored(room, CASES[number : number + 2])
+    for cases in (CASES[:6], CASES[6:-1], CASES[-1:]):
+        require_settings_ignored(room, cases)
 
 
 def require_settings_ignored(room, cases):
@@ -469,48 +507,65 @@ def require_settings_ignored(room, cases):
 
 
 def test_above_0_the_temperature_draws(room):
-    again = {"text": "Go", "max_new_tokens": 8, "temperature": 1.0}
-    greedy = {**again, "settings": {"do_sample": False}}
+    again = {"text": "Go", "max_new_tokens": 5, "temperature": 1.0, "logits": FLAT, "settings": {}}
     low = {**again, "temperature": 0.5}
-    cold = {"text": "Go", "max_new_tokens": 12, "temperature": 0.05}
-    hot = {"text": "Go", "max_new_tokens": 32, "temperature": 50.0}
-    logits = {"s": 6.0, **dict.fromkeys("tuvwxyz", 0.0)}
-    flat = dict.fromkeys("stuvwxyz", 1.0)
-    for call, words in (
-        (again, ""),
-        (low, ""),
-        (greedy, "; the model's generation_config has do_sample=False"),
-    ):
-        replies = [reply_of(call, result) for result in room.play(talk, calls=[call] * 3, logits=flat)]
+    greedy = {**again, "settings": {"do_sample": False}}
+    two = dict.fromkeys("st", 0.02) | dict.fromkeys("uvwxyz", 0.0)
+    cold = {"text": "Go", "max_new_tokens": 24, "temperature": 0.001, "logits": two, "settings": {}}
+    hot = {**cold, "temperature": 50.0, "logits": {"s": 20.0, **dict.fromkeys("tuvwxyz", 0.0)}}
+    every = {"text": "Go", "max_new_tokens": 60, "temperature": 1.0, "logits": EVERY_TOKEN, "settings": {}}
+    calls = [again, again, low, low, greedy, greedy, cold, hot, every]
+    results = room.play(talk, calls=calls)
+    for number in (0, 2, 4):
+        call, words = calls[number], "; the model's generation_config has do_sample=False" if number == 4 else ""
+        replies = [reply_of(call, result) for result in results[number : number + 2]]
         require(
-            len(set(replies)) > 1,
+            replies[0] != replies[1],
             "above temperature 0 repeated calls all gave the same reply",
-            sent=f"three times {sent(call)}; eight tokens are equally likely{words}",
+            sent=f"twice {sent(call)}; {len(FLAT)} letters are nearly equally likely{words}",
             expected="tokens drawn anew in each call",
             got=replies,
         )
-    results = room.play(talk, calls=[cold, hot], logits=logits)
-    for call, result in zip([cold, hot], results, strict=True):
-        reply = reply_of(call, result)
-        few, many = "only s at so low a temperature", "all eight letters about equally often"
-        require(
-            set(reply) == {"s"} if call is cold else reply.count("s") < 0.6 * len(reply),
-            "the temperature makes no difference, or the wrong one",
-            sent=f"{sent(call)}; the logits are {logits}",
-            expected=few if call is cold else many,
-            got=reply,
-        )
-    calls = [{"text": "Go", "max_new_tokens": 96, "temperature": 1.0}] * 3
-    results = room.play(talk, calls=calls, logits=FLAT)
-    drawn = "".join(reply_of(calls[0], result) for result in results)
-    last = list(FLAT)[-3:]
+    colder, hotter = (reply_of(call, result) for call, result in zip((cold, hot), results[6:8], strict=True))
     require(
-        any(letter in drawn for letter in last),
-        "above temperature 0 the less likely tokens are cut off, as top_k or top_p do",
-        sent=f"three times {sent(calls[0])}; the logits of {len(FLAT)} letters are nearly equal",
-        expected=f"all of them, also the last ones: {' '.join(last)}",
-        got=drawn,
+        set(colder) <= set("st"),
+        "the temperature makes no difference, or the wrong one",
+        sent=f"{sent(cold)}; the logits are {two}",
+        expected="only s and t at so low a temperature",
+        got=colder,
     )
+    require(
+        len(set(colder)) == 2,
+        "a low temperature is taken for 0: two tokens are equally likely, and only one came",
+        sent=f"{sent(cold)}; the logits are {two}",
+        expected="s and t about equally often",
+        got=colder,
+    )
+    require(
+        hotter.count("s") < 0.6 * len(hotter),
+        "the temperature makes no difference, or the wrong one",
+        sent=f"{sent(hot)}; the logits are {hot['logits']}",
+        expected="all eight letters at so high a temperature",
+        got=hotter,
+    )
+    reply_of(every, results[8])
+    if not has_unlikely(results[8]):  # one of 20 right answers
+        results = room.play(talk, calls=[{**every, "max_new_tokens": 120}] * 2)
+        require(
+            any(map(has_unlikely, results)),
+            "above temperature 0 the less likely tokens are cut off, as top_k or top_p do",
+            sent=f"{sent(every)}, again and again; all tokens are nearly equally likely",
+            expected=f"all of them, also those from id {UNLIKELY} on",
+            got=f"ids up to {max([0, *results[0]['new_ids'], *results[1]['new_ids']])}",
+        )
+
+
+UNLIKELY = 2915
+"""The last twentieth of all tokens."""
+
+
+def has_unlikely(result):
+    return any(id >= UNLIKELY for id in result["new_ids"])
 
 
 def test_at_most_max_new_tokens(room):
@@ -548,7 +603,7 @@ def test_at_most_max_new_tokens(room):
 
 
 def test_refuses_an_empty_text_and_a_negative_temperature(room):
-    calls = [{"text": ""}, {"text": "Go", "temperature": -0.5}]
+    calls = [{"text": ""}, {"text": "", "history": EARLIER}, {"text": "Go", "temperature": -0.5}]
     for call, result in zip(calls, room.play(talk, calls=calls), strict=True):
         what = "an empty text" if call["text"] == "" else "a negative temperature"
         if "raised" not in result:

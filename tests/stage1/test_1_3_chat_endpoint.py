@@ -17,6 +17,12 @@ from course.grading.mistakes import fail, require
 MANY = 64
 """More than any default thread pool has threads; anyio's has 40."""
 
+CROWD = 104
+"""More than one that ends a queue ends it at."""
+
+MANY_ERRORS = 20
+"""More than an answer has slots, of which each error may take one. The server logs a traceback for each."""
+
 LINE_S = 0.005
 """For how long other threads run between two lines, where races are amplified."""
 
@@ -33,6 +39,7 @@ ERRORS = {
     "break TimeoutError": TimeoutError("gave up after 977 s"),
     "break ModelIsBroken": ModelIsBroken(),
 }
+BREAKS_ONCE = "break at the first time"
 WORDS_OF_ERRORS = ["CUDA", "8124 MiB", "7731", "were lost", "kv_cache", "weights_0815", "gave up"]
 
 
@@ -43,7 +50,7 @@ def app(answer, inside, hold=False, slow_load=False, amplify_races=False):
     """The answer's app. `chat` says "re: " and the text, or raises, once `hold` is let go."""
     notes = inside.notes
     _note_logs(notes)
-    notes.update(loads=0, loads_by_create_app=0, texts=[], histories=[], blocking=False)
+    notes.update(loads=0, loads_by_create_app=0, texts=[], histories=[], replies=[], blocking=False)
     tiny = inside.tiny
 
     def load():
@@ -75,7 +82,10 @@ def app(answer, inside, hold=False, slow_load=False, amplify_races=False):
             inside.event("go").wait()
         if text in ERRORS:
             raise ERRORS[text]
+        if text == BREAKS_ONCE and notes["texts"].count(text) == 1:
+            raise RuntimeError("only at the first time")
         reply = f"re: {text}"
+        notes["replies"].append(reply)
         return reply, [*(history or []), (text, reply)]
 
     if amplify_races:
@@ -114,6 +124,19 @@ def app_with_the_model(answer, inside):
         return reply, history
 
     return answer.create_app(load, noted)
+
+
+def app_named(answer, inside, name):
+    """The answer's app with a model and a `chat` of that name."""
+
+    def load():
+        inside.notes[f"loads of {name}"] = inside.notes.get(f"loads of {name}", 0) + 1
+        return f"the model of {name}", f"the tokenizer of {name}"
+
+    def chat(model, tokenizer, text, history=None, **_):
+        return f"re: {text}; {name} asks {model} with {tokenizer}", [*(history or []), (text, "")]
+
+    return answer.create_app(load, chat)
 
 
 def _amplify_races(inside):
@@ -181,7 +204,8 @@ def all_arrive(room, count):
         seen = room.arrived("/chat")
 
 
-def health_answers(room, http, when):
+def health_answers(room, http, when, before):
+    """Requires that GET /health answers, and what it answered before. That this is right is another test's concern."""
     blocked = f"the event loop is blocked: /health does not answer while {when}"
     at_once = '200 {"status": "ok"} at once, however many answers are held or waiting'
     if room.notes()["blocking"]:
@@ -191,8 +215,9 @@ def health_answers(room, http, when):
             got="a blocking call inside async def: chat runs in the event loop's own thread",
             where=room.where() or None,
         )
+    arrived = room.arrived("/health")
     health = http.start("GET", "/health")
-    if not health.wait(3.0) and not room.arrived("/health"):
+    if not health.wait(3.0) and room.arrived("/health") == arrived:
         fail(
             blocked,
             expected=at_once,
@@ -209,6 +234,12 @@ def health_answers(room, http, when):
     reply = health.reply()
     if reply.status != 200:
         fail(f"/health is not 200 while {when}", **http.facts(reply))
+    require(
+        reply.data == before.data,
+        f"/health answers something else while {when}",
+        expected=str(before),
+        **http.facts(reply),
+    )
 
 
 # the tests
@@ -248,6 +279,18 @@ def test_post_chat_answers(room):
         expected=expected,
         **facts,
     )
+    # with another chat, whose reply may be longer
+    http = Http(room, room.serve(app))
+    reply = post(http, f" \n{'x' * 3000}\r\n ")
+    replies = room.notes()["replies"]
+    if replies and good(reply):
+        require(
+            isinstance(reply.data, dict) and reply.data.get("result") == replies[-1],
+            "the result is not chat's reply as it is: nothing is stripped, cut or replaced",
+            sent="a text of 3,000 letters between blanks and newlines",
+            expected=ascii(replies[-1]),
+            got=ascii(reply.text),
+        )
 
 
 def test_health_says_ok(shared_room):
@@ -287,6 +330,31 @@ def test_start_up_loads_the_model_once(room):
         expected="1 call after start-up and one POST /chat",
         got=f"{loads} calls",
     )
+    start(http, "break RuntimeError").wait(1.0)
+    start(http, "next").wait(1.0)
+    loads = room.notes()["loads"]
+    require(
+        loads == 1,
+        "load is called again after an error in chat: the model is still there",
+        expected="1 call in all",
+        got=f"{loads} calls",
+    )
+
+
+def test_two_apps_do_not_mix(room):
+    named = {name: Http(room, room.serve(app_named, name=name)) for name in ("one", "two")}
+    for name in ("one", "two", "one"):
+        reply = post(named[name], "hi")
+        if not good(reply):
+            mistake = f"of two apps in one program, one answers {reply.status}"
+            fail(mistake, sent=f'app {name}, {{"text": "hi"}}', **named[name].facts(reply))
+        require(
+            f"{name} asks the model of {name} with the tokenizer of {name}" in reply.text,
+            "two apps in one program mix: keep an app's model and chat in create_app, not in the module",
+            sent=f'create_app is called twice; to app {name}: {{"text": "hi"}}',
+            expected=f"the chat of app {name} is given what the load of app {name} returned",
+            got=str(reply),
+        )
 
 
 def test_text_reaches_chat_unchanged(shared_room):
@@ -332,6 +400,23 @@ def test_a_text_has_1_to_4000_code_points(shared_room):
                 expected=expected,
                 **http.facts(reply),
             )
+    accented = "e\u0301"
+    escaped = json.dumps({"text": "😀" * 4000})
+    for text, what, is_allowed in (
+        (accented * 2000, "2,000 times e with an accent of its own", True),
+        (accented * 2001, "2,001 times e with an accent of its own", False),
+        (f" {'a' * 3999}\n", "3,999 letters between a blank and a newline", False),
+        (escaped, "4,000 emoji, in JSON as \\ud83d\\ude00", True),
+    ):
+        body = escaped if text is escaped else json.dumps({"text": text}, ensure_ascii=False)
+        reply = http.post("/chat", content=body.encode(), headers={"content-type": "application/json"})
+        require(
+            good(reply) if is_allowed else reply.status == 422,
+            f"a text of {what} is {'allowed' if is_allowed else 'too long'}: count code points, as len(text) does",
+            sent=f"POST /chat {body[:60]}...",
+            expected=200 if is_allowed else 422,
+            **http.facts(reply),
+        )
     reply = post(http, "")
     require(
         reply.status == 422,
@@ -385,26 +470,28 @@ def test_no_history_is_kept(shared_room):
 
 def test_health_answers_while_the_model_works(room):
     http = Http(room, room.serve(app, hold=True))
+    before = http.get("/health")
     waiting = start(http, "one")
     if not until(lambda: room.notes()["texts"] or waiting.done(), room.limit_s):
         raise room.hung("POST /chat neither calls chat nor answers")
     if not room.notes()["texts"]:
         fail("POST /chat does not call chat", **http.facts(waiting.reply()))
-    health_answers(room, http, "one answer is being made")
+    health_answers(room, http, "one answer is being made", before)
 
 
 def test_health_answers_while_64_requests_wait(room):
     http = Http(room, room.serve(app, hold=True))
+    before = http.get("/health")
     _held = [start(http, f"number {number}") for number in range(MANY)]
     all_arrive(room, MANY)
-    health_answers(room, http, f"{MANY} answers are held or waiting")
+    health_answers(room, http, f"{MANY} answers are held or waiting", before)
 
 
-def test_64_requests_at_once_get_their_answers(room):
+def test_requests_at_once_get_their_answers(room):
     http = Http(room, room.serve(app, hold=True, amplify_races=True))
-    texts = [f"<{number % 16}>" for number in range(MANY)]  # users may ask the same
+    texts = [f"<{number % 16}>" for number in range(CROWD)]  # users may ask the same
     waiting = [start(http, text) for text in texts]
-    all_arrive(room, MANY)
+    all_arrive(room, CROWD)
     # each has come as far as it can: into chat, into a queue, or to its refusal
     resting = Resting(room.pid)
     rests_s = 1.6 * LINE_S
@@ -415,14 +502,14 @@ def test_64_requests_at_once_get_their_answers(room):
         reply = each.reply(limit_s=5.0)
         if reply.status in (409, 429, 503):
             fail(
-                f"one of {MANY} requests at once was refused: let it wait for its turn",
+                f"one of {CROWD} requests at once was refused: let it wait for its turn",
                 sent={"text": text},
                 expected=200,
                 **http.facts(reply),
             )
         came = reply.status if not good(reply) else "something else"
         another = good(reply) and "re: <" in reply.text
-        mistake = f"one of {MANY} requests at once gets {came}, and not its answer"
+        mistake = f"one of {CROWD} requests at once gets {came}, and not its answer"
         answered(http, reply, text, mixed if another else mistake)
 
 
@@ -493,6 +580,7 @@ def test_an_error_in_chat_is_in_the_servers_log(room):
 
 def test_after_an_error_the_next_request_is_answered(room):
     http = Http(room, room.serve(app))
+    before = http.get("/health")
     mistake = "after an error in chat the next request is not answered normally"
     raised = []
     for text in ("break ValueError", "fine 1", *ERRORS, "fine 2"):
@@ -505,6 +593,26 @@ def test_after_an_error_the_next_request_is_answered(room):
         if not waiting.wait(3.0):
             raise room.hung(mistake, sent=sent)
         answered(http, waiting.reply(), text, mistake, sent)
+    start(http, BREAKS_ONCE).wait(1.0)
+    again = start(http, BREAKS_ONCE)
+    sent = "the same text twice; chat raised at the first time alone"
+    if not again.wait(3.0):
+        raise room.hung(mistake, sent=sent)
+    answered(http, again.reply(), BREAKS_ONCE, mistake, sent)
+    many = [start(http, "break KeyError") for _ in range(MANY_ERRORS)]
+    until(lambda: all(each.done() for each in many), 5.0)
+    waiting = start(http, "fine again")
+    sent = f"chat raised in {MANY_ERRORS} requests at once; then {json.dumps({'text': 'fine again'})}"
+    if not waiting.wait(5.0):
+        raise room.hung(mistake, sent=sent)
+    answered(http, waiting.reply(), "fine again", mistake, sent)
+    health = http.get("/health")
+    require(
+        (health.status, health.data) == (before.status, before.data),
+        "after an error in chat /health answers something else",
+        expected=str(before),
+        **http.facts(health),
+    )
     at_once = ["fine 3", "break ValueError", "fine 4", "break KeyError", "fine 5"]
     waiting = {text: start(http, text) for text in at_once}
     mistake = "an error in one answer disturbs the others at the same time"

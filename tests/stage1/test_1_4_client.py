@@ -15,8 +15,10 @@ from course.grading.kit.scripted_server import (
 )
 from course.grading.mistakes import fail, require
 
-TEXT = '你好\n "quoted" 👍🏽 <b>&amp;</b> '
+TEXT = '你好\r\n\n "quoted" 👍🏽 <b>&amp;</b> '
 RESULT = "re: 你好\n"
+
+ASYNC = "ask is to be an ordinary function, not async def"
 
 
 # in the room
@@ -29,7 +31,7 @@ def ask(answer, inside, base_url, text="hi", timeout_s=None):
     try:
         return inside.outcome(answer.ask, base_url, text, **given)
     except answer.ChatError as error:  # `outcome` takes every Exception
-        return _raised("a ChatError that is no Exception", str(error))
+        return _raised("a ChatError that is not an Exception", str(error))
 
 
 def ask_each(answer, inside, base_urls, timeout_s):
@@ -127,10 +129,14 @@ def described(outcome):
     """An outcome as the facts `got` and `where`."""
     if "raised" in outcome:
         return {"got": outcome["said"], "where": outcome["where"]}
-    value = outcome["value"]
-    if isinstance(value, dict) and value.get("type") == "coroutine":
-        return {"got": "a coroutine: ask is to be an ordinary function, not async def"}
-    return {"got": f"returned {value!r}"}
+    if is_a_coroutine(outcome):
+        return {"got": "a coroutine, and no request"}
+    return {"got": f"returned {outcome['value']!r}"}
+
+
+def is_a_coroutine(outcome):
+    value = outcome.get("value")
+    return isinstance(value, dict) and value.get("type") == "coroutine"
 
 
 # the tests
@@ -143,7 +149,8 @@ def test_sends_one_post_to_chat(shared_room):
     sent = [f"{each.method} {each.target} {each.body.decode()}" for each in server.requests]
     facts = {"expected": expected, "got": " and ".join(sent)}
     if not server.requests:
-        fail("ask sends no request", expected=expected, **described(outcome))
+        mistake = ASYNC if is_a_coroutine(outcome) else "ask sends no request"
+        fail(mistake, expected=expected, **described(outcome))
     require(len(sent) == 1, f"ask sends {len(sent)} requests, not one", **facts)
     request = server.requests[0]
     require(request.method == "POST", f"ask sends a {request.method}, not a POST", **facts)
@@ -154,6 +161,7 @@ def test_sends_one_post_to_chat(shared_room):
         "the request's body is not the text as JSON: httpx does that with json={...}",
         **facts,
     )
+    require(data == {"text": TEXT}, "the request's body holds more than the text: a server may refuse that", **facts)
 
 
 def test_a_slash_or_a_path_in_base_url(shared_room):
@@ -218,6 +226,7 @@ def test_a_4xx_or_5xx_is_a_chat_error(shared_room):
     answers = {
         400: b'{"detail": "bad"}',
         404: b'{"detail": "Not Found"}',
+        409: b'{"detail": ""}',
         418: b"",
         422: b'{"detail": [{"loc": ["body", "text"], "msg": "Field required"}]}',
         429: b'{"result": "looks like an answer"}',
@@ -242,17 +251,18 @@ def test_a_4xx_or_5xx_is_a_chat_error(shared_room):
 
 
 def test_the_error_says_what_the_server_said(shared_room):
-    two_of_422 = {
+    three_of_422 = {
         "detail": [
             {"loc": ["body", "text"], "msg": "String should have at most 4000 characters"},
             {"loc": ["body", "mode"], "msg": "字段必填"},
+            {"loc": ["body", "seed"], "msg": "Input should be a valid integer"},
         ]
     }
     page = "<html><h1>Bad Gateway</h1>" + "<p>No server.</p>" * 15 + "<p>Come later.</p></html>"
     answers = [
         (500, '{"detail": "The model failed to answer."}', ["The model failed to answer."]),
         (404, json.dumps({"detail": "没有这个页面"}), ["没有这个页面"]),
-        (422, json.dumps(two_of_422), [each["msg"] for each in two_of_422["detail"]]),
+        (422, json.dumps(three_of_422), [each["msg"] for each in three_of_422["detail"]]),
         (422, '{"detail": "text is empty"}', ["text is empty"]),
         (503, "Busy. Come back later.", ["Busy. Come back later."]),
         (502, page, [page]),
@@ -261,6 +271,8 @@ def test_the_error_says_what_the_server_said(shared_room):
         (409, '{"detail": 7031}', ["7031"]),
         (503, '["busy", "later"]', ['["busy", "later"]']),
         (422, '{"detail": ["odd", "words"]}', ["odd", "words"]),
+        (422, '{"detail": [{"type": "missing"}]}', ['[{"type": "missing"}]']),
+        (500, '{"error": {"code": 7031}}', ['{"error": {"code": 7031}}']),
     ]
     for status, body, words in answers:
         with ScriptedServer([response(status, body)]) as server:
@@ -295,7 +307,7 @@ BROKEN = {
     "in the middle of the body": [head(200, content_length=100) + b'{"result": "a'],
     "in the middle of a chunk": [head(200, transfer_encoding="chunked") + b'20\r\n{"result'],
     "in the middle of the body of a 500": [head(500, content_length=100) + b'{"detail": "a'],
-    "by an answer that is no HTTP": [b"SSH-2.0-OpenSSH_9.6\r\n"],
+    "by an answer that is not HTTP": [b"SSH-2.0-OpenSSH_9.6\r\n"],
 }
 
 
@@ -307,7 +319,7 @@ def test_a_broken_connection_is_a_chat_error(shared_room):
 
 
 def test_other_200s_are_chat_errors(shared_room):
-    for body in (
+    bodies = (
         b"It works!",
         b"",
         b"<html></html>",
@@ -322,10 +334,13 @@ def test_other_200s_are_chat_errors(shared_room):
         b'{"result": ["a list"]}',
         b'{"result": {"text": "an object"}}',
         b"no UTF-8: \xff\xfe",
-    ):
-        with ScriptedServer([response(200, body)]) as server:
+    )
+    answers = {f"200 {body.decode(errors='replace')}": response(200, body) for body in bodies}
+    answers["200 and `content-encoding: gzip`, but no gzip"] = response(200, b"It works!", content_encoding="gzip")
+    for said, answer in answers.items():
+        with ScriptedServer([answer]) as server:
             outcome = shared_room.play(ask, base_url=server.url)
-        sent = f"the server answers 200 {body.decode(errors='replace')}"
+        sent = f"the server answers {said}"
         a_chat_error(outcome, "when a 200 is not the JSON it should be", sent=sent)
 
 
@@ -335,6 +350,7 @@ def test_nothing_is_sent_twice(shared_room):
         "breaks the connection": [],
         "sends half an answer": [head(200, content_length=100) + b'{"result": "a'],
         "answers 200 without a result": ok_json({}),
+        "redirects to /chat/": [response(307, b"", location="/chat/")],
         # not for ever: a timeout that is ignored is another test's concern
         "sends nothing for longer than timeout_s": [0.5],
     }
@@ -384,7 +400,7 @@ def test_a_slow_server_is_waited_for(room):
         short = [each for each in seen["timeouts"] if each is not None and each < 0.9 * asked_for]
         require(
             not short,
-            "ask gives up too early: hand timeout_s, 60 by default, to httpx, which else waits 5 s",
+            "ask gives up too early: hand timeout_s, 60 by default, to httpx, which otherwise waits 5 s",
             sent="ask(base_url, ...)" if timeout_s is None else f"ask(..., timeout_s={timeout_s})",
             expected=f"httpx waits {asked_for} seconds for the server to send something",
             got=f"it waits {short[0] if short else ''} seconds",

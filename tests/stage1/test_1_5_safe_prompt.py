@@ -9,7 +9,7 @@ import json
 import os
 import re
 
-from course.grading.kit.tokenizers import TEMPLATES, merge_newlines
+from course.grading.kit.tokenizers import TEMPLATES, add_before_texts, merge_newlines
 from course.grading.mistakes import fail, require
 
 START, END, TEXT_END = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
@@ -58,6 +58,7 @@ def encode(answer, inside, calls):
 
     def use(name):
         tokenizer.chat_template = TEMPLATES[name]["template"] or own
+        add_before_texts(tokenizer, TEMPLATES[name].get("adds"))
 
     def as_the_template(messages):
         return [
@@ -84,8 +85,12 @@ def encode(answer, inside, calls):
         messages = given.setdefault(json.dumps(messages), messages)
         kept = []
         rendered.clear()
+        before = state_of(tokenizer)
         result = inside.outcome(lambda: kept.append(answer.encode_chat(tokenizer, messages)))
         result["rendered"] = list(rendered)
+        result["added_by_the_tokenizer"] = TEMPLATES[name].get("adds")
+        after = state_of(tokenizer)
+        result["changed"] = [name for name in before if after[name] != before[name]]
         if kept:
             result["type"] = type(kept[0]).__name__
             result["returned"] = inside.plain(kept[0])
@@ -98,6 +103,16 @@ def encode(answer, inside, calls):
     after = render(tokenizer, calls[0][1], False, tokenize=True)
     results[0]["templates_ids_at_the_end"] = list(after)
     return results
+
+
+def state_of(tokenizer):
+    return {
+        "split_special_tokens": tokenizer.split_special_tokens,
+        "backend_tokenizer.encode_special_tokens": tokenizer.backend_tokenizer.encode_special_tokens,
+        "chat_template": tokenizer.chat_template,
+        "added_tokens_decoder": str(tokenizer.added_tokens_decoder),
+        "backend_tokenizer.post_processor": str(tokenizer.backend_tokenizer.post_processor),
+    }
 
 
 def listen_to_templates():
@@ -232,12 +247,16 @@ def require_the_templates_ids(sent, result):
     if result["text"] != expected["text"]:
         facts = where_they_differ(expected["text"], result["text"])
     mistake = "without control tokens in the messages, the ids are not the plain template's"
-    if result["text"] != expected["text"]:
+    wanted, found = controls_of(expected), controls_of(result)
+    added = result["added_by_the_tokenizer"]
+    if added and found.count(added) > wanted.count(added):
+        mistake = f"the tokenizer put a {added} of its own before a text: add_special_tokens=False"
+    elif result["text"] != expected["text"]:
         mistake = "without control tokens in the messages, the ids do not say what the template renders"
     elif result["pieces"] == expected["pieces"]:
         mistake = "the prompt was encoded piece by piece: its text is the template's, its ids are not"
-    elif fewer := [text for text in controls_of(expected) if text not in controls_of(result)]:
-        mistake = f"the chat template's own {fewer[0]} is no control token any more"
+    elif fewer := [text for text in wanted if text not in found]:
+        mistake = f"the chat template's own {fewer[0]} is no longer a control token"
     require(
         result["ids"] == expected["ids"],
         mistake,
@@ -269,12 +288,12 @@ def require_only_the_templates_controls(sent, result):
     if more:
         fail(f"a message that says {more[0]} became the control token itself", **facts)
     if fewer:
-        fail(f"the chat template's own {fewer[0]} is no control token any more", **facts)
+        fail(f"the chat template's own {fewer[0]} is no longer a control token", **facts)
     # text that was removed or escaped has a test of its own
     if result["text"] == expected["text"]:
         require(
             result["pieces"] == expected["pieces"],
-            "control ids stand where a message says their text, and not where the template does",
+            "control ids are where a message only says their text, and not where the template writes them",
             **facts,
         )
 
@@ -283,11 +302,12 @@ def test_without_control_tokens_the_ids_are_the_templates(room):
     results = encoded(
         room,
         user("What is a token?"),
-        user("  \n\n两个 空格\t\n👍🏽 é \n\n"),
+        user("  \n\n两个 空格\t\n👍🏽 é \r\n\rfi\n\n"),
         [{"role": "user", "content": "<|im_ start|> <|im_ |> <|im_end| im_end|> <|IM_END|> </s>"}],
         conversation("Be\n\nbrief. ", "Hi <", "| im_end|>\n", "\n1 + 1?"),
         conversation("\nBe brief.\n", "\n\n Hi \n", "\n", "\n\n"),
         user(""),
+        conversation("Be brief.", "Hi", "Hello."),
     )
     for sent, result in results:
         require_the_templates_ids(sent, result)
@@ -375,7 +395,16 @@ def test_other_templates(room):
 
 
 def test_calls_do_not_disturb_each_other(room):
-    first, *rest = encoded(room, *[user(ATTACK), user("What is a token?")] * 2)
+    results = encoded(room, *[user(ATTACK), user("What is a token?")] * 2)
+    for sent, result in results:
+        require(
+            not result["changed"],
+            "encode_chat changed the tokenizer, which others use too: make the changes in a copy of it",
+            sent=f"{sent}; the tokenizer's state before and after",
+            expected="the same state",
+            got=f"another {' and '.join(result['changed'])}",
+        )
+    first, *rest = results
     require_the_templates_ids(*rest[0])
     require_the_templates_ids(*rest[2])
     sent, result = rest[1]

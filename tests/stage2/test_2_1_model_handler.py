@@ -6,22 +6,20 @@ until then, by how many steps the model made, and by whether the readers' event 
 
 import inspect
 import re
-import time
 
-from course.grading.kit.readers import Readers, Talk, joined, plain_end, shown, solid
+import pytest
+
+from course.grading.kit import reader_cases as reading
+from course.grading.kit.readers import Readers, Talk, joined, plain_end, shown
 from course.grading.kit.settings import CASES, FLAT, MOST_TOKENS, is_made_of, obeyed, wanted, with_ids
 from course.grading.kit.tokenizers import NAMED_ROLES, merge_newlines, template_ids
 from course.grading.mistakes import fail, require
 
 MANY = 64
+MANY_WORDS = 2000
 POOL = 6
-MOST_AFTER = 2
-"""Steps that the model may make after its reader has left, not counting the one in progress."""
 COUNTING = "one two three four five six"
 LONG = " ".join([COUNTING] * 12)
-MIXED = "answers at once mix: something of one answer is kept where all share it (in self?)"
-WAITS = "leaving waits for the model: it came to no end while the model was held"
-GONE = "the reader is gone at once, and the model stops a step later"
 
 
 # in the room
@@ -34,6 +32,7 @@ def parts(inside):
         model, tokenizer = inside.tiny_without_layers
         inside.probe.tokenizer = merge_newlines(tokenizer)
         inside.kept["parts"] = model, inside.probe.tokenizer
+        inside.kept["template"] = tokenizer.chat_template
     return inside.kept["parts"]
 
 
@@ -53,6 +52,7 @@ def open_readers(answer, inside, pool=None, settings=None):
     def make():
         model, tokenizer = parts(inside)
         model.generation_config = generation_config(inside, settings or {})
+        tokenizer.chat_template = inside.kept["template"]
         return answer.ModelHandler(model, tokenizer)
 
     def call(handler, ask):
@@ -92,7 +92,8 @@ def texts_so_far(answer, inside, text):
     """What the first 0, 1, 2, ... tokens of the text say."""
     _, tokenizer = parts(inside)
     ids = tokenizer(text)["input_ids"]
-    return [tokenizer.decode(ids[:count]) for count in range(len(ids) + 1)]
+    # its decode without what transformers adds, which takes most of the time and changes nothing
+    return [tokenizer.backend_tokenizer.decode(ids[:count]) for count in range(len(ids) + 1)]
 
 
 def plain_words(answer, inside):
@@ -122,8 +123,20 @@ def talk_in(room, pool=None, settings=None):
 def shared(room):
     """The Talk of a room that tests share."""
     if "talk" not in room.kept:
+        room.probe.begin_anew()
         room.kept["talk"] = talk_in(room)
     return room.kept["talk"]
+
+
+@pytest.fixture
+def room(request, shared_room):
+    """The shared room, with nothing left in its model of what tests before have done there."""
+    failed = request.session.testsfailed
+    shared_room.kept.pop("talk", None)
+    shared_room.probe.begin_anew()
+    yield shared_room
+    # what a wrong answer has left behind is not to be found by the next test
+    shared_room.spoiled |= request.session.testsfailed > failed
 
 
 def must_be_out(so_far):
@@ -142,22 +155,7 @@ def must_be_out(so_far):
 def test_generate_returns_an_async_iterator(shared_room):
     shared(shared_room)
     for found, stream in zip(shared_room.play(what_generate_returns), (True, False), strict=True):
-        sent = f"handler.generate('Hello', stream={stream})"
-        expected = "an object with __anext__ and aclose, as an `async def` with `yield` gives"
-        if found["type"] == "coroutine":
-            fail(
-                "generate returns a coroutine: `async for` cannot read that",
-                sent=sent,
-                expected=expected,
-                got="a coroutine: an `async def` without `yield`",
-            )
-        require(
-            found["has"] == ["__anext__", "aclose"],
-            "what generate returns cannot be read with `async for` and closed with `aclose()`",
-            sent=sent,
-            expected=expected,
-            got=f"{found['type']}, which has {' and '.join(found['has']) or 'neither'}",
-        )
+        reading.what_comes_is_an_async_iterator(found, "generate", f"handler.generate('Hello', stream={stream})")
 
 
 def test_the_model_is_given_the_chat_template(room):
@@ -168,6 +166,7 @@ def test_the_model_is_given_the_chat_template(room):
         ask("  two blanks\n\n", stream=True),
         ask("\n newlines\n", stream=True),
         ask("你好 👍🏽"),
+        ask("word " * MANY_WORDS, stream=True),
         ask("And with another template?", stream=True),
     ]
     for number, call in enumerate(asks):
@@ -179,8 +178,13 @@ def test_the_model_is_given_the_chat_template(room):
             talk.require_end(reader)
             fail("generate does not ask the model", sent=as_call(call))
         given = conversations[number]
+        sent = as_call(call)
         mistake = "the model is not given the chat template: apply_chat_template makes its ids"
-        if given["prompt"] == expected["text"]:
+        if len(call["prompt"]) > MANY_WORDS:
+            sent = f"generate({MANY_WORDS} words, stream=True)"
+            given["prompt"] = given["prompt"].replace("word " * 100, "... ")
+            mistake = "a long prompt is cut: the model is given the whole prompt"
+        elif given["prompt"] == expected["text"]:
             mistake = "the prompt was encoded piece by piece: its text is the template's, its ids are not"
         elif template:
             mistake = "the prompt does not follow the tokenizer's own chat_template"
@@ -193,7 +197,7 @@ def test_the_model_is_given_the_chat_template(room):
         require(
             given["prompt_ids"] == expected["ids"],
             mistake,
-            sent=as_call(call),
+            sent=sent,
             expected=f"{len(expected['ids'])} ids: the template with the system line, the prompt unchanged,"
             " and the generation prompt",
             got=f"{len(given['prompt_ids'])} ids, which say {given['prompt']!r}",
@@ -308,7 +312,7 @@ def test_without_stream_there_is_one_piece(shared_room):
         pieces = talk.answer(call := ask(f"Tell text {number}", **options))["pieces"]
         require(
             len(pieces) == 1 and isinstance(pieces[0], str),
-            "without stream=True there is exactly one piece, also for an empty answer",
+            "without stream=True there is exactly one piece, even for an empty answer",
             sent=as_call(call),
             expected="1 piece of text",
             got=f"{len(pieces)} pieces: {pieces}",
@@ -344,14 +348,14 @@ def test_a_temperature_above_0_samples_at_it(shared_room):
     talk = shared(shared_room)
     first, second, *others = shared_room.play(plain_words)
     rest = {other: 0.0 for other in others}
-    # at temperature 10 nine of ten tokens are others than the first, at 1 one of a hundred
-    shared_room.probe.logits({first: 8.0, second: 0.0, **rest}, "Draw hot")
-    # at 0.2 nearly half are the second and one of a thousand is another, at 1 more than half are
-    shared_room.probe.logits({first: 1.9, second: 1.85, **rest}, "Draw cool")
+    # at temperature 50 five of six tokens are others than the first, at 10 one of twenty, at 2 none
+    shared_room.probe.logits({first: 60.0, second: 0.0, **rest}, "Draw hot")
+    # at 0.002 nearly half are the second and one of a thousand is another, at 0.1 most are
+    shared_room.probe.logits({first: 0.019, second: 0.0185, **rest}, "Draw cool")
     asks = [
-        ask("Draw hot", stream=True, max_new_tokens=21, temperature=10.0),
-        ask("Draw hot at once", max_new_tokens=21, temperature=10.0),
-        ask("Draw cool", stream=True, max_new_tokens=33, temperature=0.2),
+        ask("Draw hot", stream=True, max_new_tokens=21, temperature=50.0),
+        ask("Draw hot at once", max_new_tokens=21, temperature=50),
+        ask("Draw cool", stream=True, max_new_tokens=33, temperature=0.002),
     ]
     drawn = [talk.answer(call)["new_ids"] for call in asks]
     for call, ids in zip(asks, drawn, strict=True):
@@ -372,6 +376,23 @@ def test_a_temperature_above_0_samples_at_it(shared_room):
             expected=f"of {len(ids)} tokens {expected}",
             got=got,
         )
+    require(
+        drawn[0] != drawn[1],
+        "two answers are drawn alike: what each of them seeds (manual_seed) is no longer random",
+        sent=f"{as_call(asks[0])}, then {as_call(asks[1])}; the logits are the same",
+        expected="other tokens each time",
+        got=f"{len(drawn[0])} tokens, the same ones twice",
+    )
+    call = ask("Draw hot, again", stream=True, max_new_tokens=21, temperature=50.0)
+    once = talk.answer(call)["new_ids"]
+    twice = talk.answer(call)["new_ids"]
+    require(
+        twice[len(once) :] != once,
+        "the same prompt gets the same answer again: what is seeded with the prompt is no longer random",
+        sent=f"{as_call(call)}, twice; the logits are the same",
+        expected="other tokens each time",
+        got=f"{len(once)} tokens, the same ones twice",
+    )
 
 
 def test_the_checkpoints_settings_change_nothing(room):
@@ -404,7 +425,7 @@ def says(reader, letters):
 def test_above_0_no_token_is_cut_off(shared_room):
     talk = shared(shared_room)
     shared_room.play(choose_letters, logits=FLAT, when="Draw any")
-    call = ask("Draw any letters", stream=True, max_new_tokens=256, temperature=1.0)
+    call = ask("Draw any letters", stream=True, max_new_tokens=180, temperature=1.0)
     said, last = talk.answer(call)["said"], list(FLAT)[-6:]
     if len(set(said)) < 2:
         return  # nothing is drawn: another test decides about that
@@ -441,60 +462,19 @@ def test_text_comes_out_while_the_model_is_held(room):
             talk.until_held(number, count + 1)
             must = must_be_out(so_far[: count + 1])
             if not talk.until("has text", number, must):
-                does_not_stream(room, talk, number, count, must, counts[-1])
+                talk.require_own_thread(number)
+                reading.does_not_stream(talk, number, count, must, counts[-1])
         room.probe.release()
         talk.finish(number)
-
-
-def does_not_stream(room, talk, number, count, must, last_count):
-    talk.require_own_thread(number)
-    came = joined(talk.look(number)["pieces"])
-    where = room.where() or None
-    room.probe.hold(last_count + 1)
-    talk.until("has pieces", number, 1, talk.brief_s)
-    came_late = joined(talk.look(number)["pieces"])
-    room.probe.release()
-    talk.until("ended", number)
-    reader = talk.look(number)
-    facts = {
-        "sent": as_call(reader["ask"]),
-        "expected": f"{must!r} has come out when the model is held after {count} tokens",
-    }
-    if came_late:
-        mistake = "the stream lags: text that is complete is held back while the model works"
-        fail(mistake, got=repr(came), **facts)
-    fail(
-        "nothing streams: all pieces came after the model had finished"
-        if reader["pieces"]
-        else "nothing streams: nothing came out while the model was held",
-        got=f"nothing; then, with the model let go: {shown(reader)}",
-        where=where,
-        **facts,
-    )
 
 
 def test_the_event_loop_never_waits_for_the_model(room):
     talk = talk_in(room)
     room.probe.say(COUNTING)
-    for asks in (
-        [ask("Count: streaming", stream=True)],
-        [ask("Count: at once", stream=False)],
-        [ask("Count: first of two", stream=True), ask("Count: second of two", stream=False)],
-    ):
-        room.probe.hold(1)
-        numbers = talk.begin(*asks)
-        for step in (1, 4):
-            room.probe.hold(step)
-            if len(asks) == 1:
-                talk.until_held(numbers[0], step)
-            else:  # how two get on together is another test's concern
-                talk.until("held", numbers[0], step, talk.brief_s)
-            if not talk.turns():
-                first = " in its first step" if step == 1 else ""
-                talk.blocked(as_call(asks[-1]), f"the model was held{first}")
-        room.probe.release()
-        for number in numbers:
-            talk.until("ended", number)
+    reading.the_event_loop_never_waits(talk, [ask("Count: streaming", stream=True)])
+    reading.the_event_loop_never_waits(talk, [ask("Count: at once", stream=False)])
+    two = [ask("Count: first of two", stream=True), ask("Count: second of two", stream=False)]
+    reading.the_event_loop_never_waits(talk, two)
 
 
 def test_an_error_in_the_model_reaches_the_reader(room):
@@ -539,53 +519,12 @@ def test_after_an_error_the_next_answer_works(room):
 
 
 def test_a_reader_who_closes_stops_the_model(room):
-    talk = talk_in(room)
     room.probe.say(LONG)
-    room.probe.hold(6)
-    [number] = talk.begin({**ask("Count far", stream=True), "stops_after": 2})
-    step = max(6, talk.until_two_pieces(number))
-    left = talk.close(number)
-    room.probe.release()
-    next_one_comes(talk, "Then count")
-    how = f"aclose() after two pieces, when the model was at step {step}"
-    reader = talk.look(number)
-    end = reader["end"]
-    if left and reader["closing"] and end != "closed":
-        kind, said = (end["raised"][0], end["said"]) if isinstance(end, dict) else (end, None)
-        fail(
-            f"aclose() raises {kind}",
-            sent=f"{as_call(reader['ask'])}, then {how}",
-            expected="the answer ends there: no error, and no further `yield`",
-            got=said,
-        )
-    stopped(talk, number, step, how, left)
+    reading.closing_stops_the_model(talk_in(room), ask("Count far", stream=True), a_short_one("Then count"))
 
 
-def next_one_comes(talk, prompt):
-    """Has the next answer made: its steps give a leaver's steps the time to come."""
-    [number] = talk.begin(ask(prompt, stream=True, max_new_tokens=12))
-    talk.finish(number, "after a reader has left, the next answer does not come")
-
-
-def stopped(talk, number, step, how, left):
-    """Requires that the model has made no more than two steps after that one. `left`: whether the
-    reader was gone before the model went on."""
-    reader = talk.look(number)
-    if reader["steps"] - step <= MOST_AFTER:
-        return
-    seen = 0
-    while seen < reader["steps"] < 1000:
-        seen = reader["steps"]
-        time.sleep(0.1)
-        reader = talk.look(number)
-    sent, steps = f"{as_call(reader['ask'])}, then {how}", reader["steps"] - step
-    if not left:
-        fail(WAITS, sent=sent, expected=GONE, got=f"{steps} more steps before the reader was gone")
-    fail(
-        f"the model worked on for {steps} steps after its reader had left",
-        sent=sent,
-        expected=f"at most {MOST_AFTER} steps more than the one in progress",
-    )
+def a_short_one(prompt):
+    return ask(prompt, stream=True, max_new_tokens=12)
 
 
 def test_a_cancelled_reader_stops_the_model(room):
@@ -594,54 +533,24 @@ def test_a_cancelled_reader_stops_the_model(room):
     # four steps on end: who looks for a leaver at every fourth token only is late at one of them
     cases = [(f"Count {step}", step, True) for step in (4, 5, 6, 7)] + [("Count at once", 4, False)]
     for prompt, step, stream in cases:
-        room.probe.hold(step)
-        [number] = talk.begin(ask(prompt, stream=stream))
-        talk.until_held(number, step)
-        left = talk.cancel(number)
-        room.probe.release()
-        next_one_comes(talk, f"After step {step}, {stream}")
-        how = f"cancellation while it waited, when the model was at step {step}"
-        stopped(talk, number, step, how, left)
+        then = a_short_one(f"After step {step}, {stream}")
+        _, _, left = reading.cancelling_stops_the_model(talk, ask(prompt, stream=stream), step, then)
         if not left:
             break  # leaving waits for the model: another test decides about that
 
 
 def test_a_reader_who_leaves_the_queue_stops_the_model(room):
-    talk = talk_in(room)
     room.probe.say(COUNTING)
     room.probe.say(LONG, "Wait")
-    room.probe.hold(1)
-    [first] = talk.begin(ask("Be first", stream=True))
-    talk.until_held(first, 1)
-    queued = talk.begin(ask("Wait streaming", stream=True), ask("Wait for it all"))
-    talk.until_all_wait()
-    left = [talk.cancel(number) for number in queued]
-    room.probe.release()
-    talk.until("ended", first, None, talk.brief_s)
-    next_one_comes(talk, "Be last")
-    how = "cancellation while another answer was being made"
-    for number, gone in zip(queued, left, strict=True):
-        stopped(talk, number, 1, how, gone)
+    queued = [ask("Wait streaming", stream=True), ask("Wait for it all")]
+    first, last = ask("Be first", stream=True), a_short_one("Be last")
+    reading.leaving_the_queue_stops_the_model(talk_in(room), first, queued, last)
 
 
 def test_leaving_does_not_wait_for_the_model(room):
     room.probe.say(LONG)
     for how, stream in (("close", True), ("cancel", True), ("cancel", False)):
-        talk = talk_in(room)
-        room.probe.hold(6)
-        call = ask(f"Count, {how}, {stream}", stream=stream)
-        [number] = talk.begin({**call, "stops_after": 2} if how == "close" else call)
-        if how == "close":
-            talk.until_two_pieces(number)
-        else:
-            talk.until_held(number, 6)
-        leave = talk.close if how == "close" else talk.cancel
-        if not leave(number, talk.soon_s):
-            sent = f"{as_call(call)}, then {'aclose()' if how == 'close' else 'cancellation'}"
-            if not talk.turns():
-                talk.blocked(sent)
-            raise room.hung(WAITS, sent=sent, expected=GONE)
-        room.probe.release()
+        reading.leaving_does_not_wait(talk_in(room), ask(f"Count, {how}, {stream}", stream=stream), how)
 
 
 def test_answers_at_once_do_not_mix(room):
@@ -650,63 +559,17 @@ def test_answers_at_once_do_not_mix(room):
         # its first tokens are bytes of a character: whose they are, what decodes them has to know
         room.probe.say(f"龘 {name}", f"Say {name}")
         asks.append(ask(f"Say {name}", stream=number % 2 == 0))
-    alone, talk = talk_in(room), talk_in(room)
-    texts = [joined(alone.finish(alone.begin(call)[0])["pieces"]) for call in asks]
-    room.probe.hold(1)
-    numbers = talk.begin(*asks)
-    talk.until_all_wait()
-    for step in (2, 3):
-        room.probe.hold(step)
-        talk.turns(talk.brief_s)
-    room.probe.release()
-    for number, text in zip(numbers, texts, strict=True):
-        reader = talk.finish(number, MIXED)
-        sent = f"{as_call(reader['ask'])}, and {len(texts) - 1} others at once"
-        talk.require_end(reader, "", MIXED, sent=sent)
-        came, expected = joined(reader["pieces"]), f"{text!r}, as it came when asked alone"
-        require(came == text, MIXED, sent=sent, expected=expected, got=shown(reader))
+    texts = reading.one_after_another(talk_in(room), asks)
+    reading.answers_at_once_do_not_mix(talk_in(room), asks, texts)
 
 
 def test_one_leaver_stops_only_its_own(room):
-    talk = talk_in(room)
     room.probe.say(COUNTING)
-    room.probe.hold(3)
-    numbers = talk.begin(*[ask(f"Count {number}", stream=number < 3) for number in range(4)])
-    talk.until("held", numbers[0], 3, talk.brief_s)
-    talk.until_all_wait()
-    for number in (numbers[0], numbers[2]):
-        talk.cancel(number)
-    room.probe.release()
-    mistake = "when one reader leaves, another one's answer stops too"
-    for number in (numbers[1], numbers[3]):
-        reader = talk.finish(number, mistake)
-        stops = solid(COUNTING).startswith(solid(joined(reader["pieces"])))
-        talk.require_end(reader, COUNTING, mistake if stops else MIXED)
+    asks = [ask(f"Count {number}", stream=number < 3) for number in range(4)]
+    reading.one_leaver_stops_only_its_own(talk_in(room), asks, COUNTING)
 
 
 def test_64_streams_at_once_all_finish(room):
-    talk = talk_in(room, pool=POOL)
-    room.probe.say("", "Be quiet")
-    room.probe.say("Yes", "Say yes")
-    room.probe.hold(1)
-    talk.begin(
-        *[ask(f"{'Say yes' if number % 8 == 0 else 'Be quiet'} {number}.", stream=True) for number in range(MANY)]
-    )
-    talk.until_all_wait()
-    room.probe.release()
-    if not talk.until("all ended"):
-        if not talk.turns():
-            talk.blocked(f"{MANY} streams at once", "they were answered")
-        ended = sum(reader["end"] is not None for reader in talk.look_at_all())
-        raise room.hung(
-            f"{MANY} streams at once hang: the readers fill a thread pool, and the work that they"
-            " wait for stands in its queue",
-            sent=f"{MANY} streams at once, each being read; the default pool has {POOL} threads",
-            expected=f"all {MANY} finish",
-            got=f"{ended} have finished, and nothing moves any more",
-        )
-    for reader in talk.look_at_all():
-        text = "Yes" if "Say yes" in reader["ask"]["prompt"] else ""
-        sent = f"{as_call(reader['ask'])}, and {MANY - 1} others at once"
-        mistake = f"one of {MANY} streams at once has no whole answer"
-        talk.require_end(reader, text, mistake, sent=sent)
+    names = ["Say yes" if number % 8 == 0 else "Be quiet" for number in range(MANY)]
+    asks = [ask(f"{name} {number}.", stream=True) for number, name in enumerate(names)]
+    reading.all_at_once_finish(talk_in(room, pool=POOL), asks, "streams", POOL)

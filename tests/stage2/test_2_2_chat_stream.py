@@ -5,6 +5,8 @@ import gc
 import re
 import unicodedata
 
+import pytest
+
 from course.grading.kit.cases import NO_OBJECTS, NOT_FINITE, TEXTS, WRONG_PROMPTS, note_sleeps
 from course.grading.kit.http import facts
 from course.grading.kit.scripted_handler import Model, Remembered, ScriptedHandler
@@ -16,7 +18,7 @@ ENDS = ("done", "error")
 WAIT_S = 3.0
 """For what a free machine does in milliseconds; COURSE_LIMIT_S raises the limit of whole tests."""
 
-ERRORS = ["RuntimeError", "ValueError", "KeyError", "OutOfTokens"]
+ERRORS = ["RuntimeError", "ValueError", "KeyError", "ConnectionResetError", "OutOfTokens"]
 """What the model raises; the last one is a class of its own."""
 
 LONG = 60
@@ -112,10 +114,17 @@ def require_blank_lines(stream):
     )
 
 
+def skip_if_limited(room, stream):
+    """A server elsewhere may have the limit of exercise 2.3 in front of it, and that is no mistake."""
+    if room.elsewhere and stream.status == 429:
+        pytest.skip("the server limits how often one may ask (429): wait a minute, or set its COURSE_LIMIT higher")
+
+
 def accepted(room, stream):
     """Requires that the answer has begun with a 200."""
     if not stream.begun():
         raise room.hung("POST /chat_stream got no answer")
+    skip_if_limited(room, stream)
     if stream.status != 200:
         mistake, reply = "POST /chat_stream does not answer 200", stream.reply()
         if stream.status == 422:
@@ -135,7 +144,7 @@ def whole(room, stream):
 
 
 def test_each_piece_is_an_event(shared_room):
-    pieces = ["Hello", ",", " world", "!"]
+    pieces = ["Hello", ",", " world", "!", "!"]
     url = shared_room.serve(app, answers={"hi": pieces})
     stream = Stream(shared_room, url, asked("hi"))
     reply = whole(shared_room, stream)
@@ -147,7 +156,7 @@ def test_each_piece_is_an_event(shared_room):
         got=kind or "no content type",
     )
     require_blank_lines(stream)
-    found = pieces_of(stream, len(pieces))
+    found = tokens(stream) if shared_room.elsewhere else pieces_of(stream, len(pieces))
     if not found:
         fail(
             "no event came: an event is a line that begins with `data:`, and a blank line",
@@ -160,6 +169,17 @@ def test_each_piece_is_an_event(shared_room):
         expected='data: {"token": "Hello"}\n\n',
         got=str(first),
     )
+    if shared_room.elsewhere:
+        for event in found:
+            data = event.json
+            require(
+                isinstance(data, dict) and list(data) == ["token"] and isinstance(data["token"], str),
+                "the data of a piece is not this JSON: its text under `token`, nothing else",
+                sent=asked("hi"),
+                expected='{"token": "a text"}',
+                got=event.data,
+            )
+        return
     require(
         first.json == {"token": "Hello"},
         "the data of a piece is not this JSON: its text under `token`, nothing else",
@@ -195,9 +215,9 @@ def test_any_text_survives(shared_room):
         later = TEXTS[number + 1 :]
         mistake = f"the piece {piece!r} does not arrive as it was"
         if event.json is None:
-            mistake += ": its data is no JSON. json.dumps is one way to write it"
+            mistake += ": its data is not JSON. json.dumps is one way to write it"
         elif len(found) < len(TEXTS) and text in later:
-            mistake = f"the piece {piece!r} is lost: in its place comes a later one"
+            mistake = f"the piece {piece!r} is lost: a later one comes in its place"
         elif later and text == piece + later[0]:
             mistake = f"the pieces {piece!r} and {later[0]!r} come as one event"
         elif unicodedata.normalize("NFC", str(text)) == unicodedata.normalize("NFC", piece):
@@ -213,7 +233,7 @@ def test_done_says_how_many_pieces_there_were(shared_room):
         reply = whole(shared_room, stream)
         require_blank_lines(stream)
         # that each of the handler's pieces is one event is another test's concern
-        count = len(pieces_of(stream, len(pieces)))
+        count = len(tokens(stream) if shared_room.elsewhere else pieces_of(stream, len(pieces)))
         expected = f'event: done\ndata: {{"pieces": {count}}}\n\n'
         done = named(stream, "done")
         if not done:
@@ -242,7 +262,8 @@ def test_done_says_how_many_pieces_there_were(shared_room):
             expected=f'data: {{"pieces": {count}}}',
             got=f"data: {done[0].data}",
         )
-    count_while_another_streams(shared_room)
+    if not shared_room.elsewhere:
+        count_while_another_streams(shared_room)
 
 
 def count_while_another_streams(room):
@@ -347,21 +368,25 @@ def test_streams_do_not_wait_for_each_other(shared_room):
     model = Model(shared_room)
     first = Stream(shared_room, url, asked("first"))
     model.begun(first, "first")
-    second = Stream(shared_room, url, asked("second"))
-    ended = second.ended(WAIT_S)
-    require(
-        "second" not in first.text,
-        "streams mix: one client's pieces reached another one",
-        sent=[asked("first"), asked("second")],
-        got=str(first),
-    )
-    if not ended:
-        shared_room.turns()  # says so if the event loop is blocked
-        raise shared_room.hung(
-            "one stream waits for the other: the second client got no answer while the first one's model was held",
-            expected="pieces for each client as its own model makes them",
+    for came in (0, 1):
+        if came:  # who answers one stream after the other may do so from the first piece on
+            model.let("first")
+            first.wait(lambda: come(first, ["first"]) == 1, 1.0)
+        second = Stream(shared_room, url, asked("second"))
+        ended = second.ended(WAIT_S)
+        require(
+            "second" not in first.text,
+            "streams mix: one client's pieces reached another one",
+            sent=[asked("first"), asked("second")],
+            got=str(first),
         )
-    whole(shared_room, second)
+        if not ended:
+            shared_room.turns()  # says so if the event loop is blocked
+            raise shared_room.hung(
+                "one stream waits for the other: the second client got no answer while the first one's model was held",
+                expected="pieces for each client as its own model makes them",
+            )
+        whole(shared_room, second)
     model.let("first", None)
     whole(shared_room, first)
 
@@ -395,7 +420,7 @@ def test_an_error_before_the_first_piece_is_no_stream(shared_room):
         )
         require(
             not reply.headers.get("content-type", "").startswith("text/event-stream"),
-            f"a {reply.status} is no event stream: answer with JSON or plain text",
+            f"a {reply.status} is not an event stream: answer with JSON or plain text",
             sent=sent,
             got=reply.headers.get("content-type", ""),
         )
@@ -451,7 +476,7 @@ def test_an_error_after_the_first_piece_is_an_event(shared_room):
         )
         require(
             not named(stream, "done"),
-            "after an error comes no `done`: the answer is not whole",
+            "no `done` comes after an error: the answer is not whole",
             sent=sent,
             expected=expected,
             got=str(stream),
@@ -468,7 +493,7 @@ def test_an_error_after_the_first_piece_is_an_event(shared_room):
             "after the error event the stream does not end, it breaks: raise nothing once it is sent",
             sent=sent,
             expected=expected,
-            got=stream.broken,
+            got="the connection broke before the whole answer had come",
             where=where,
         )
 
@@ -627,7 +652,6 @@ NO_BODIES = {
 
 def test_a_wrong_body_is_422(shared_room):
     url = shared_room.serve(app)
-    model = Model(shared_room)
     accepted(shared_room, Stream(shared_room, url, asked("a right body")))
 
     def answer(body, what):
@@ -636,6 +660,7 @@ def test_a_wrong_body_is_422(shared_room):
             raise shared_room.hung(f"{what}: no answer came", sent=stream.sent)
         if stream.broken:
             raise shared_room.broken(f"{what}: the connection breaks", sent=stream.sent)
+        skip_if_limited(shared_room, stream)
         return stream, facts(shared_room, stream.reply())
 
     for body, what in WRONG_BODIES.items():
@@ -666,7 +691,9 @@ def test_a_wrong_body_is_422(shared_room):
             expected=422,
             **came,
         )
-    steps = sum(talk["steps"] for talk in model.talks() if talk["prompt"] != "a right body")
+    if shared_room.elsewhere:
+        return
+    steps = sum(talk["steps"] for talk in Model(shared_room).talks() if talk["prompt"] != "a right body")
     require(
         steps == 0,
         "a wrong body costs the model steps: look at the whole body first, then ask the handler",

@@ -29,6 +29,7 @@ WRONG_FRAMES = {
     "null": "null",
     '{"type": "dance"}': "an unknown type",
     '{"type": ["stop"]}': "a type that is a list",
+    '{"type": "dance", "prompt": "hi"}': "a prompt of an unknown type",
     "[" * 100_000: "a frame of 100,000 times [",
     **WRONG_PROMPTS,
     **{f'{{"prompt": "hi", "temperature": {number}}}': f"a temperature of {number}" for number in NOT_FINITE},
@@ -198,7 +199,7 @@ def test_done_says_how_many_pieces_there_were(shared_room):
     room = shared_room
     client = connect(room, room.serve(app, answers={"hi": ["a", "b", "c"]}))
     client.send({"prompt": "hi"})
-    done = answers(client, what="after the last piece comes no done")[0][-1]
+    done = answers(client, what="no done comes after the last piece")[0][-1]
     require(
         type(done.get("pieces")) is int and done["pieces"] == 3,
         "`pieces` of `done` is not the number of pieces that were sent",
@@ -270,7 +271,7 @@ def test_connections_do_not_wait_for_each_other(shared_room):
     both = [texts(frames), texts(answers(first)[0])]
     require(
         both == [["re: ", "second"], ["re: ", "first"]],
-        "the answers of two connections mix: a frame goes only to who asked",
+        "the answers of two connections mix: a frame goes only to the client that asked",
         expected=[["re: ", "second"], ["re: ", "first"]],
         got=both,
     )
@@ -362,13 +363,13 @@ def test_a_prompt_during_an_answer_waits_its_turn(shared_room):
     client = connect(room, room.serve(app, answers={"first": ["1", "2", "3"]}, held=["first"]))
     model = Model(room)
     began = begin(client, model, "first")
-    prompts = ["second", "third", "fourth"]
+    prompts = [f"prompt {number}" for number in range(2, 42)]
     for prompt in prompts:
         client.send({"prompt": prompt})
     room.turns()
     model.let("first", None)
     lost = "a prompt that came during an answer was lost: it has to wait its turn"
-    found = answers(client, 4, lost)
+    found = answers(client, 1 + len(prompts), lost)
     found[0] = began + found[0]
     expected = [["1", "2", "3"], *(["re: ", prompt] for prompt in prompts)]
     came = [texts(frames) for frames in found]
@@ -377,13 +378,14 @@ def test_a_prompt_during_an_answer_waits_its_turn(shared_room):
         mistake = "the prompts that waited were not answered in their order"
     elif came[0] != expected[0] and came[1:] == expected[1:]:
         mistake = "a prompt that comes during an answer cuts it off: it has to wait its turn"
-    require(
-        came == expected,
-        mistake,
-        sent="`first`, and during its answer " + ", ".join(f"`{prompt}`" for prompt in prompts),
-        expected=expected,
-        got=came,
-    )
+    for answer, texts_that_came in zip(expected, came, strict=True):
+        require(
+            texts_that_came == answer,
+            mistake,
+            sent=f"`first`, and during its answer {len(prompts)} more, from `{prompts[0]}` to `{prompts[-1]}`",
+            expected=answer,
+            got=texts_that_came,
+        )
 
 
 def test_stop_ends_the_answer(shared_room):
@@ -396,11 +398,11 @@ def test_stop_ends_the_answer(shared_room):
     model.steps_after_leaving("hi", LONG)
     model.let("hi", None)
     sent = "stop, after 2 pieces, while the model was held"
-    frames = answers(client, what="after stop comes no done")[0]
+    frames = answers(client, what="no done comes after stop")[0]
     after, done = texts(frames), frames[-1]
     require(
         all(frame.get("type") == "token" for frame in before + frames[:-1]),
-        "after stop comes the done of the answer, and no other frame",
+        "after stop only the answer's done comes, and no other frame",
         sent=sent,
         got=list(frames),
     )
@@ -413,7 +415,7 @@ def test_stop_ends_the_answer(shared_room):
     )
     require(
         len(after) <= 1,
-        f"after stop came {len(after)} more pieces: it ends the answer at the next one at the latest",
+        f"{len(after)} more pieces came after stop: it ends the answer at the next one at the latest",
         sent=sent,
         got=list(frames),
     )
@@ -430,13 +432,20 @@ def test_stop_ends_the_answer(shared_room):
 
 def test_stop_stops_the_model(shared_room):
     room = shared_room
-    client = connect(room, room.serve(app, answers={"hi": ["word "] * LONG}, held=["hi"]))
-    model = Model(room)
-    begin(client, model, "hi", pieces=2)
-    client.send(STOP)
-    room.turns()
-    steps = model.steps_after_leaving("hi", LONG)
-    require_stopped(steps, "stop", "aclose() what generate returned, or cancel who reads it")
+    for waiting in (0, 16):
+        client = connect(room, room.serve(app, answers={"hi": ["word "] * LONG}, held=["hi"]))
+        model = Model(room)
+        begin(client, model, "hi", pieces=2)
+        for _ in range(waiting):
+            client.send({"prompt": "waits"})
+        client.send(STOP)
+        room.turns()
+        steps = model.steps_after_leaving("hi", LONG)
+        event, remedy = "stop", "aclose() what generate returned, or cancel who reads it"
+        if waiting:
+            event += f", with {waiting} prompts waiting"
+            remedy = "who listens must not wait for a place in the queue"
+        require_stopped(steps, event, remedy)
 
 
 def test_stop_stops_the_real_model(shared_room):
@@ -444,7 +453,7 @@ def test_stop_stops_the_real_model(shared_room):
     client.send(STOP)
     shared_room.turns()
     shared_room.probe.release()
-    answers(client, what="after stop comes no done")
+    answers(client, what="no done comes after stop")
     require_stopped(steps(), "stop", "aclose() what generate returned")
 
 
@@ -472,7 +481,7 @@ def begin_with_the_model(room):
 
 def test_after_stop_the_next_prompts_are_answered(shared_room):
     room = shared_room
-    stopped = ["first", "again"]
+    stopped = ["first", *LATER_STOPS]
     url = room.serve(app, answers=dict.fromkeys(stopped, ["word "] * LONG), held=stopped)
     client, model = connect(room, url), Model(room)
     began = begin(client, model, "first")
@@ -498,23 +507,44 @@ def test_after_stop_the_next_prompts_are_answered(shared_room):
         sent=sent,
     )
     client.send({"prompt": "later"})
-    frames = answers(client, what="after stop the connection answers no more")[0]
+    frames = answers(client, what="after stop the connection no longer answers")[0]
     require_whole(frames, ["re: ", "later"], "stop also ends a later answer", sent=sent)
     # whether stop works at all has a test of its own
     if len(texts(began + found[0])) < LONG:
-        began = begin(client, model, "again")
-        client.send(STOP)
-        room.turns()
-        model.steps_after_leaving("again", 3)
-        model.let("again", None)
-        frames = answers(client, what="after a second stop comes no done")[0]
-        require(
-            len(texts(began + frames)) < LONG,
-            "only the first stop on a connection is heard: a later answer can be stopped too",
-            sent="a prompt, during its answer stop, and later another prompt and stop",
-            expected="no further piece, or one, and then done",
-            got=f"{len(texts(frames))} more pieces, and {json.dumps(frames[-1])}",
-        )
+        for prompt, (frames, unheard) in LATER_STOPS.items():
+            stop_later(client, model, prompt, frames, unheard)
+
+
+NEXT = {"prompt": "next"}
+
+LATER_STOPS = {
+    "again": ([STOP], "only the first stop on a connection is heard: a later answer can be stopped too"),
+    "twice": ([STOP, STOP], "of two stops during an answer none is heard"),
+    "changed": ([STOP, NEXT], "a prompt right behind stop takes the stop back: the answer in progress goes on"),
+}
+"""{a prompt: (what is sent during its answer, what is wrong if that goes on)}."""
+
+
+def stop_later(client, model, prompt, frames, unheard):
+    """Stops an answer that is not the connection's first, and asks for another one, which is to be whole."""
+    began = begin(client, model, prompt)
+    for frame in frames:
+        client.send(frame)
+    client.room.turns()
+    model.steps_after_leaving(prompt, 3)
+    model.let(prompt, None)
+    if NEXT not in frames:
+        client.send(NEXT)
+    sent = f"an answer that was stopped, later another prompt, and {json.dumps(frames)}"
+    stopped, whole = answers(client, 2, "no done, or no further answer, comes after a later stop")
+    require(
+        len(texts(began + stopped)) < LONG,
+        unheard,
+        sent=sent,
+        expected="no further piece, or one, and then done",
+        got=f"{len(texts(stopped))} more pieces, and {json.dumps(stopped[-1])}",
+    )
+    require_whole(whole, ["re: ", "next"], "stop has also stopped the next answer", sent=sent)
 
 
 def test_stop_with_nothing_running_is_ignored(shared_room):
@@ -670,6 +700,8 @@ def test_when_the_model_fails_the_client_is_told(shared_room):
         "after": [2, message],
         "a ValueError": [1, message, "ValueError"],
         "a KeyError": [1, message, "KeyError"],
+        "an OSError": [1, message, "ConnectionResetError"],
+        "a long message": [1, "out of memory, " * 20],
     }
     url = room.serve(app, answers=dict.fromkeys(fails, ["one ", "two ", "three "]), fails=fails)
     for prompt, (count, *_) in fails.items():
@@ -787,7 +819,7 @@ def test_who_leaves_takes_the_waiting_prompts_along(shared_room):
                 steps += model.steps_after_leaving(prompt, LONG)
         require(
             steps <= 3,
-            f"the client left, and the model still worked {steps} steps on prompts that were waiting",
+            f"the client left, and the model still spent {steps} steps on prompts that were waiting",
             expected="at most 3 steps: drop what waits",
             got=f"{steps} steps that nobody reads",
         )
@@ -878,7 +910,7 @@ def require_no_traceback(room, moment, leave):
     error, where = room.last_error()
     never = re.search(r"\w+ exception was never retrieved", output)
     fail(
-        f"a client left {moment.__name__.replace('_', ' ')}, and the log says a traceback"
+        f"a client left {moment.__name__.replace('_', ' ')}, and the log shows a traceback"
         + (f" ({never[0]})" if never else ""),
         sent="a close frame" if leave is Client.leave else "nothing: the connection broke",
         expected="no traceback: people leave all the time, and that is no error",

@@ -298,7 +298,7 @@ def the_ends_token_ends_the_answer_without_text(drive):
                 fail("the end's token comes out: it has no text, whatever it is", **facts)
             fail(f"a token of `{drive.ends}` does not end the answer", **facts)
         if len(said) < len(expected) and expected.startswith(said):
-            fail(f"a token ends the answer that is not one of `{drive.ends}`", **facts)
+            fail(f"a token that is not one of `{drive.ends}` ends the answer", **facts)
 
 
 def finish_reason_says_why(drive):
@@ -352,6 +352,7 @@ def a_stop_sequence_ends_the_answer(drive):
     cases = [
         (ask("one", " two", " three", stop=[" two"]), "one"),
         (ask("one", " token", " two", stop=["ok"]), "one t"),
+        (ask("one", " small", " two", stop=["l"]), "one sma"),
         (ask("one", " two", " model", " three", stop=["zero", "four", " model", "!"]), "one two"),
     ]
     require_cut(drive, cases, "the answer goes on after a stop sequence")
@@ -542,7 +543,7 @@ def equal_seeds_draw_alike(drive):
     for seed in (7, 2**32 - 1, 0):
         first, second = (answer.said for answer in drive(*[ask(draws=FLAT, limit=8, seed=seed)] * 2))
         sent = f"twice {drive.shown(ask(draws=FLAT, limit=8, seed=seed))}"
-        mistake = "seed 0 is taken for no seed" if seed == 0 else "the same seed draws differently"
+        mistake = "seed 0 is treated as no seed" if seed == 0 else "the same seed draws differently"
         require(first == second and len(first) > 0, mistake, sent=sent, expected=repr(first), got=repr(second))
 
 

@@ -363,6 +363,7 @@ async def base_classes(stage):
     config, body = stage.answer.ConfigHandler(), ["a body"]
     nothing = [await settled(config.initialize()), await settled(config.close())]
     handler = stage.answer.RequestHandler(config)
+    stage.answer.RequestHandler(stage.answer.ConfigHandler())  # what one keeps is not another's
     return {
         "nothing": [stage.inside.plain(each) for each in nothing],
         "config": handler.config is config,
@@ -407,11 +408,15 @@ RESULTS = {
 
 @on_a_loop
 async def one_result(stage, name, asynchronous):
-    """What post_process was called with, and whether process gave what that returned."""
-    result, given = RESULTS[name], []
+    """What run and post_process were called with, and whether process gave what that returned."""
+    result, passed_on, given = RESULTS[name], [], []
 
     class Handler(stage.answer.RequestHandler):
+        def pre_process(self, request_body):
+            return result
+
         def run(self, processed_input):
+            passed_on.append(processed_input is result)
             return result
 
         def post_process(self, inference_result):
@@ -420,7 +425,7 @@ async def one_result(stage, name, asynchronous):
 
     if asynchronous:
         Handler.run = as_async(Handler.run)
-    task = asyncio.ensure_future(stage.call(Handler(None)))
+    task = asyncio.ensure_future(stage.call(Handler(None), "a body"))
     if not await stage.until(task.done):
         return {"hangs": True}
     same = len(given) == 1 and given[0] is result
@@ -428,7 +433,8 @@ async def one_result(stage, name, asynchronous):
     raised = None if not task.exception() else stage.outcome(task)
     shown = [type(each).__name__ for each in given]
     returned = type(task.result()).__name__ if not raised else None
-    return {"same": same, "out": out, "raised": raised, "given": shown, "returned": returned}
+    told = {"same": same, "out": out, "raised": raised, "given": shown, "returned": returned}
+    return {**told, "passed_on": passed_on == [True]}
 
 
 @on_a_loop
@@ -451,6 +457,23 @@ async def held_action(stage, name):
     held.go.set()
     told = await stage.within(task)
     return {"entered": entered, "on the loop": held.on_the_loop, "told": told}
+
+
+@on_a_loop
+async def held_post_process_of_a_piece(stage, kind):
+    """Holds a def post_process at a stream's first piece; whether it was on the loop."""
+    held = Held(stage)
+
+    def post_process(self, piece):
+        held()
+        return piece
+
+    reading = asyncio.ensure_future(stage.ask_and_read(handler_of(stage, Work(stage, kind), post_process), most=1))
+    await stage.until(lambda: held.entered or reading.done())
+    await stage.a_while()
+    held.go.set()
+    await stage.within(reading)
+    return held.on_the_loop
 
 
 @on_a_loop
@@ -594,14 +617,14 @@ ANY_PIECES = [0, None, "", [], "text", False, ["a"], None, {"a": 1}, 0.0]
 
 @on_a_loop
 async def any_pieces(stage, kind, asynchronous):
-    """Reads a stream of pieces that are easily lost; post_process pairs each with "done"."""
+    """Reads a stream of pieces that are easily lost; post_process pairs each with "done", and makes None of "text"."""
 
     streams = []
 
     def post_process(self, inference_result):
         if inspect.isgenerator(inference_result) or hasattr(inference_result, "__aiter__"):
             streams.append(type(inference_result).__name__)
-        return ["done", inference_result]
+        return None if inference_result == "text" else ["done", inference_result]
 
     work = Work(stage, kind)
     work.pieces = ANY_PIECES
@@ -977,7 +1000,7 @@ async def all_done(stage, tasks):
             seen, end = done, time.monotonic() + stage.soon_s
         if time.monotonic() > end:
             return
-        await asyncio.sleep(0.001)
+        await asyncio.wait(tasks, timeout=0.01)
         Stage.moves += 1
 
 
@@ -1163,6 +1186,15 @@ def test_the_actions_run_once_each_in_order(shared_room):
                 expected="5123",
                 got=repr(told["value"]),
             )
+    for name in ("None", "0", "an empty list"):
+        told = play(shared_room, one_result, name=name, asynchronous=False)
+        require(
+            told.get("passed_on", True) or bool(told["raised"]),
+            "an action is not called with what the one before it returned",
+            sent=f"def pre_process that returns {name}",
+            expected=f"run is called with {name}",
+            got="run was called with something else",
+        )
 
 
 def test_lists_and_strings_are_results(shared_room):
@@ -1202,6 +1234,14 @@ def test_a_def_action_never_keeps_the_loop_waiting(shared_room):
             got="it ran in the event loop's own thread",
         )
         settled(shared_room, told["told"], f"process does not come to its end with a def {name}", sent=sent)
+    for kind in ("def generator", "async generator"):
+        require(
+            not play(shared_room, held_post_process_of_a_piece, kind=kind),
+            "a def post_process runs on the event loop: while it works, nobody else is served",
+            sent=f"def post_process, which takes long; run gives {as_written(kind)}",
+            expected="it runs in a thread, and the reader awaits it",
+            got="it ran in the event loop's own thread",
+        )
 
 
 def test_async_actions_run_on_the_loop(shared_room):
@@ -1268,7 +1308,7 @@ def test_each_piece_goes_through_post_process(shared_room):
             if note["end"] == "hangs":
                 raise shared_room.hung("reading a stream hangs", **facts)
             pieces = note["pieces"]
-            expected = [["done", piece] for piece in ANY_PIECES]
+            expected = [None if piece == "text" else ["done", piece] for piece in ANY_PIECES]
             mistake = "a stream has other pieces than run gave"
             if any(isinstance(piece, dict) and piece.get("type") == "coroutine" for piece in pieces):
                 mistake = "an `async def` post_process is not awaited: coroutines come out"
@@ -1490,13 +1530,12 @@ def test_after_aclose_the_stream_is_at_its_end(shared_room):
         again = told["again"]
         mistake = "a second aclose() hangs" if "hangs" in again else "a second aclose() raises"
         settled(shared_room, again, mistake, sent=sent)
-        times = {each: told["closed at last"].count(each) for each in told["closed"]}
         require(
-            all(count == 1 for count in times.values()),
+            len(told["closed at last"]) == len(told["closed"]),
             "a second aclose() closes what run gave again",
             sent=sent,
             expected="it does nothing",
-            got=times,
+            got={each: told["closed at last"].count(each) for each in told["closed"]},
         )
         require_at_the_end(shared_room, told, sent.replace("another one", "__anext__()"))
 

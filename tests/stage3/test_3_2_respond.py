@@ -25,6 +25,7 @@ LEAKS = re.compile(r"Boom|KeyError|4711|Traceback|four_actions|\.py|File \"|line
 EARLY_STATUS = "the status of a stream is out before its first piece is there: a failure of it is a 200"
 STREAMS = ("def generator", "async generator", "object")
 NUMBERS = itertools.count()
+WITH_A_TASK = "a Response with a background task"
 
 
 # in the room
@@ -120,6 +121,7 @@ def _make():
     from fastapi.sse import ServerSentEvent
     from four_actions import RequestHandler
     from pydantic import BaseModel, Field
+    from starlette.background import BackgroundTask
 
     class Answer(BaseModel):
         text: str = Field(alias="answerText")
@@ -137,13 +139,16 @@ def _make():
     class Plain(BaseModel):
         text: str
 
+    class Subclass(HTTPException):
+        pass
+
     @dataclass
     class Point:
         x: int
         y: list
 
     results = {
-        "a dict": {"text": "你好", "n": 1},
+        "a dict": {"text": "你好", "n": 1, "next": None},
         "a list": [1, "two", None],
         "a text": "text",
         "an empty text": "",
@@ -167,6 +172,7 @@ def _make():
         "an instance": Answer(answerText="hi", count=3),
         "an instance of a subclass": Longer(answerText="hi", count=4),
         "a dict that lacks a field": {"count": 2},
+        "an empty dict": {},
         "a dict with a wrong type": {"answerText": "hi", "count": "many"},
         "another type": [1, 2],
         "a dict with a subclass in it": {"answers": [Longer(answerText="hi", count=5)]},
@@ -196,6 +202,9 @@ def _make():
                 return Pieces(self)
             self.hold_here(0)
             self.fail("run", 0)
+            if self.script["result"] == WITH_A_TASK:
+                task = BackgroundTask(self.note["began"].append, "background")
+                return PlainTextResponse("as it is", background=task)
             return results[self.script["result"]]
 
         def post_process(self, inference_result):
@@ -206,8 +215,9 @@ def _make():
             where, at, kind = self.script.get("fails", [None, 0, ""])
             if where != action or at != step:
                 return
-            if kind == "HTTPException":
-                raise HTTPException(self.script["status"], self.script["detail"])
+            if "HTTPException" in kind:
+                error = HTTPException if kind == "HTTPException" else Subclass
+                raise error(self.script["status"], self.script["detail"])
             raise {"Boom": Boom, "KeyError": KeyError}[kind](SECRET)
 
         def hold_here(self, step):
@@ -414,7 +424,7 @@ def as_sent(script):
 
 def test_a_result_is_json(shared_room):
     expected = {
-        "a dict": {"text": "你好", "n": 1},
+        "a dict": {"text": "你好", "n": 1, "next": None},
         "a list": [1, "two", None],
         "a text": "text",
         "an empty text": "",
@@ -429,6 +439,7 @@ def test_a_result_is_json(shared_room):
         "a dict of models": {"plain": {"text": "hi"}, "points": [{"x": 3, "y": []}]},
         "a date": {"day": "2024-02-07"},
         "a tuple": [1, 2],
+        "an instance": {"answerText": "hi", "count": 3},
     }
     for name, data in expected.items():
         for way in ("def", "async def"):
@@ -472,6 +483,15 @@ def test_a_response_goes_out_as_it_is(shared_room):
             expected='418 {"error": "teapot"}',
             got=str(reply),
         )
+        script = {"id": f"request {next(NUMBERS)}", "result": WITH_A_TASK, "context": context}
+        reply = service(shared_room).ask(**script)
+        require(
+            service(shared_room).until(script["id"], lambda note: "background" in note["began"]),
+            "a Response does not go out as it is: its background task never runs",
+            sent=as_sent({"result": WITH_A_TASK, "context": context}),
+            expected="after the answer its BackgroundTask is run",
+            got=str(reply),
+        )
 
 
 def test_response_context_shapes_the_result(shared_room):
@@ -500,7 +520,7 @@ def test_response_context_shapes_the_result(shared_room):
 
 
 def test_a_result_that_does_not_fit_is_a_500(shared_room):
-    for name in ("a dict that lacks a field", "a dict with a wrong type", "another type"):
+    for name in ("a dict that lacks a field", "an empty dict", "a dict with a wrong type", "another type"):
         script = {"result": name, "context": "Answer"}
         before = len(service(shared_room).logs())
         reply = service(shared_room).ask(**script)
@@ -545,17 +565,17 @@ def test_each_piece_is_an_event(shared_room):
 
 
 def test_any_piece_survives(shared_room):
-    pieces = [*TEXTS, "", 0, None, False, [], {}]
-    stream = service(shared_room).stream(kind="async generator", pieces=pieces)
-    service(shared_room).whole(stream)
-    for number, piece in enumerate(pieces):
-        facts = {"sent": f"piece {number + 1} of {len(pieces)}: {piece!r}"}
-        if number >= len(stream.events):
-            fail(f"the piece {piece!r} is lost", **facts, got=f"{len(stream.events)} events")
-        event = stream.events[number]
-        same = event.json == piece and type(event.json) is type(piece) and event.name == ""
-        require(same, f"the piece {piece!r} does not arrive as it was", **facts, got=str(event))
-    require(len(stream.events) == len(pieces), "more events come than there were pieces", got=stream.text)
+    for pieces in ([*TEXTS, "", 0, None, False, [], {}], [None, "last"], ["", "last"]):
+        stream = service(shared_room).stream(kind="async generator", pieces=pieces)
+        service(shared_room).whole(stream)
+        for number, piece in enumerate(pieces):
+            facts = {"sent": f"piece {number + 1} of {len(pieces)}: {piece!r}"}
+            if number >= len(stream.events) or (len(pieces) == 2 and len(stream.events) < 2):
+                fail(f"the piece {piece!r} is lost", **facts, got=f"{len(stream.events)} events")
+            event = stream.events[number]
+            same = event.json == piece and type(event.json) is type(piece) and event.name == ""
+            require(same, f"the piece {piece!r} does not arrive as it was", **facts, got=str(event))
+        require(len(stream.events) == len(pieces), "more events come than there were pieces", got=stream.text)
     stream = service(shared_room).stream(
         kind="def generator", pieces=[{"piece": name} for name in ("an event", "raw", "a model", "a dataclass")]
     )
@@ -629,8 +649,9 @@ def failures(kind):
 
 
 def test_an_http_exception_decides_the_status(shared_room):
-    for script in failures("HTTPException"):
-        for status, detail in ((404, "no such document"), (409, {"code": "busy"})):
+    subclass = {"kind": "result", "result": "a dict", "fails": ["run", 0, "a subclass of HTTPException"]}
+    for script in (*failures("HTTPException"), subclass):
+        for status, detail in ((404, "no such document"), (409, {"code": "busy"}), (503, "ask later")):
             reply = service(shared_room).ask(**script, status=status, detail=detail)
             facts = {"sent": as_sent(script), "expected": f'{status} {{"detail": {detail!r}}}'}
             mistake = "an HTTPException does not decide the status"
@@ -849,7 +870,7 @@ def test_nothing_is_logged_because_a_client_left(shared_room):
         logs = [log for log in service(shared_room).logs()[before:] if log["traceback"]]
         require(
             not logs,
-            "a logger says a traceback because a client left",
+            "a traceback is logged because a client left",
             sent=f"{script['kind']}; the client leaves {when}",
             expected="no traceback",
             got=f"{logs[0]['logger']}: {logs[0]['text']}" if logs else "",

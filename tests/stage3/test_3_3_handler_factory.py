@@ -255,12 +255,12 @@ async def two_of_one_name(answer, inside):
 
 
 async def two_apps(answer, inside):
-    """Starts two apps and stops the first; asks the second before and after."""
+    """Starts two apps and stops the first; asks the second before and after. A third is of the first's class."""
     events = fresh(answer, inside)
-    apps = []
-    for name in ("First", "Second"):
+    apps, kinds = [], [config_class(events, name) for name in ("First", "Second")]
+    for kind in kinds:
         path = new("/ask")
-        answer.HandlerFactory.register_handler(path, config_class(events, name), handler_class(events))
+        answer.HandlerFactory.register_handler(path, kind, handler_class(events))
         apps.append(Lifespan(answer.create_app()))
     for app in apps:
         await app.start()
@@ -273,7 +273,10 @@ async def two_apps(answer, inside):
         stopped = events[asked:]
         after = await client.post(path, json={"text": "hi"})
     second = {"before": f"{before.status_code} {before.text}", "after": f"{after.status_code} {after.text}"}
-    return {"started": started, "stopped": stopped, **second}
+    asked = len(events)
+    answer.HandlerFactory.register_handler(new("/ask"), kinds[0], handler_class(events))
+    await Lifespan(answer.create_app()).start()
+    return {"started": started, "stopped": stopped, **second, "later": events[asked:]}
 
 
 def contexts():
@@ -344,6 +347,7 @@ def service(answer, inside):
     register("/wait", config, makes(wait))
     register("/first", config, makes(lambda self, given: "first"))
     register("/second", config, makes(lambda self, given: "second"))
+    register("/third/", config, makes(lambda self, given: "third/"))
     return answer.create_app()
 
 
@@ -556,6 +560,13 @@ def test_two_apps_share_nothing(shared_room):
         expected=f"{found['before']} both times",
         got=f"afterwards {found['after']}",
     )
+    require(
+        found["later"] == ["First made", "First initialized"],
+        "two apps share their configs: an app that has stopped leaves its closed config to the next one",
+        sent="an app of the class First starts and stops; then another app of it starts",
+        expected="First made, First initialized, once more",
+        got=", ".join(found["later"]) or "nothing is made",
+    )
 
 
 def test_configs_are_closed_in_reverse_order(shared_room):
@@ -636,7 +647,7 @@ def test_each_request_has_a_handler_of_its_own(shared_room):
 
 
 def test_each_path_is_answered_by_its_own_handler(shared_room):
-    for name in ("first", "second"):
+    for name in ("first", "second", "third/"):
         reply = served(shared_room).post(f"/{name}", json={"text": "hi"})
         mistake = "a request that its handler can answer is not a 200"
         facts = {"sent": f"POST /{name}", "expected": f'200 "{name}"'}

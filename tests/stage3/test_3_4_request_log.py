@@ -733,7 +733,12 @@ async def left_behind(answer, inside):
     async def fails(scope, receive, send):
         raise RuntimeError("as it should")
 
+    async def starts_up(scope, receive, send):
+        note("in the app's start-up (a scope of type lifespan)")
+
     note("before any request")
+    with contextlib.suppress(Exception):  # that it gets there has a test
+        await answer.RequestLog(starts_up)({"type": "lifespan", "asgi": {}}, None, None)
     for when, app, scope in (
         ("after a request", plain_app, http(headers=[(b"x-log-id", b"left-behind")])),
         ("after a request that failed", fails, http()),
@@ -924,8 +929,15 @@ def for_writers(answer, inside):
 
 
 @pytest.fixture(scope="module", autouse=True)
+def begin_at_once(request):
+    """The background, before the first test, where any test needs it."""
+    if any("background" in item.fixturenames for item in request.session.items):
+        request.getfixturevalue("background")
+
+
+@pytest.fixture(scope="module")
 def background(request):
-    """{scene: (its room, its result to come)}: all that takes a second or two, begun at once."""
+    """{scene: (its room, its result to come)}: all that takes a second or two."""
     with contextlib.ExitStack() as stack:
         begun = {}
         for scene in (over_time, raises_first, moves, second_calls, story):
@@ -1150,6 +1162,7 @@ def test_all_other_text_stays_as_it_is(shared_room):
         'it\'s "quoted" {braces} [brackets] <tags> 100 %s',
         "你好, かな, 한국어, é, 👩🏽‍💻",
         "a long one " + "字" * 1200,
+        "a tab\t, a no-break space\xa0, a zero-width one\u200b, a bell\x07, \x1b[1mbold\x1b[0m",
     ]
     for message, _, found in lines_of(shared_room, messages):
         facts = {"sent": f"a message: {message}", "expected": message, "got": found["after"] or found["new"]}
@@ -1159,6 +1172,8 @@ def test_all_other_text_stays_as_it_is(shared_room):
             mistake = "backslashes in a message do not stay as they are"
         elif "你" in message or "字" in message:
             mistake = "a message is not written in UTF-8 as it is"
+        elif "\t" in message:
+            mistake = "characters at which str.splitlines does not break do not stay as they are"
         require(found["after"].rstrip("\n") == message, mistake, **facts)
 
 
@@ -1328,7 +1343,7 @@ def test_the_same_directory_keeps_its_load(background):
     )
     require(
         seen["goes_on"] or not is_called_again(background),
-        "after a second call with the same directory, load is not called any more",
+        "after a second call with the same directory, load is no longer called",
         sent="setup_logging('logs', load=first), then setup_logging('logs', load=second)",
         expected="first is called again within two seconds",
     )
@@ -1709,12 +1724,12 @@ def test_a_websocket_has_one_logid(shared_room):
 def test_outside_of_a_request_it_is_default(shared_room):
     found = shared_room.play(left_behind)
     for when, logid in found.items():
-        first = when == "before any request"
+        mistake = "the logid is left in the context of the middleware's caller"
+        if when.startswith(("before", "in ")):
+            mistake = "outside of a request the logid is not `default`"
         require(
             logid == "default",
-            "outside of a request the logid is not `default`"
-            if first
-            else "the logid is left in the context of the middleware's caller",
+            mistake,
             sent=f"a line, {when}",
             expected="[logid:default]",
             got=f"[logid:{logid}]",

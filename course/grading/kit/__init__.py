@@ -7,12 +7,14 @@ websocket         runner                  a WebSocket client                    
 script            room, runner (`Steps`)  held, allowed, failing steps of a scripted part    scripted_*
 scripted_handler  room, runner (`Model`)  2.1's handler by script                            2.2, 2.3, 2.4
 readers           room, runner (`Talk`)   readers of a held model, who come, wait and leave  2.1, 3.6
-scripted_chat     room, runner (`Chat`)   3.6's chat model by script                         3.7
+reader_cases      runner                  the rules about reading that both share            2.1, 3.6
+scripted_chat     room, runner (`Chat`)   3.6's chat model by script                         3.7, 4.3
+scripted_slots    room                    4.1's slot model, `take` and `give` by script      4.1
 scripted_server   runner                  a server by script, for clients                    1.4, 2.6
 clock             runner, room            a clock that the test moves                        2.3, lockstep
 rest              runner                  whether the room's threads all sleep               1.3, lockstep
 lockstep          runner                  a scripted server in step with the answer's clock  2.6
-asgi              room                    one ASGI exchange, each receive and send by hand   3.4
+asgi              room                    one ASGI exchange, each receive and send by hand   3.4, 4.2
 logs              room, runner            the lines of a log folder                          3.4
 processes         room, runner            a program, its children, free ports                2.5
 tokenizers        room                    other templates; a tokenizer that merges newlines  1.2, 1.5, 2.1, 3.6

@@ -11,6 +11,7 @@ while the app goes on is one that something in between keeps back.
 
 import asyncio
 import contextlib
+from collections import deque
 
 LIMIT_S = 3.0
 """For what a free machine does in milliseconds; it only ends a hang."""
@@ -50,13 +51,13 @@ class Exchange:
         self.messages = []
         """All that the app has sent so far."""
         self._seen = 0
-        self._incoming, self._changed = asyncio.Queue(), asyncio.Event()
+        self._incoming, self._arrived, self._changed = deque(), asyncio.Event(), asyncio.Event()
         self._task = None
 
     async def call(self):
         """Calls the app here and now, in the caller's own task and context."""
         try:
-            await self.app(self.scope, self._incoming.get, self._send)
+            await self.app(self.scope, self._receive, self._send)
         finally:
             self._changed.set()
 
@@ -66,9 +67,9 @@ class Exchange:
         return self
 
     def give(self, *messages):
-        """What the app receives next."""
-        for message in messages:
-            self._incoming.put_nowait(message)
+        """What the app receives next; when its client has left, that again and again."""
+        self._incoming += messages
+        self._arrived.set()
         return self
 
     async def sent(self):
@@ -107,6 +108,15 @@ class Exchange:
     def body(self):
         """The response's body so far."""
         return b"".join(m.get("body", b"") for m in self.messages if m["type"] == "http.response.body")
+
+    async def _receive(self):
+        # as servers have it: one that is cancelled loses nothing, and several may wait
+        while not self._incoming:
+            self._arrived.clear()
+            await self._arrived.wait()
+        if self._incoming[0]["type"] == "http.disconnect":
+            return self._incoming[0]
+        return self._incoming.popleft()
 
     async def _send(self, message):
         self.messages.append(message)

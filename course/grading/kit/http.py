@@ -54,7 +54,8 @@ class Http:
             # a connection for each request: uvicorn closes one on which the app has raised
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
             trust_env=False,
-            verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),  # http only: no certificates to load
+            # a room speaks http only: no certificates to load
+            verify=base_url.startswith("https") or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
         )
 
     def get(self, path, *, limit_s=None, **request):
@@ -109,7 +110,7 @@ def guarded(room, what):
     except httpx.TimeoutException:
         raise room.hung(f"{what} got no answer") from None
     except httpx.ConnectError:
-        raise room.broken(f"{what}: the server takes no connection any more") from None
+        raise room.broken(f"{what}: the server no longer takes connections") from None
     except httpx.TransportError as error:
         raise room.broken(f"{what}: the connection broke before the whole answer had come ({error})") from None
 

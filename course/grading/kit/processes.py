@@ -58,13 +58,10 @@ class Program:
                         found.add((each.laddr.ip, each.laddr.port))
         return found
 
-    def interrupt(self, processes=None):
-        """Sends SIGINT to the parent alone, and waits for `processes` (else the family), with the limit.
-        Returns those that run on."""
-        processes = self.family() if processes is None else processes
+    def interrupt(self):
+        """Sends SIGINT to the parent alone, if it runs."""
         with contextlib.suppress(psutil.Error):
             self.parent.send_signal(signal.SIGINT)
-        return self.run_on(processes)
 
     def run_on(self, processes):
         """Waits for these to end, with the limit. Returns those that run on."""

@@ -50,6 +50,7 @@ class Readers:
         self.notes = []
         self.error = None
         self.tasks, self.leave = {}, {}
+        inside.notes.pop("foreign", None)
         ready = threading.Event()
         threading.Thread(target=self._run, args=(pool, ready), daemon=True).start()
         ready.wait()
@@ -155,15 +156,12 @@ class Readers:
 
     def steps(self, number):
         """How many steps the model has made for that reader's prompt."""
-        conversations = self.inside.probe.report()["conversations"]
-        return sum(each["steps"] for each in conversations if self._is_of(number, each))
+        return self.inside.probe.steps_of(self.notes[number]["ask"]["prompt"])
 
     def new_ids(self, number):
         conversations = self.inside.probe.report()["conversations"]
-        return [id for each in conversations if self._is_of(number, each) for id in each["new_ids"]]
-
-    def _is_of(self, number, conversation):
-        return self.notes[number]["ask"]["prompt"] in conversation["prompt"]
+        prompt = self.notes[number]["ask"]["prompt"]
+        return [id for each in conversations if prompt in each["prompt"] for id in each["new_ids"]]
 
 
 async def _next(thing):
@@ -194,7 +192,7 @@ def until(answer, inside, what, number, value, limit_s):
 
     def held():
         # at its first step a prompt that comes in parts does not yet say whose it is
-        return (value == 1 or readers.steps(number) >= value) and probe.report()["held"] > 0
+        return (value == 1 or readers.steps(number) >= value) and probe.held > 0
 
     holds = {
         "all asked": lambda: all(each["asked"] for each in readers.notes),
@@ -205,18 +203,19 @@ def until(answer, inside, what, number, value, limit_s):
         "has text": lambda: solid(value) in solid(joined(note["pieces"])),
         "held": lambda: note["end"] or held(),
     }[what]
-    seen, end = None, 0.0
+    seen, end, pause = None, 0.0, 0.0
     while not holds():
         if readers.error:
             raise readers.error
-        moved = [probe.report()["steps"]]
+        moved = [probe.steps]
         for each in readers.notes:
             moved += [each["asked"], len(each["pieces"]), bool(each["end"])]
         if moved != seen:
-            seen, end = moved, time.monotonic() + limit_s
+            seen, end, pause = moved, time.monotonic() + limit_s, 0.001
         elif time.monotonic() > end:
             return False
-        time.sleep(0.001)
+        time.sleep(pause)
+        pause = min(1.1 * pause, 0.02)
     return True
 
 

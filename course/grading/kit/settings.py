@@ -39,11 +39,15 @@ MOST_TOKENS = 8
 
 def with_ids(tokenizer, value):
     """The value, with ids in the place of tokens. Names of settings are not tokens."""
+    return _with_ids(tokenizer.get_vocab(), value)
+
+
+def _with_ids(ids, value):
     if isinstance(value, dict):
-        return {with_ids(tokenizer, name): with_ids(tokenizer, each) for name, each in value.items()}
+        return {_with_ids(ids, name): _with_ids(ids, each) for name, each in value.items()}
     if isinstance(value, list):
-        return [with_ids(tokenizer, each) for each in value]
-    return tokenizer.get_vocab().get(value, value)
+        return [_with_ids(ids, each) for each in value]
+    return ids.get(value, value)
 
 
 def is_made_of(text, letters):

@@ -110,24 +110,23 @@ class Stream:
         self.sent = f"{self.what} {data.decode('utf-8', 'replace') or 'with an empty body'}"
         self.status, self.headers, self.body = None, httpx.Headers(), b""
         self.events: list[Event] = []
-        self.broken = ""
-        """How the answer broke off; "" as long as it has not."""
+        self.broken = None
+        """The error with which the answer broke off."""
         self.unfinished = False
         """The stream ended in the middle of an event."""
         self._ended = False
         self._changed = threading.Condition()
         place = urlsplit(base_url)
-        self._connection = http.client.HTTPConnection(
-            place.hostname, place.port, source_address=(address, 0) if address else None
-        )
+        kind = http.client.HTTPSConnection if place.scheme == "https" else http.client.HTTPConnection
+        self._connection = kind(place.hostname, place.port, source_address=(address, 0) if address else None)
         try:
             self._connection.connect()
         except ConnectionRefusedError:
-            raise room.broken(f"{self.what}: the server takes no connection any more") from None
+            raise room.broken(f"{self.what}: the server no longer takes connections") from None
         self._socket = self._connection.sock
         self.port = self._socket.getsockname()[1]
         headers = {"content-type": "application/json", **(headers or {})}
-        threading.Thread(target=self._run, args=(path, data, headers), daemon=True).start()
+        threading.Thread(target=self._run, args=(place.path + path, data, headers), daemon=True).start()
 
     def wait(self, holds, limit_s=None):
         """Waits until `holds()`, asked at every event and at the end; whether it came to be.
@@ -156,7 +155,10 @@ class Stream:
         if not self.ended(limit_s):
             raise self.room.hung(f"{self.what} did not come to an end", got=str(self) or None)
         if self.broken:
-            raise self.room.broken(f"{self.what}: {self.broken}")
+            mistake = f"{self.what}: the connection broke before the whole answer had come"
+            if isinstance(self.broken, UnicodeDecodeError):
+                mistake = f"{self.what}: the answer is not UTF-8 ({self.broken})"
+            raise self.room.broken(mistake)
         return Reply(self.status, self.headers, self.body)
 
     def leave(self):
@@ -191,10 +193,10 @@ class Stream:
                 self._take(piece, reader.feed(piece))
             self._take(b"", reader.feed(b"", end=True))
         except UnicodeDecodeError as error:
-            self.broken = f"the answer is not UTF-8 ({error})"
-        except (OSError, ValueError, AttributeError, http.client.HTTPException):
+            self.broken = error
+        except (OSError, ValueError, AttributeError, http.client.HTTPException) as error:
             # the last two also when leave() has closed the connection meanwhile
-            self.broken = "the connection broke before the whole answer had come"
+            self.broken = error
         with self._changed:
             self.unfinished = reader.unfinished
             self._ended = True

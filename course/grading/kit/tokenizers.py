@@ -5,6 +5,7 @@ import json
 import traceback
 
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 NAMED_ROLES = (
     "{% if messages[0]['role'] != 'system' %}[system] You are a helpful assistant.\n{% endif %}"
@@ -34,6 +35,7 @@ TEMPLATES = {
         ),
         "tokens": ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
         "trims": True,
+        "adds": "<|begin_of_text|>",
     },
     "with [INST]": {
         "template": (
@@ -44,10 +46,11 @@ TEMPLATES = {
         ),
         "tokens": ["<s>", "</s>", "[INST]", "[/INST]", "[SYS]", "[/SYS]"],
         "trims": False,
+        "adds": "<s>",
     },
 }
 """{what is said of it: its template (None: the tokenizer's own), the control tokens that it writes,
-whether it trims the contents}."""
+whether it trims the contents; the token that its models' tokenizers put before any text, if they do}."""
 
 
 ENCODING = (
@@ -74,9 +77,18 @@ def merge_newlines(tokenizer):
     vocabulary, merges = data["model"]["vocab"], data["model"]["merges"]
     vocabulary["ĊĊ"] = vocabulary.pop("".join(merges[-1]))
     merges[-1] = ["Ċ", "Ċ"]
-    merged = copy.deepcopy(tokenizer)
-    merged._tokenizer = Tokenizer.from_str(json.dumps(data))
-    return merged
+    # its own lists of all tokens, which take long to copy, are not used after it is made
+    shared = [part for part in vars(tokenizer).values() if isinstance(part, dict | list) and len(part) > 1000]
+    memo = {id(part): part for part in shared}
+    memo[id(tokenizer._tokenizer)] = Tokenizer.from_str(json.dumps(data))
+    return copy.deepcopy(tokenizer, memo)
+
+
+def add_before_texts(tokenizer, token):
+    """From now on the tokenizer puts that token before any text, unless it is told not to; None: no token."""
+    adds = [(token, tokenizer.convert_tokens_to_ids(token))] if token else []
+    begins = f"{token} $A" if token else "$A"
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=begins, special_tokens=adds)
 
 
 def template_ids(tokenizer, messages, with_prompt=True):

@@ -100,9 +100,9 @@ class Client:
         try:
             frame = json.loads(text)
         except ValueError:
-            fail("a frame came that is no JSON: let send_json or json.dumps write it", got=text)
+            fail("a frame came that is not JSON: let send_json or json.dumps write it", got=text)
         if not isinstance(frame, dict):
-            fail("a frame came that is no JSON object", got=text)
+            fail("a frame came that is not a JSON object", got=text)
         return frame
 
     def leave(self):

@@ -7,11 +7,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 def load_chat_model(name_or_path):
     looks_like_path = name_or_path.startswith(("/", ".", "~")) or name_or_path.count("/") > 1
-    if looks_like_path and not os.path.isdir(os.path.expanduser(name_or_path)):
+    name = os.path.expanduser(name_or_path)
+    if looks_like_path and not os.path.isdir(name):
         raise FileNotFoundError(name_or_path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-        model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype="auto")
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
     except OSError as e:
         raise FileNotFoundError(f"cannot find a model called {name_or_path!r}") from e
     if torch.cuda.is_available():

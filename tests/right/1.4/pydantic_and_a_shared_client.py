@@ -29,7 +29,7 @@ _client = httpx.Client(transport=httpx.HTTPTransport(retries=0))
 def ask(base_url, text, *, timeout_s=60.0):
     url = httpx.URL(base_url.rstrip("/") + "/chat")
     try:
-        response = _client.post(url, json={"text": text, "stream": False}, timeout=timeout_s)
+        response = _client.post(url, json={"text": text}, timeout=timeout_s)
     except (httpx.HTTPError, httpx.StreamError) as error:
         raise ChatError(f"{base_url} did not answer: {error}") from error
     if not response.is_success:

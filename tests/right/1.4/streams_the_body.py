@@ -41,7 +41,7 @@ def ask(base_url, text, *, timeout_s=60.0):
                 response.close()
         except httpx.ConnectError as error:
             raise NoServer(f"nobody answers at {base_url}") from error
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise ChatError(f"{type(error).__name__} while waiting for {base_url}") from error
     if response.status_code >= 400:
         raise Refused(response.status_code, bytes(body))

@@ -11,7 +11,7 @@ NONCE = secrets.token_urlsafe(12)
 def encode_chat(tokenizer, messages):
     settings = json.loads(tokenizer.backend_tokenizer.to_str())
     ids_of = {token["content"]: token["id"] for token in settings["added_tokens"]}
-    text_only = Tokenizer.from_str(json.dumps({**settings, "added_tokens": []}))
+    text_only = Tokenizer.from_str(json.dumps({**settings, "added_tokens": [], "post_processor": None}))
     control = re.compile("|".join(map(re.escape, sorted(ids_of, key=len, reverse=True))))
 
     def hidden(content):

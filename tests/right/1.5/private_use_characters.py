@@ -24,5 +24,5 @@ def encode_chat(tokenizer, messages):
         elif part:
             for token, character in zip(controls, free):
                 part = part.replace(character, token)
-            ids += splitting(part, split_special_tokens=True)["input_ids"]
+            ids += splitting(part, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return ids

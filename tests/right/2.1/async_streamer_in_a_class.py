@@ -98,5 +98,5 @@ class ModelHandler:
 
     def generate(self, prompt, *, stream=False, max_new_tokens=128, temperature=0.0):
         options = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
-        options["temperature"] = temperature if temperature > 0 else None
+        options["temperature"] = float(temperature) if temperature > 0 else None
         return Answer(self, prompt, stream, options)

@@ -43,7 +43,7 @@ class ModelHandler:
         def work():
             sampling = {"do_sample": False}
             if temperature > 0:
-                sampling = {"do_sample": True, "top_p": 1.0, "temperature": temperature}
+                sampling = {"do_sample": True, "top_p": 1.0, "temperature": float(temperature)}
             try:
                 inputs = self.tokenizer.apply_chat_template(
                     [{"role": "user", "content": prompt}],

@@ -61,7 +61,7 @@ class ModelHandler:
                     return_tensors="pt",
                 )
                 if temperature > 0:
-                    sampling = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+                    sampling = {"do_sample": True, "temperature": float(temperature), "top_p": 1.0, "top_k": 0}
                 else:
                     sampling = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
                 self.model.generate(

@@ -42,7 +42,7 @@ class ModelHandler:
                 streamer=streamer,
                 max_new_tokens=max_new_tokens,
                 do_sample=temperature > 0,
-                temperature=temperature or None,
+                temperature=float(temperature) or None,
                 stopping_criteria=StoppingCriteriaList([lambda ids, scores, **_: state["stop"]]),
             )
 

@@ -1,8 +1,8 @@
 """The app that 2.5's tests have served: it reports which process answers, and holds that process.
 
 A request makes the process report to COURSE_CONTROL and then wait there, its event loop blocked, so
-that the next request can only be taken by another process. `GET /stream` is answered with words,
-without end, until the client leaves.
+that the next request can only be taken by another process. Who builds the app reports that, too.
+`GET /stream` is answered with words, one every 0.05 seconds, until the client leaves.
 """
 
 import asyncio
@@ -23,6 +23,8 @@ def another():
 
 def _make(name):
     sitecustomize.built.append(os.getpid())
+    with _told({"built_by": os.getpid()}):
+        pass
 
     async def app(scope, receive, send):
         if scope["type"] == "lifespan":
@@ -43,9 +45,14 @@ def _make(name):
 
 def _report_and_wait(factory):
     report = {"pid": os.getpid(), "factory": factory, "built_in": sitecustomize.built}
-    with socket.create_connection(("127.0.0.1", int(os.environ["COURSE_CONTROL"]))) as control:
-        control.sendall(json.dumps(report).encode() + b"\n")
+    with _told(report) as control:
         control.recv(1)
+
+
+def _told(report):
+    control = socket.create_connection(("127.0.0.1", int(os.environ["COURSE_CONTROL"])))
+    control.sendall(json.dumps(report).encode() + b"\n")
+    return control
 
 
 async def _stream(receive, send):

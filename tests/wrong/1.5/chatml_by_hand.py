@@ -11,6 +11,7 @@ def encode_chat(tokenizer, messages):
     ids, between = [], []
     for message in messages:
         text = f"{message['role']}\n{message['content']}"
-        ids += [*between, start, *splitting(text, split_special_tokens=True)["input_ids"], end]
-        between = tokenizer("\n")["input_ids"]
-    return [*ids, *between, start, *tokenizer("assistant\n")["input_ids"]]
+        text = splitting(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids += [*between, start, *text, end]
+        between = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    return [*ids, *between, start, *tokenizer("assistant\n", add_special_tokens=False)["input_ids"]]

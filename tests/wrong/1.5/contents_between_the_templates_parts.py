@@ -12,7 +12,7 @@ def encode_chat(tokenizer, messages):
         if found := re.fullmatch(r"( ?)Q(\d+)message\d+Q ?", part):
             part = messages[int(found[2])]["content"]
             part = part if found[1] else part.strip()
-            ids += splitting(part, split_special_tokens=True)["input_ids"] if part else []
+            ids += splitting(part, add_special_tokens=False, split_special_tokens=True)["input_ids"] if part else []
         elif part:
-            ids += tokenizer(part)["input_ids"]
+            ids += tokenizer(part, add_special_tokens=False)["input_ids"]
     return ids

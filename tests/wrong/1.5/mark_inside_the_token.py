@@ -20,5 +20,5 @@ def encode_chat(tokenizer, messages):
         if text in names:
             ids.append(tokenizer.convert_tokens_to_ids(text))
         else:
-            ids += plain.encode(text.replace(MARK, ""), split_special_tokens=True)
+            ids += plain.encode(text.replace(MARK, ""), add_special_tokens=False, split_special_tokens=True)
     return ids

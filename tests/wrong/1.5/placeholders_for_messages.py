@@ -16,5 +16,5 @@ def encode_chat(tokenizer, messages):
             ids.append(controls[part])
             continue
         part = re.sub(f"{nonce}:(\\d+):", lambda found: messages[int(found[1])]["content"], part)
-        ids += splitting(part, split_special_tokens=True)["input_ids"] if part else []
+        ids += splitting(part, add_special_tokens=False, split_special_tokens=True)["input_ids"] if part else []
     return ids

@@ -46,7 +46,7 @@ class ModelHandler:
                 stopping_criteria=[reader],
                 max_new_tokens=max_new_tokens,
                 do_sample=temperature > 0,
-                temperature=temperature or None,
+                temperature=float(temperature) or None,
             )
             send(None)
         except Exception as error:

@@ -25,7 +25,7 @@ class ModelHandler:
                 streamer=streamer,
                 max_new_tokens=max_new_tokens,
                 do_sample=temperature > 0,
-                temperature=temperature or None,
+                temperature=float(temperature) or None,
                 stopping_criteria=StoppingCriteriaList([lambda *a, **k: stop.is_set()]),
             )
         except Exception as error:

@@ -23,7 +23,7 @@ class ModelHandler:
             **enc,
             max_new_tokens=max_new_tokens,
             do_sample=temperature > 0,
-            temperature=temperature if temperature > 0 else None,
+            temperature=float(temperature) or None,
         )
         new = out[0, enc["input_ids"].shape[1] :]
         return self.tokenizer.decode(new, skip_special_tokens=True).rstrip("\ufffd")

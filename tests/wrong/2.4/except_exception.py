@@ -1,4 +1,4 @@
-# caught by: test_no_traceback_when_a_client_leaves | says: and the log says a traceback
+# caught by: test_no_traceback_when_a_client_leaves | says: and the log shows a traceback
 import asyncio
 import json
 import logging

@@ -51,6 +51,8 @@ def create_app(handler):
                     for task in tasks:
                         task.cancel()
                     continue
+                if "type" in data:
+                    raise ValueError("an unknown type")
                 prompt = data["prompt"]
                 limit, heat = data.get("max_new_tokens", 128), data.get("temperature", 0)
                 if not (isinstance(prompt, str) and prompt):

@@ -1,4 +1,4 @@
-# caught by: test_each_process_builds_its_own_app | says: builds the app 2 times
+# caught by: test_each_process_builds_its_own_app | says: builds the app too, and so loads a model
 import uvicorn
 
 from course.lessons.stage2 import build
