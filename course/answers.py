@@ -13,6 +13,7 @@ from pathlib import Path
 
 from course import stubs
 from course.manifest import exercises, find, shown
+from course.words import words
 
 
 class NotReady(Exception):
@@ -40,11 +41,15 @@ def load(id: str, name: str, solution: bool = False):
     try:
         tree = ast.parse(file.read_bytes(), filename=str(file))
     except FileNotFoundError:
-        raise NotReady(f"{id} is not written yet: there is no {shown(file)}") from None
+        raise NotReady(words("{id} is not written yet: there is no {file}", id=id, file=shown(file))) from None
     except SyntaxError as error:
-        raise NotReady(f"{id} does not parse: {shown(file)}, line {error.lineno}: {error.msg}") from None
+        where = {"file": shown(file), "line": error.lineno, "why": error.msg}
+        raise NotReady(words("{id} does not parse: {file}, line {line}: {why}", id=id, **where)) from None
     if any(getattr(node, "name", "") == name and _is_unwritten(node, id) for node in tree.body):
-        raise NotReady(f"{id} is not written yet: `{name}` in {shown(file)} is still the stub")
+        said = words(
+            "{id} is not written yet: `{name}` in {file} is still the stub", id=id, name=name, file=shown(file)
+        )
+        raise NotReady(said)
     before = _finder.solution
     _finder.turn_to(solution)
     try:
@@ -52,15 +57,16 @@ def load(id: str, name: str, solution: bool = False):
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(file)]
-        place = f"{shown(file)}, line {lines[-1]}" if lines else shown(file)
+        place = words("{file}, line {line}", file=shown(file), line=lines[-1]) if lines else shown(file)
         reason = traceback.format_exception_only(error)[-1].strip()
-        raise NotReady(f"{id} cannot be imported: {place}: {reason}") from None
+        said = words("{id} cannot be imported: {place}: {reason}", id=id, place=place, reason=reason)
+        raise NotReady(said) from None
     finally:
         _finder.turn_to(before)
     try:
         return getattr(found, name)
     except AttributeError:
-        raise NotReady(f"{id} defines no `{name}`: {shown(file)}") from None
+        raise NotReady(words("{id} defines no `{name}`: {file}", id=id, name=name, file=shown(file))) from None
 
 
 def load_all(wanted: dict[str, str | tuple[str, ...]], *, solution: bool = False) -> list:
@@ -69,7 +75,7 @@ def load_all(wanted: dict[str, str | tuple[str, ...]], *, solution: bool = False
     Raises:
         NotReady: with a line for each that is not, and what can be done.
     """
-    found, problems = [], []
+    found, problems = [], {}
     for id, names in wanted.items():
         try:
             if isinstance(names, str):
@@ -77,14 +83,15 @@ def load_all(wanted: dict[str, str | tuple[str, ...]], *, solution: bool = False
             else:
                 found.append([load(id, name, solution) for name in names])
         except NotReady as problem:
-            problems.append(str(problem))
+            problems[id] = str(problem)
     if problems:
-        first = problems[0].split()[0]
         stage = max(find(id).stage for id in wanted)
         raise NotReady(
-            "\n".join(problems)
-            + f"\nWhat you can do: work on it and check it (course check {first}),"
-            + f"\nor serve the reference answers (solution=True, or course serve {stage} --solution)."
+            "\n".join(problems.values())
+            + "\n"
+            + words("What you can do: work on it and check it (course check {id}),", id=next(iter(problems)))
+            + "\n"
+            + words("or serve the reference answers (solution=True, or course serve {stage} --solution).", stage=stage)
         )
     return found
 
@@ -164,7 +171,7 @@ class _Finder:
             return None
         file = _file(the_exercise, self.solution)
         if not file.is_file():
-            message = f"{the_exercise.id} is not written yet: there is no {shown(file)}"
+            message = words("{id} is not written yet: there is no {file}", id=the_exercise.id, file=shown(file))
             raise ModuleNotFoundError(message, name=name)
         return importlib.util.spec_from_file_location(name, file, loader=_Loader(name, str(file)))
 

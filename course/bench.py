@@ -20,6 +20,7 @@ import time
 
 import httpx
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from course.answers import load
@@ -50,32 +51,42 @@ def main() -> int:
         # a fork server of its own: the learner's stays as it is
         tempfile.tempdir = os.environ["TMPDIR"] = folder
         try:
-            with console.status("measuring, some minutes"):
-                checks = _checks(runs)
-                os.environ["COURSE_WORK"] = folder  # stage 3's server writes a log there
-                servers = _servers(runs)
-                streams = _streams(runs)
-                log_lines = _log_lines(runs)
+            _print(console, _checks, runs)
+            os.environ["COURSE_WORK"] = folder  # stage 3's server writes a log there
+            for measure in (_servers, _streams, _log_lines):
+                _print(console, measure, runs)
         finally:
             if hasattr(os, "fork"):
                 forkserver.stop()
-    console.print(checks)
-    console.print()
-    console.print(servers)
-    console.print()
-    console.print(streams)
-    console.print()
-    console.print(log_lines)
     return 0
 
 
-def _checks(runs):
+def _print(console, measure, runs):
+    """Prints the table that `measure(runs, begin)` returns; until then, what it has begun with."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        line = progress.add_task("")
+
+        def begin(what):
+            if console.is_terminal:
+                progress.update(line, description=what)
+            else:
+                print(f"measuring {what}", file=sys.stderr, flush=True)
+
+        table = measure(runs, begin)
+    console.print(table)
+    console.print()
+
+
+def _checks(runs, begin):
     table = Table("exercise", "", "cold", f"warm, median of {runs}", "slowest", box=None)
     cold, warm = [], []
     for each in exercises().values():
         if hasattr(os, "fork"):
             forkserver.stop()
+        begin(f"{each.id}, cold")
         cold.append(_checked(each))
+        begin(f"{each.id}, warm, {runs} times")
         times = [_checked(each) for _ in range(runs)]
         warm.append(statistics.median(times))
         table.add_row(each.id, each.title, _s(cold[-1]), _s(warm[-1]), _s(max(times)))
@@ -92,10 +103,11 @@ def _checked(exercise):
     return seconds
 
 
-def _servers(runs):
+def _servers(runs, begin):
     table = Table("server", f"start to answer, median of {runs}", "slowest", box=None)
     for stage in LESSONS:
         times = []
+        begin(f"the start of stage {stage}'s server, {runs} times")
         for _ in range(runs):
             start = time.perf_counter()
             with serve(stage, solution=True):
@@ -104,7 +116,8 @@ def _servers(runs):
     return table
 
 
-def _streams(runs):
+def _streams(runs, begin):
+    begin("the model alone")
     model, tokenizer = load("1.1", "load_chat_model", solution=True)(str(TINY))
     measure = load("2.6", "measure", solution=True)
     inputs = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=True, return_tensors="pt")
@@ -114,6 +127,7 @@ def _streams(runs):
     os.environ["COURSE_LIMIT"] = "100000/minute"
     for stage, (path, body) in STREAMS.items():
         ratios = []
+        begin(f"streams of stage {stage}'s server, {runs + 1} times")
         with serve(stage, solution=True) as server, httpx.Client(timeout=60) as client:
             for _ in range(runs + 1):
                 passes.clear()
@@ -131,6 +145,7 @@ def _streams(runs):
             if stage != 2:
                 continue  # 2.6 reads the events of 2.2 alone
             for clients in (1, 4, 16):
+                begin(f"stage {stage}'s server, {clients} clients at once")
                 seen = asyncio.run(measure(server.url + path, clients=clients, **body))
                 if seen.errors:
                     sys.exit(f"No figures, for {seen.errors} of {clients} streams failed.")
@@ -139,13 +154,14 @@ def _streams(runs):
     return table
 
 
-def _log_lines(runs):
+def _log_lines(runs, begin):
     """What a line of 3.4's log costs whoever logs it, with the usual `load` and with one that hangs."""
     setup_logging = load("3.4", "setup_logging", solution=True)
     system_load = load("3.4", "system_load", solution=True)
     table = Table("a line in the log", f"median of {runs}", "slowest", box=None)
     held = threading.Event()
     for name, figures in (("", system_load), ("while `load` hangs", held.wait)):
+        begin(f"{LINES} log lines {name}, {runs} times".replace(" ,", ","))
         with tempfile.TemporaryDirectory() as folder:
             setup_logging(folder, load=figures)
             times = []

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from course import desk
+from course import asking, desk
 from course.report import WRITERS
+from course.words import words
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,6 +19,7 @@ app = typer.Typer(
     help="Serving Qwen: work on an exercise, check it, serve what you built.",
 )
 Id = Annotated[str, typer.Argument(help="an exercise, such as 1.3", show_default=False)]
+Yes = Annotated[bool, typer.Option("--yes", help="do not ask before another computer's server is used")]
 
 
 class Format(StrEnum):
@@ -35,20 +37,29 @@ def check(
     all: Annotated[bool, typer.Option("--all", help="check every exercise")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     full: Annotated[bool, typer.Option("--full", help="every test, raw tracebacks included")] = False,
+    url: Annotated[str | None, typer.Option(help="check a server that runs already; this is not counted")] = None,
+    yes: Yes = False,
 ):
-    """Check an answer. The exit code is 0 only if all that was asked for passed."""
+    """Check an answer. The exit code is 0 only if all that was asked for passed.
+
+    With --url those tests are run that need nothing but the server's address: of 2.2 and 3.7 there are some.
+    """
     if bool(ids) + (stage is not None) + all > 1:
-        raise desk.Refused("Say one of these: course check 1.3, course check --stage 1 or course check --all.")
+        raise desk.Refused(words("Say one of these: course check 1.3, course check --stage 1 or course check --all."))
     whole = all or stage is not None
     if whole:
         chosen = desk.of_stage(stage)
     else:
         chosen = [desk.chosen(id, "check", _typed) for id in ids or [None]]
     if file is not None and (whole or len(chosen) > 1):
-        raise desk.Refused("--file goes with one exercise: course check 1.3 --file my_answer.py")
+        raise desk.Refused(words("--file goes with one exercise: course check 1.3 --file my_answer.py"))
     if file is not None and not file.is_file():
-        raise desk.Refused(f"There is no file {file}.")
-    verdicts = [_checked(each, file, quiet=as_json) for each in chosen]
+        raise desk.Refused(words("There is no file {file}.", file=file))
+    if url is not None and (file is not None or whole or len(chosen) > 1):
+        raise desk.Refused(words("--url goes with one exercise: course check 3.7 --url http://127.0.0.1:8000"))
+    if url is not None:
+        asking.ask_before_sending(url, words("Up to 200 requests"), yes)
+    verdicts = [_checked(each, file, url, quiet=as_json) for each in chosen]
     if as_json:
         _write_utf_8()
         found = [verdict.as_json(full) for verdict in verdicts]
@@ -58,11 +69,19 @@ def check(
         for verdict in verdicts:
             _print_verdict(verdict, full)
         if whole or len(chosen) > 1:
-            passed = sum(verdict.passed for verdict in verdicts)
+            counted = [verdict for verdict in verdicts if verdict.counted]
+            passed = sum(verdict.passed for verdict in counted)
             score = sum(verdict.score for verdict in verdicts)
             most = sum(verdict.max_score for verdict in verdicts)
-            print(f"{passed} of {len(verdicts)} exercises passed, {score} of {most} points.")
-    raise typer.Exit(0 if all_passed(verdicts) else 1)
+            values = {"passed": passed, "many": len(counted), "score": score, "most": most}
+            said = [words("{passed} of {many} exercises passed, {score} of {most} points.", **values)]
+            if len(counted) < len(verdicts):
+                listed = ", ".join(each.exercise for each in verdicts if not each.counted)
+                said.append(words("Not counted: {listed}.", listed=listed))
+            print(*said)
+    # of a stage, or of all, what cannot be checked here is not asked for
+    asked_for = [verdict for verdict in verdicts if verdict.counted or not whole]
+    raise typer.Exit(0 if all_passed(asked_for) or verdicts[0].right_elsewhere else 1)
 
 
 def all_passed(verdicts) -> bool:
@@ -105,9 +124,10 @@ def progress():
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "exercise", "state", "points", box=None, pad_edge=False)
+    heads = ("", words("exercise"), words("state"), words("points"))
+    table = Table(*heads, box=None, pad_edge=False)
     for row in desk.rows():
-        style = {"passed": "green", "not passed yet": "yellow"}.get(row[2], "")
+        style = {words("passed"): "green", words("not passed yet"): "yellow"}.get(row[2], "")
         table.add_row(*row, style=style)
     console = Console()
     console.print(table)
@@ -121,11 +141,11 @@ def report(
     stage: Annotated[int | None, typer.Option(help="only this stage")] = None,
 ):
     """Check every exercise and export the scores. The exit code is 0 when the report is complete."""
-    verdicts = [_checked(each, None, quiet=False) for each in desk.of_stage(stage)]
+    verdicts = [_checked(each, None, None, quiet=False) for each in desk.of_stage(stage)]
     text = WRITERS[format.value](verdicts)
     if output:
         output.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
-        print(f"Written to {output}.", file=sys.stderr)
+        print(words("Written to {file}.", file=output), file=sys.stderr)
     else:
         _write_utf_8()
         print(text.rstrip("\n"))
@@ -138,11 +158,30 @@ def serve(
     port: Annotated[int, typer.Option(help="where to listen")] = 8000,
     host: Annotated[str, typer.Option(help="other than 127.0.0.1 lets others in")] = "127.0.0.1",
     model: Annotated[str | None, typer.Option(help="a folder or a hub name")] = None,
+    tuned: Annotated[bool, typer.Option("--tuned", help="stage 4 on the course's fast slot model")] = False,
+    thread: Annotated[bool, typer.Option("--thread", help="stage 4 with its engine in a thread")] = False,
 ):
     """Run your own server, put together from your answers. Ctrl-C stops it."""
     from course.lessons.server import run
 
-    raise typer.Exit(run(stage, solution=solution, port=port, host=host, model=model))
+    raise typer.Exit(run(stage, solution=solution, port=port, host=host, model=model, tuned=tuned, thread=thread))
+
+
+@app.command()
+def audit(
+    url: Annotated[str, typer.Argument(help="its base URL, such as http://127.0.0.1:8000/v1", show_default=False)],
+    model: Annotated[str | None, typer.Option(help="the model's name; otherwise the first one listed")] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="the environment variable that holds the API key")] = None,
+    clients: Annotated[int, typer.Option(min=2, max=32, help="how many requests to send at once")] = 16,
+    only: Annotated[list[str] | None, typer.Option(help="the id of a check to run; can be repeated")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    junit: Annotated[Path | None, typer.Option(help="also write JUnit XML to this file")] = None,
+    yes: Yes = False,
+):
+    """Examine any OpenAI-compatible chat server. The exit code is 0 only if no check failed."""
+    from course.audit.command import run
+
+    raise typer.Exit(run(url, model, api_key_env, clients, only, as_json, junit, yes))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -172,16 +211,17 @@ def convert_qwen1(source: Path, target: Path):
         convert(source, target)
     except ConversionError as error:
         raise desk.Refused(str(error)) from None
-    print(f"Written to {target}. Use it with: COURSE_MODEL={target}")
+    print(words("Written to {folder}. Use it with: COURSE_MODEL={folder}", folder=target))
 
 
-def _checked(exercise, file, quiet):
+def _checked(exercise, file, url, quiet):
+    check, what = (desk.check_elsewhere, url) if url else (desk.check, file)
     if quiet or not sys.stderr.isatty():
-        return desk.check(exercise, file)
+        return check(exercise, what)
     from rich.console import Console
 
     with Console(stderr=True).status("") as status:
-        return desk.check(exercise, file, status.update)
+        return check(exercise, what, status.update)
 
 
 def _print_verdict(verdict, full):
@@ -193,7 +233,7 @@ def _print_verdict(verdict, full):
     console = Console(soft_wrap=True)
     lines = verdict.full_lines() if full else verdict.lines(max(60, min(WIDTH, console.width)))
     style = "bold" if verdict.not_written else "bold yellow"
-    console.print(Text(lines[0], style="bold green" if verdict.passed else style))
+    console.print(Text(lines[0], style="bold green" if verdict.passed or verdict.right_elsewhere else style))
     for line in lines[1:]:
         console.print(Text(line))
 
@@ -207,12 +247,24 @@ def _typed(command, id, anyway=False):
     return f"course {command} {id}" + " --anyway" * anyway
 
 
+def _translate(command):
+    """What `--help` says, in the reader's language."""
+    command.help = words(command.help)
+    for parameter in command.params:
+        if help := getattr(parameter, "help", None):
+            parameter.help = words(help)
+    for each in getattr(command, "commands", {}).values():
+        _translate(each)
+
+
 def main():
     for stream in (sys.stdout, sys.stderr):
         # a terminal of another encoding than UTF-8, or a pipe: an emoji must not cost a verdict
         stream.reconfigure(errors="backslashreplace")
+    command = typer.main.get_command(app)
+    _translate(command)
     try:
-        app()
+        command()
     except desk.Refused as refused:
         print(refused, file=sys.stderr)
         sys.exit(2)

@@ -7,13 +7,16 @@ A face says how a command is typed there: `typed("hint", "1.3")` is "course hint
 import contextlib
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from course import answers, grading, records, stubs
 from course.difference import difference
 from course.grading import Verdict
+from course.grading.elsewhere import NoServer
 from course.grading.forkserver import NoForkServer, is_warm
 from course.manifest import Exercise, UnknownExercise, exercises, find, shown
+from course.words import words
 
 SHARED = 0.3
 """The difference of two files that have less in common is harder to read than the reference alone."""
@@ -35,7 +38,7 @@ def chosen(id: str | None, command: str, typed: Callable[..., str]) -> Exercise:
     """
     id = id or records.last_checked()
     if id is None:
-        raise Refused(f"Say which exercise: {typed(command, next(iter(exercises())))}")
+        raise Refused(words("Say which exercise: {command}", command=typed(command, next(iter(exercises())))))
     try:
         return find(id)
     except UnknownExercise as error:
@@ -51,7 +54,8 @@ def of_stage(stage: int | None) -> list[Exercise]:
     found = [each for each in exercises().values() if stage is None or each.stage == stage]
     if not found:
         stages = sorted({each.stage for each in exercises().values()})
-        raise Refused(f"There is no stage {stage}. There are: {', '.join(map(str, stages))}.")
+        known = ", ".join(map(str, stages))
+        raise Refused(words("There is no stage {stage}. There are: {known}.", stage=stage, known=known))
     return found
 
 
@@ -73,15 +77,8 @@ def check(exercise: Exercise, file=None, show: Callable[[str], None] = lambda li
             records.keep(exercise)
         except records.CannotKeep as problem:
             not_kept = str(problem)
-    try:
-        warming = f"checking {exercise.id}, and warming up the grader, once ..."
-        show(_under_way(exercise) if is_warm() else warming)
-        verdict = grading.check(exercise.id, file, lambda ended: show(_under_way(exercise, ended)))
-    except KeyboardInterrupt:
-        raise Refused("Stopped.") from None
-    except NoForkServer as error:
-        raise Refused(f"{error}\nTo see what is wrong: course doctor") from None
-    if own and not not_kept:
+    verdict = _graded(exercise, show, lambda on_result: grading.check(exercise.id, file, on_result))
+    if own and verdict.counted and not not_kept:
         try:
             records.note(exercise, verdict)
         except records.CannotKeep as problem:
@@ -89,12 +86,53 @@ def check(exercise: Exercise, file=None, show: Callable[[str], None] = lambda li
     if verdict.passed:
         verdict.mattered = exercise.mattered
     if not_kept:
-        verdict.what_next = f"This verdict is not kept. {not_kept}"
+        verdict.what_next = words("This verdict is not kept. {why}", why=not_kept)
     elif verdict.passed and own:
         verdict.what_next = _what_next(exercise)
     elif not verdict.passed and not verdict.not_written and not verdict.never_ran:
         verdict.next_hint = _hint_in_a_verdict(exercise, verdict.failed)
     return verdict
+
+
+def check_elsewhere(exercise: Exercise, url: str, show: Callable[[str], None] = lambda line: None) -> Verdict:
+    """Checks a server that runs already, by those of the exercise's tests that need nothing but its address.
+
+    Nothing is kept, and nothing counted.
+
+    Raises:
+        Refused: there are no such tests, or no server answers there; and as `check`.
+    """
+    here = replace(exercise, tests=tuple(test for test in exercise.tests if test.elsewhere))
+    if not here.tests:
+        known = ", ".join(each.id for each in exercises().values() if any(test.elsewhere for test in each.tests))
+        said = words(
+            "{id} cannot be checked with --url: it needs your file. These can: {known}.", id=exercise.id, known=known
+        )
+        raise Refused(said)
+    try:
+        verdict = _graded(here, show, lambda on_result: grading.check_elsewhere(exercise.id, url, on_result))
+    except NoServer as problem:
+        start = words("To start your own: course serve {stage}", stage=exercise.stage)
+        raise Refused(f"{problem}\n{start}") from None
+    left_out = len(exercise.tests) - len(here.tests)
+    verdict.what_next = words(
+        "{left_out} tests were not run: they need your file. All of them: course check {id}",
+        left_out=left_out,
+        id=exercise.id,
+    )
+    return verdict
+
+
+def _graded(exercise, show, grade):
+    """What `grade(on_result)` gives."""
+    try:
+        warming = words("checking {id}, and warming up the grader, once ...", id=exercise.id)
+        show(_under_way(exercise) if is_warm() else warming)
+        return grade(lambda ended: show(_under_way(exercise, ended)))
+    except KeyboardInterrupt:
+        raise Refused(words("Stopped.")) from None
+    except NoForkServer as error:
+        raise Refused(f"{error}\n{words('To see what is wrong: course doctor')}") from None
 
 
 def hint(exercise: Exercise) -> str:
@@ -112,10 +150,11 @@ def hint(exercise: Exercise) -> str:
         number = next((each for each in left if each > after), left[0])
     with _refusing():
         records.note_hint(exercise.id, number)
-    text = f"Hint {number} of {most}: {exercise.hints[number - 1]}"
+    text = words("Hint {number} of {most}: {hint}", number=number, most=most, hint=words(exercise.hints[number - 1]))
     if _left(exercise):
         return text
-    return f"{text}\nYou have seen all hints; course solution {exercise.id} is open now."
+    seen_all = words("You have seen all hints; course solution {id} is open now.", id=exercise.id)
+    return f"{text}\n{seen_all}"
 
 
 def solution(exercise: Exercise, anyway: bool, typed: Callable[..., str]) -> tuple[str, str]:
@@ -130,10 +169,11 @@ def solution(exercise: Exercise, anyway: bool, typed: Callable[..., str]) -> tup
     """
     id = exercise.id
     if _left(exercise) and not (anyway or records.ever_passed(id)):
-        raise Refused(
-            f"You have not passed {id} yet and there are hints left: {typed('hint', id)}\n"
-            f"To look all the same: {typed('solution', id, anyway=True)}"
+        hints = words(
+            "You have not passed {id} yet and there are hints left: {command}", id=id, command=typed("hint", id)
         )
+        anyhow = words("To look all the same: {command}", command=typed("solution", id, anyway=True))
+        raise Refused(f"{hints}\n{anyhow}")
     mine, reference = exercise.work_file, exercise.solution_file
     own = mine.read_text(encoding="utf-8", errors="replace") if mine.is_file() else ""
     theirs = reference.read_text(encoding="utf-8")
@@ -145,7 +185,7 @@ def solution(exercise: Exercise, anyway: bool, typed: Callable[..., str]) -> tup
     if shared < SHARED:
         return "python", stubs.without_marks(theirs)
     if not lines:
-        return "text", f"Apart from style, your answer is {shown(reference)}."
+        return "text", words("Apart from style, your answer is {file}.", file=shown(reference))
     return "diff", "\n".join([*head, *lines])
 
 
@@ -153,10 +193,10 @@ def reset(exercise: Exercise) -> str:
     """Puts the stub back into `work/`, and keeps what was there."""
     with _refusing():
         kept = records.write(exercise, stubs.stub(exercise.id))
-    said = [f"{shown(exercise.work_file)} is the stub again."]
+    said = [words("{file} is the stub again.", file=shown(exercise.work_file))]
     if kept:
-        said.append(f"What was there is kept in {shown(kept)}.")
-    said.append("A notebook's cell stays as it is: it writes the file again when you run it.")
+        said.append(words("What was there is kept in {file}.", file=shown(kept)))
+    said.append(words("A notebook's cell stays as it is: it writes the file again when you run it."))
     return "\n".join(said)
 
 
@@ -168,14 +208,16 @@ def keep_cell(source: str) -> str | None:
     id = stubs.exercise_of(source)
     if id is None:
         if stubs.looks_like_an_exercise(source):
-            return "This cell was run, but not kept: an exercise's cell begins with #| exercise 1.3"
+            return words("This cell was run, but not kept: an exercise's cell begins with #| exercise 1.3")
         return None
     if id not in exercises():
-        return f"There is no exercise {id}: this cell was run, but not kept."
+        return words("There is no exercise {id}: this cell was run, but not kept.", id=id)
     if answer_instead_of(source) is not None:
-        return (
-            f"This cell is still the stub, so your code in {shown(find(id).work_file)} was run in its"
-            f" place. To start anew: course reset {id}"
+        return words(
+            "This cell is still the stub, so your code in {file} was run in its place."
+            " To start anew: course reset {id}",
+            file=shown(find(id).work_file),
+            id=id,
         )
     text = source.rstrip() + "\n"
     file = find(id).work_file
@@ -183,7 +225,7 @@ def keep_cell(source: str) -> str | None:
         try:
             records.write(find(id), text)
         except records.CannotKeep as problem:
-            return f"This cell was run, but not kept. {problem}"
+            return words("This cell was run, but not kept. {problem}", problem=problem)
     return None
 
 
@@ -201,27 +243,30 @@ def rows() -> list[tuple[str, str, str, str]]:
     found = []
     for row in records.standing():
         each = row["exercise"]
-        found.append((each.id, _titled(each), row["state"], f"{row['score']} / {each.max_score}"))
+        found.append((each.id, _titled(each), words(row["state"]), f"{row['score']} / {row['max_score']}"))
     return found
 
 
 def summary() -> str:
     """The points of all exercises, what comes next, and what was left out."""
     standing = records.standing()
-    score, most = sum(row["score"] for row in standing), sum(row["exercise"].max_score for row in standing)
+    score, most = sum(row["score"] for row in standing), sum(row["max_score"] for row in standing)
     passed = [row["exercise"].id for row in standing if row["state"] == "passed"]
     following, left_out = _following(passed[-1] if passed else None)
     if following:
-        what = f"Next: {following.id} {_titled(following)}."
+        said = [words("Next: {id} {title}.", id=following.id, title=_titled(following))]
         left_out = left_out[: left_out.index(following)]
-        what += f" Still open before it: {_listed(left_out)}." if left_out else ""
+        said += [words("Still open before it: {listed}.", listed=_listed(left_out))] if left_out else []
     elif left_out:
         wrong = any(row["state"] in ("not passed yet", "changed since its check") for row in standing)
-        what = "Still" if wrong else "All that you have checked is passed; still"
-        what += f" open: {_listed(left_out)}."
+        listed = _listed(left_out)
+        if wrong:
+            said = [words("Still open: {listed}.", listed=listed)]
+        else:
+            said = [words("All that you have checked is passed; still open: {listed}.", listed=listed)]
     else:
-        what = "All done."
-    return " ".join([f"{score} of {most} points. {what}", *records.unread()])
+        said = [words("All done.")]
+    return " ".join([words("{score} of {most} points.", score=score, most=most), *said, *records.unread()])
 
 
 @contextlib.contextmanager
@@ -233,18 +278,19 @@ def _refusing():
 
 
 def _following(after):
-    """The first exercise after that one that is not passed, if there is one; and all that are not."""
+    """The first exercise after that one that is not passed, if there is one; and all that are not. One that
+    this computer cannot check is none of them."""
     ids = list(exercises())
     later = ids[ids.index(after) + 1 :] if after else ids
-    not_passed = [row["exercise"] for row in records.standing() if row["state"] != "passed"]
+    not_passed = [row["exercise"] for row in records.standing() if row["state"] != "passed" and row["max_score"]]
     return next((each for each in not_passed if each.id in later), None), not_passed
 
 
 def _what_next(exercise):
     following, still_open = _following(exercise.id)
     if following:
-        return f"next: {following.id} {_titled(following)}"
-    return f"still open: {_listed(still_open)}" if still_open else ""
+        return words("next: {id} {title}", id=following.id, title=_titled(following))
+    return words("still open: {listed}", listed=_listed(still_open)) if still_open else ""
 
 
 def _left(exercise):
@@ -263,12 +309,12 @@ def _hint_in_a_verdict(exercise, failed):
     number = _hint_for(exercise, failed)
     # the last one is nearly the answer: only those who ask for it see it
     if number and (number < most or number not in left):
-        return exercise.hints[number - 1]
+        return words(exercise.hints[number - 1])
     if not left:
-        return f"you have seen all hints; to see the difference: course solution {id}"
+        return words("you have seen all hints; to see the difference: course solution {id}", id=id)
     if number:
-        return f"course hint {id} shows the last hint, which is about this and nearly the answer"
-    return f"course hint {id} gives the next hint"
+        return words("course hint {id} shows the last hint, which is about this and nearly the answer", id=id)
+    return words("course hint {id} gives the next hint", id=id)
 
 
 def _under_way(exercise, ended=""):
@@ -276,16 +322,24 @@ def _under_way(exercise, ended=""):
     tests = exercise.tests
     number = next((n for n, test in enumerate(tests, 2) if test.id == ended), 1)
     if number > len(tests):
-        return f"checking {exercise.id} ..."
-    return f"checking {exercise.id}: test {number} of {len(tests)}, {tests[number - 1].title} ..."
+        return words("checking {id} ...", id=exercise.id)
+    title = words(tests[number - 1].title)
+    return words(
+        "checking {id}: test {number} of {many}, {title} ...",
+        id=exercise.id,
+        number=number,
+        many=len(tests),
+        title=title,
+    )
 
 
 def _listed(some):
-    return ", ".join(each.id + (" (optional)" if each.optional else "") for each in some)
+    return ", ".join(words("{id} (optional)", id=each.id) if each.optional else each.id for each in some)
 
 
 def _titled(exercise):
-    return exercise.title + (" (optional)" if exercise.optional else "")
+    title = words(exercise.title)
+    return words("{title} (optional)", title=title) if exercise.optional else title
 
 
 def _difference_of_lines(own, theirs):

@@ -21,6 +21,7 @@ from urllib.request import getproxies, url2pathname
 
 from course import lab
 from course.manifest import ROOT, work_folder
+from course.words import words
 
 DISTRIBUTION = "serving-qwen"
 # a check keeps a copy of every version that was checked; a server's log may be long
@@ -58,15 +59,15 @@ def show(findings, console=None) -> bool:
     problems = 0
     for finding in findings:
         problems += not finding.ok
-        mark = Text("  ok   ", "green") if finding.ok else Text("  MEND ", "bold red")
+        mark = Text(f"  {words('ok'):<5}", "green") if finding.ok else Text(f"  {words('MEND'):<5}", "bold red")
         console.print(mark + Text(finding.what), soft_wrap=True)
         if finding.mend:
-            lead = "       better: " if finding.ok else "       do: "
-            console.print(Text(lead + finding.mend, "" if finding.ok else "bold"), soft_wrap=True)
+            lead = words("better: {mend}" if finding.ok else "do: {mend}", mend=finding.mend)
+            console.print(Text(" " * 7 + lead, "" if finding.ok else "bold"), soft_wrap=True)
     if problems:
-        console.print(f"\n{problems} to mend. Then run course doctor again.")
+        console.print("\n" + words("{problems} to mend. Then run course doctor again.", problems=problems))
     else:
-        console.print("\nAll is well.")
+        console.print("\n" + words("All is well."))
     return not problems
 
 
@@ -105,11 +106,11 @@ def wrong_versions() -> list[str]:
             found = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             if name in needed:
-                wrong.append(f"{name} is missing")
+                wrong.append(words("{package} is missing", package=name))
             continue
         # a build's own label is not a version: 2.13.0+cpu is 2.13.0
         if Version(found).public != Version(pinned).public:
-            wrong.append(f"{name} is {found}, not {pinned}")
+            wrong.append(words("{package} is {found}, not {pinned}", package=name, found=found, pinned=pinned))
     return wrong
 
 
@@ -118,7 +119,8 @@ def _outliving(look) -> Finding:
         return look()
     except Exception as error:
         name = look.__name__.strip("_").replace("_", " ")
-        what = f"{name}: {type(error).__name__}: {_first_line(error)}; the cause is not known. Perhaps it helps:"
+        said = f"{type(error).__name__}: {_first_line(error)}"
+        what = words("{look}: {said}; the cause is not known. Perhaps it helps:", look=name, said=said)
         return Finding(False, what, _set_up())
 
 
@@ -126,11 +128,15 @@ def _environment() -> Finding:
     python = f"Python {sys.version.split()[0]} ({sys.executable})"
     installed = _installed_from()
     if installed == ROOT:
-        return Finding(True, f"this is the course's own environment: {python}")
+        return Finding(True, words("this is the course's own environment: {python}", python=python))
     if installed is None:
-        what = f"the course is not installed in the environment that runs this: {python}"
+        what = words("the course is not installed in the environment that runs this: {python}", python=python)
     else:
-        what = f"this environment belongs to another copy of the course, {installed}: {python}"
+        what = words(
+            "this environment belongs to another copy of the course, {folder}: {python}",
+            folder=installed,
+            python=python,
+        )
     ready = (ROOT / ".venv" / ".installed").exists() and Path(sys.prefix) != ROOT / ".venv"
     return Finding(False, what, f'source "{ROOT}/.venv/bin/activate"' if ready else _set_up())
 
@@ -150,17 +156,22 @@ def _installed_from() -> Path | None:
 def _kernel() -> Finding:
     python = lab.kernel_python()
     if lab.is_this_interpreter(python):
-        return Finding(True, f"notebooks have a kernel of this environment, {lab.KERNEL_TITLE}")
-    what = f"the kernel {lab.KERNEL_TITLE} " + (f"runs {python}" if python else "is missing")
+        return Finding(True, words("notebooks have a kernel of this environment, {kernel}", kernel=lab.KERNEL_TITLE))
+    if python:
+        what = words("the kernel {kernel} runs {python}", kernel=lab.KERNEL_TITLE, python=python)
+    else:
+        what = words("the kernel {kernel} is missing", kernel=lab.KERNEL_TITLE)
     return Finding(False, what, f"{sys.executable} -m course.lab --install-kernel")
 
 
 def _versions() -> Finding:
     wrong = wrong_versions()
     if not wrong:
-        return Finding(True, "all packages have the versions that the course is tested with")
-    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-    return Finding(False, "; ".join(wrong[:3]) + more, _set_up())
+        return Finding(True, words("all packages have the versions that the course is tested with"))
+    what = "; ".join(wrong[:3])
+    if len(wrong) > 3:
+        what = words("{what} and {many} more", what=what, many=len(wrong) - 3)
+    return Finding(False, what, _set_up())
 
 
 def _loopback() -> Finding:
@@ -186,12 +197,13 @@ def _loopback() -> Finding:
         finally:
             server.shutdown()
     if answer == "hello":
-        return Finding(True, "a server on a free port of 127.0.0.1 can be reached")
+        return Finding(True, words("a server on a free port of 127.0.0.1 can be reached"))
     proxies = getproxies()
     if proxies:
-        what = f"requests to 127.0.0.1 go astray, through a proxy ({', '.join(proxies.values())})"
+        listed = ", ".join(proxies.values())
+        what = words("requests to 127.0.0.1 go astray, through a proxy ({proxies})", proxies=listed)
         return Finding(False, what, _export("NO_PROXY", "127.0.0.1,localhost"))
-    what = f"a server on 127.0.0.1 cannot be reached ({answer[:80]})"
+    what = words("a server on 127.0.0.1 cannot be reached ({why})", why=answer[:80])
     return Finding(False, what, "sudo ip link set lo up" if sys.platform == "linux" else _set_up())
 
 
@@ -199,9 +211,10 @@ def _disk() -> Finding:
     work = work_folder()
     place = next(each for each in (work, *work.parents) if each.exists())
     if not os.access(place, os.W_OK):
-        return Finding(False, f"{place} cannot be written to", f'sudo chown -R "$USER" "{place}"')
+        what = words("{folder} cannot be written to", folder=place)
+        return Finding(False, what, f'sudo chown -R "$USER" "{place}"')
     free = shutil.disk_usage(place).free
-    what = f"{free / 1e9:.1f} GB free for your answers in {place}"
+    what = words("{free} GB free for your answers in {folder}", free=f"{free / 1e9:.1f}", folder=place)
     if free < DISK_NEEDED:
         return Finding(False, what, f"{sys.executable} -m pip cache purge")
     return Finding(True, what)
@@ -210,49 +223,49 @@ def _disk() -> Finding:
 def _threads() -> Finding:
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads == "1":
-        return Finding(True, "torch works with one thread")
-    what = f"OMP_NUM_THREADS is {threads}; the tiny model is slower with more than one"
+        return Finding(True, words("torch works with one thread"))
+    what = words("OMP_NUM_THREADS is {threads}; the tiny model is slower with more than one", threads=threads)
     return Finding(False, what, _export("OMP_NUM_THREADS", "1"))
 
 
 def _fork_server() -> Finding:
     if not hasattr(os, "fork"):
-        return Finding(True, "checks work, but each one loads torch anew: this system cannot fork")
+        return Finding(True, words("checks work, but each one loads torch anew: this system cannot fork"))
     from course.grading import forkserver
 
     try:
         forkserver.connect().close()
     except forkserver.NoForkServer as error:
         return Finding(False, _first_line(error), _set_up())
-    return Finding(True, "checks start from a warm process")
+    return Finding(True, words("checks start from a warm process"))
 
 
 def _browser() -> Finding:
     chromium = find_chromium()
     if chromium:
-        return Finding(True, f"the browser tests have a browser, {chromium}")
-    install = "sudo apt-get install chromium" if sys.platform == "linux" else "install Google Chrome"
-    return Finding(True, "no Chromium here, so the browser tests are left out", install)
+        return Finding(True, words("the browser tests have a browser, {browser}", browser=chromium))
+    install = "sudo apt-get install chromium" if sys.platform == "linux" else words("install Google Chrome")
+    return Finding(True, words("no Chromium here, so the browser tests are left out"), install)
 
 
 def _model() -> Finding:
     from course.qwen.models import ModelUnavailable, model_path
 
     chosen = os.environ.get("COURSE_MODEL")
-    name = chosen or "the tiny Qwen"
+    name = chosen or words("the tiny Qwen")
     mend = _unset("COURSE_MODEL") if chosen else "git checkout -- course/qwen/tiny"
     try:
         path = model_path()
         answer = _answer(path, "你好")
     except ModelUnavailable as error:
-        wrong = str(error).split("\nWhat you can do:")[0]
+        wrong = str(error).split("\n" + words("What you can do:"))[0]
         return Finding(False, " ".join(wrong.split()), mend)
     except Exception as error:
-        what = f"{name} does not load: {type(error).__name__}: {_first_line(error)}"
+        what = words("{name} does not load: {why}", name=name, why=f"{type(error).__name__}: {_first_line(error)}")
         return Finding(False, what, mend)
     if not answer:
-        return Finding(False, f"{name} loads, but says nothing to 你好", mend)
-    return Finding(True, f"{name} answers 你好 with {answer}")
+        return Finding(False, words("{name} loads, but says nothing to 你好", name=name), mend)
+    return Finding(True, words("{name} answers 你好 with {answer}", name=name, answer=answer))
 
 
 def _answer(path: str, text: str) -> str:

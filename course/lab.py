@@ -9,8 +9,9 @@ import tempfile
 from pathlib import Path
 
 from course.manifest import ROOT
+from course.words import language, words
 
-FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
+FIRST_NOTEBOOKS = {"en": "notebooks/00_start_here.ipynb", "zh": "notebooks/zh/00_start_here.ipynb"}
 SETTINGS = ROOT / "course" / "jupyterlab"
 KERNEL = "serving-qwen"
 KERNEL_TITLE = "Serving Qwen"
@@ -73,7 +74,8 @@ def can_show_a_browser() -> bool:
 
 def lab_arguments(extra: list[str]) -> list[str]:
     """The arguments for JupyterLab; an option in `extra` takes the place of the course's own."""
-    page = f"/lab/tree/{FIRST_NOTEBOOK}" if (ROOT / FIRST_NOTEBOOK).exists() else "/lab"
+    first = FIRST_NOTEBOOKS[language()]
+    page = f"/lab/tree/{first}" if (ROOT / first).exists() else "/lab"
     options = {
         "--ip": "127.0.0.1",
         "--log-level": "ERROR",
@@ -104,7 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     # the grader, which holds hundreds of MB ready, ends with it
     os.environ["COURSE_LAB"] = str(os.getpid())
-    print("Opening JupyterLab. To end it, press Ctrl-C twice in this window.", flush=True)
+    print(words("Opening JupyterLab. To end it, press Ctrl-C twice in this window."), flush=True)
     _lab_app().launch_instance(lab_arguments(arguments))
 
 

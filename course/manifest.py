@@ -1,10 +1,13 @@
 """The manifest: `exercises.toml` read into plain data. Everything else asks here where things are."""
 
 import functools
+import importlib.util
 import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+
+from course.words import marked, words
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,6 +24,9 @@ class Test:
     """Where the file has none it is the test's name, in words."""
     hint: int | None = None
     """Which rung of the ladder helps with it, from 1."""
+    elsewhere: str = ""
+    """What of it `check --url` looks at in a server that runs already: "all", "all but ..."; "" for nothing, where it
+    needs the answer in a room."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class Exercise:
     limit_s: float = 10.0
     """How long one call into the answer may take before it counts as hung."""
     optional: bool = False
+    extra: str = ""
+    """The extra of pyproject.toml, named like its package, without which the answer cannot be checked."""
 
     @property
     def stage(self) -> int:
@@ -48,6 +56,21 @@ class Exercise:
 
     def test(self, id: str) -> Test:
         return next(test for test in self.tests if test.id == id)
+
+    @property
+    def lack(self) -> str:
+        """What this computer lacks for a check, and what to do; "" if nothing. What it is checked on is then not
+        counted: neither passed nor failed, and out of no points."""
+        if not self.extra:
+            return ""
+        if os.name == "nt":
+            return marked(f"it is not checked on Windows: {self.extra} does not start there as the check needs it.")
+        if importlib.util.find_spec(self.extra) is not None:
+            return ""
+        return marked(
+            f"it needs the package {self.extra}, which is not installed here. To install it: make setup"
+            f' EXTRAS={self.extra}, or: python -m pip install -c constraints.txt -e ".[{self.extra}]"'
+        )
 
     @property
     def max_score(self) -> int:
@@ -80,8 +103,8 @@ def exercises() -> dict[str, Exercise]:
     return found
 
 
-def _test(id, points, title=None, hint=None):
-    return Test(id, points, title or id.removeprefix("test_").replace("_", " "), hint)
+def _test(id, points, title=None, hint=None, elsewhere=""):
+    return Test(id, points, title or id.removeprefix("test_").replace("_", " "), hint, elsewhere)
 
 
 def find(id: str) -> Exercise:
@@ -94,7 +117,7 @@ def find(id: str) -> Exercise:
         return exercises()[str(id)]
     except KeyError:
         known = ", ".join(exercises())
-        raise UnknownExercise(f"There is no exercise {id}. There are: {known}.") from None
+        raise UnknownExercise(words("There is no exercise {id}. There are: {known}.", id=id, known=known)) from None
 
 
 def shown(path: Path) -> str:

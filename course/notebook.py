@@ -8,10 +8,12 @@ keeps a cell that does not parse yet.
 import html
 import os
 import warnings
+from pathlib import Path
 
 from course import answers, desk, stubs
 from course.grading import Verdict
 from course.manifest import exercises, find
+from course.words import words
 
 
 def watch(shell) -> None:
@@ -19,6 +21,7 @@ def watch(shell) -> None:
     if getattr(shell, "serving_qwen_is_watching", False):
         return
     shell.serving_qwen_is_watching = True
+    speak_as_the_notebook()
     # tqdm would like a package for its progress bars that the course has no need of
     warnings.filterwarnings("ignore", "IProgress not found")
     answers.importable()
@@ -61,7 +64,10 @@ def check(id: str | None = None) -> Verdict:
         progress.end()
     if verdict.not_written:
         # here the file is the cell, and `where` the line in it that is the stub's
-        verdict.first_wrong.mistake = _not_written(verdict.exercise, "check it")
+        verdict.first_wrong.mistake = words(
+            "{id} is not written yet. Write and run the cell of exercise {id}, then check it again.",
+            id=verdict.exercise,
+        )
     return verdict
 
 
@@ -94,7 +100,7 @@ class Standing:
     def _repr_html_(self) -> str:
         cells = "<td>{}</td><td style='text-align:left'>{}</td><td style='text-align:left'>{}</td>"
         rows = "".join(f"<tr>{cells.format(*map(html.escape, row[:3]))}<td>{row[3]}</td></tr>" for row in desk.rows())
-        head = cells.replace("td", "th").format("", "exercise", "state") + "<th>points</th>"
+        head = cells.replace("td", "th").format("", words("exercise"), words("state")) + f"<th>{words('points')}</th>"
         return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table><p>{html.escape(desk.summary())}</p>"
 
     def __repr__(self) -> str:
@@ -138,12 +144,11 @@ def _typed(command, id, anyway=False):
 def _show_not_implemented(shell, etype, error, traceback, tb_offset=None):
     if id := answers.raised_by_stub(error):
         # the way through the stub says no more than this
-        error._render_traceback_ = lambda: [f"NotImplementedError: {_not_written(id, 'run this one')}"]
+        said = words(
+            "{id} is not written yet. Write and run the cell of exercise {id}, then run this one again.", id=id
+        )
+        error._render_traceback_ = lambda: [f"NotImplementedError: {said}"]
     shell.showtraceback((etype, error, traceback), tb_offset=tb_offset)
-
-
-def _not_written(id, then):
-    return f"{id} is not written yet. Write and run the cell of exercise {id}, then {then} again."
 
 
 def _begin_cell(shell, source):
@@ -171,6 +176,13 @@ def _answer_instead_of_stub(lines):
     """An input transformation: the answer that is written already runs in place of its stub."""
     answer = desk.answer_instead_of("".join(lines))
     return lines if answer is None else answer.splitlines(keepends=True)
+
+
+def speak_as_the_notebook():
+    """In Chinese in a notebook of `notebooks/zh/`. Jupyter says where it is, and works in its folder."""
+    places = [Path(os.environ.get("JPY_SESSION_NAME", "")).absolute().parent, Path.cwd()]
+    if any(place.parts[-2:] == ("notebooks", "zh") for place in places):
+        os.environ.setdefault("COURSE_LANG", "zh")
 
 
 def _warm_up():

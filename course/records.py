@@ -2,7 +2,7 @@
 
 All of it lies in `work/.history/` as plain files. A file is written beside its place and renamed, so that a
 full disk leaves what was there; it is believed by what is in it, never by its name. A record that cannot
-be read is left out, and `unread` says so.
+be read is left out, and `unread` says so. Of two checks at once, each keeps its record: one waits for the other.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from pathlib import Path
 from course import answers
 from course.grading import Verdict
 from course.manifest import Exercise, exercises, shown, work_folder
+from course.words import marked, words
 
 _KEYS = {"exercise", "passed", "score", "max_score", "sha256"}
 
@@ -64,8 +65,9 @@ def hints_seen(id: str) -> list[int]:
 
 def note_hint(id: str, number: int) -> None:
     """Notes that this hint, from 1, has been seen."""
-    seen = [*(each for each in hints_seen(id) if each != number), number]
-    _write(_history() / "hints.json", json.dumps((_hints() or {}) | {id: seen}).encode())
+    with _alone():
+        seen = [*(each for each in hints_seen(id) if each != number), number]
+        _write(_history() / "hints.json", json.dumps((_hints() or {}) | {id: seen}).encode())
 
 
 def note(exercise: Exercise, verdict: Verdict) -> None:
@@ -83,10 +85,11 @@ def note(exercise: Exercise, verdict: Verdict) -> None:
         "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     path = _history() / "verdicts.jsonl"
-    before = path.read_bytes() if path.is_file() else b""
-    if before and not before.endswith(b"\n"):
-        before += b"\n"  # a line that was cut stays one line
-    _write(path, before + json.dumps(line).encode() + b"\n")
+    with _alone():
+        before = path.read_bytes() if path.is_file() else b""
+        if before and not before.endswith(b"\n"):
+            before += b"\n"  # a line that was cut stays one line
+        _write(path, before + json.dumps(line).encode() + b"\n")
 
 
 def ever_passed(id: str) -> bool:
@@ -106,25 +109,27 @@ def last_checked() -> str | None:
 
 
 def standing() -> list[dict]:
-    """For each exercise {"exercise", "score", "state"}: the verdict on the file as it is now, or what
-    is missing for one."""
+    """For each exercise {"exercise", "score", "max_score", "state"}: the verdict on the file as it is now, or what
+    is missing for one. What this computer cannot check is out of no points, unless it was passed."""
     found = []
     last = {each["exercise"]: each for each in _verdicts()}
     for exercise in exercises().values():
         file = exercise.work_file
         verdict = last.get(exercise.id)
-        row = {"exercise": exercise, "score": 0, "state": "not started"}
+        row = {"exercise": exercise, "score": 0, "max_score": exercise.max_score, "state": marked("not started")}
         if file.is_file():
             text = file.read_text(encoding="utf-8", errors="replace")
             if answers.is_stub(exercise.id, text):
                 row["state"] = "not started"
             elif verdict is None:
-                row["state"] = "not checked"
+                row["state"] = marked("not checked")
             elif verdict["sha256"] != _sha256(file):
-                row["state"] = "changed since its check"
+                row["state"] = marked("changed since its check")
             else:
-                row["state"] = "passed" if verdict["passed"] else "not passed yet"
+                row["state"] = marked("passed") if verdict["passed"] else marked("not passed yet")
                 row["score"] = verdict["score"]
+        if row["state"] != "passed" and exercise.lack:
+            row |= {"score": 0, "max_score": 0, "state": words("needs {package}", package=exercise.extra)}
         found.append(row)
     return found
 
@@ -133,9 +138,11 @@ def unread() -> list[str]:
     """A sentence for each file of the history of which something cannot be read."""
     said = []
     if bad := sum(record is None for record in _records()):
-        said.append(f"{shown(_history() / 'verdicts.jsonl')}: {bad} of its lines cannot be read and are left out.")
+        file = shown(_history() / "verdicts.jsonl")
+        said.append(words("{file}: {bad} of its lines cannot be read and are left out.", file=file, bad=bad))
     if _hints() is None:
-        said.append(f"{shown(_history() / 'hints.json')} cannot be read: the hints that you saw are forgotten.")
+        file = shown(_history() / "hints.json")
+        said.append(words("{file} cannot be read: the hints that you saw are forgotten.", file=file))
     return said
 
 
@@ -185,10 +192,34 @@ def _write(path, data):
     except OSError as error:
         with contextlib.suppress(OSError):
             half.unlink()
-        raise CannotKeep(
-            f"Make room, or set COURSE_WORK to a folder of yours: {shown(path)} cannot be written"
-            f" ({error.strerror or error}). What was there is as it was."
-        ) from None
+        raise _cannot_keep(path, error) from None
+
+
+@contextlib.contextmanager
+def _alone():
+    """No other process changes the history's files meanwhile."""
+    import filelock  # slow to import
+
+    lock = filelock.FileLock(_history() / ".lock", timeout=30)
+    try:
+        _history().mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise _cannot_keep(_history(), error) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _cannot_keep(path, error):
+    said = words(
+        "Make room, or set COURSE_WORK to a folder of yours: {path} cannot be written ({why})."
+        " What was there is as it was.",
+        path=shown(path),
+        why=error.strerror or error,
+    )
+    return CannotKeep(said)
 
 
 def _sha256(file):

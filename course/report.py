@@ -27,12 +27,15 @@ def _junit(verdicts):
             name=f"{verdict.exercise} {verdict.title}",
             tests=str(len(counts)),
             failures=str(counts.count("failed") + counts.count("timeout")),
-            errors=str(counts.count("not_run")),
+            errors=str(counts.count("not_run") if verdict.counted else 0),
+            skipped=str(0 if verdict.counted else len(counts)),
             time=f"{verdict.duration_s:.3f}",
         )
         for test in verdict.tests:
             case = ElementTree.SubElement(suite, "testcase", classname=verdict.tests_file, name=test.id)
-            if test.status != "passed":
+            if not verdict.counted:
+                ElementTree.SubElement(case, "skipped", message=test.message)
+            elif test.status != "passed":
                 # not run is an error, never a skip: a skipped test reads as green in most tools
                 kind = "error" if test.status == "not_run" else "failure"
                 first = test.message.splitlines()[0] if test.message else test.status
@@ -48,7 +51,8 @@ def _gradescope(verdicts):
             "name": test.title,
             "score": test.score,
             "max_score": test.max_score,
-            "status": "passed" if test.status == "passed" else "failed",
+            # a test without a status is neither green nor red
+            **({"status": "passed" if test.status == "passed" else "failed"} if verdict.counted else {}),
             "output": test.message,
         }
         for verdict in verdicts
@@ -64,7 +68,8 @@ def _csv(verdicts):
     for verdict in verdicts:
         wrong = verdict.first_wrong
         mistake = wrong.message.splitlines()[0] if wrong and wrong.message else ""
-        row = [verdict.exercise, verdict.title, verdict.passed, verdict.score, verdict.max_score]
+        passed = verdict.passed if verdict.counted else "not counted"
+        row = [verdict.exercise, verdict.title, passed, verdict.score, verdict.max_score]
         writer.writerow([*row, mistake])
     return out.getvalue()
 

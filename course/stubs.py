@@ -3,6 +3,7 @@
     python -m course.stubs            write the stubs into the notebooks' exercise cells
     python -m course.stubs --check    only say which cells are out of step
 
+A stub imports what its own lines and docstrings name: the answer's other imports would give its design away.
 What a learner need not write is given whole: a function, class, method or value, with the text below it
 that documents a value, that has this line right above it in the solution:
 
@@ -11,6 +12,7 @@ that documents a value, that has this line right above it in the solution:
 
 import argparse
 import ast
+import functools
 import re
 import sys
 
@@ -23,12 +25,17 @@ _LIKE_A_MARKER = re.compile(r"# *(\| *exercise\b|exercise:? *\d).*", re.IGNORECA
 
 
 def stub(id: str) -> str:
-    """The stub of exercise `id`: imports, what is given, signatures and docstrings, and bodies that
-    raise NotImplementedError(id). Private helpers and a script's last lines are left out."""
+    """The stub of exercise `id`: the imports that it needs itself, what is given, signatures and docstrings, and
+    bodies that raise NotImplementedError(id). Private helpers and a script's last lines are left out."""
     the_exercise = find(id)
-    source = the_exercise.solution_file.read_text(encoding="utf-8")
+    return cut(the_exercise.solution_file.read_text(encoding="utf-8"), id)
+
+
+@functools.cache
+def cut(source: str, id: str) -> str:
+    """The stub of the solution with this text."""
     lines = source.splitlines()
-    found, before, given = [f"{MARK}{id}"], None, False
+    parts, given = [], False
     for node in ast.parse(source).body:
         # the text below a given value is given with it
         given = is_given(node, lines) or (given and isinstance(node, ast.Expr))
@@ -39,9 +46,16 @@ def stub(id: str) -> str:
         else:
             kind = "value" if given else None
         if kind:
+            parts.append((kind, _cut(node, lines, id)))
+    rest = "\n".join(line for kind, part in parts if kind != "import" for line in part)
+    found, before = [f"{MARK}{id}"], None
+    for kind, part in parts:
+        if kind == "import":
+            part = _needed(part, rest)
+        if part:
             if before:
                 found += [""] * (2 if "block" in (kind, before) else kind != before)
-            found += _cut(node, lines, id)
+            found += part
             before = kind
     return "\n".join(found) + "\n"
 
@@ -79,6 +93,25 @@ def is_given(node: ast.AST, lines: list[str]) -> bool:
 
 def _first_line(node):
     return min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))])
+
+
+def _needed(statement, code):
+    """The lines of an import statement, with only those names that the code or its docstrings use."""
+    (node,) = ast.parse("\n".join(statement)).body
+    tree = ast.parse(code)
+    used = {each.id for each in ast.walk(tree) if isinstance(each, ast.Name)}
+    texts = [each.value for each in ast.walk(tree) if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+
+    def is_needed(name):
+        # a name in small letters may be an English word
+        named = rf"`{name}`|\b{name}[.(]\w" if name.islower() else rf"\b{name}\b"
+        return name in used or any(re.search(named, text) for text in texts)
+
+    names = [each for each in node.names if is_needed((each.asname or each.name).partition(".")[0])]
+    if len(names) == len(node.names):
+        return statement
+    node.names = names
+    return [ast.unparse(node)] if names else []
 
 
 def _cut(node, lines, id):

@@ -1,4 +1,4 @@
-"""What the lessons show: tokens as a table or in their places; waits, arrivals, loads as plots."""
+"""What the lessons show: tokens as a table or in their places; waits, arrivals, loads, floods as plots."""
 
 import html
 
@@ -135,6 +135,136 @@ def loads(series: dict[str, list]) -> None:
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
     right.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    plt.show()
+
+
+def calls(*served, titles=()) -> None:
+    """Plots a loop's calls in order, a column for each: a square is a prefill, a dot a step that carries the answer.
+
+    Args:
+        served: what `course.demos.batching.serve` returned; several share one scale.
+        titles: one for each.
+    """
+    import matplotlib.pyplot as plt
+
+    heights = [len(each.came) for each in served]
+    most = max(len(each.calls) for each in served)
+    size = {"figsize": (9, 0.9 * len(served) + 0.26 * sum(heights)), "layout": "constrained"}
+    figure, panels = plt.subplots(len(served), sharex=True, squeeze=False, height_ratios=heights, **size)
+    for panel, each, title in zip(panels.flat, served, [*titles, *[""] * len(served)]):
+        for row, (name, came) in enumerate(each.came.items()):
+            steps = [at for at, (kind, names) in enumerate(each.calls) if kind == "S" and name in names]
+            first = next((at for at, (kind, names) in enumerate(each.calls) if kind == "P" and name in names), most)
+            panel.barh(row, first - came, left=came - 0.5, height=0.5, color="0.88")
+            panel.plot(steps, [row] * len(steps), "o", color=f"C{row % 10}", markersize=4)
+            panel.plot([first], [row], "s", color=f"C{row % 10}", markersize=7)
+        if most < 80:
+            for at, (kind, _) in enumerate(each.calls):
+                weight, color = ("bold", "0.1") if kind == "P" else ("normal", "0.5")
+                panel.text(at, -1, kind, ha="center", va="center", fontsize=7, fontweight=weight, color=color)
+        panel.set_yticks(range(len(each.came)), list(each.came))
+        panel.set_ylim(len(each.came) - 0.5, -1.5)
+        panel.set_xlim(-1, most)
+        panel.set_title(title, loc="left", fontsize=10)
+        panel.spines[["top", "right", "left"]].set_visible(False)
+        panel.tick_params(left=False)
+    panel.set_xlabel("calls of the slot model, in order (gray: waits)")
+    plt.show()
+
+
+def steps(rows: list[int], ms: list[float]) -> None:
+    """Plots what a step costs, and what each of its answers pays, over how many share it."""
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.6), layout="constrained")
+    left.plot(rows, ms, "o-")
+    left.plot(rows, [ms[0] * each for each in rows], ":", color="0.6")
+    left.text(rows[-2], ms[0] * rows[-2], "one after the other  ", ha="right", fontsize=9, color="0.4")
+    left.set_title("a step (ms)", fontsize=10)
+    right.plot(rows, [1000 * each / time for each, time in zip(rows, ms)], "o-")
+    right.set_title("tokens per second", fontsize=10)
+    for axes in (left, right):
+        axes.set_xlabel("answers in the step")
+        axes.set_xticks(rows)
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    plt.show()
+
+
+def caches(keys: dict, title: str = "") -> None:
+    """Draws the keys of a cache's first head: a panel for each, a column for each position.
+
+    Args:
+        keys: {name: a tensor of shape (heads, positions, size)}.
+    """
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(
+        len(keys), figsize=(9, 0.6 + 0.9 * len(keys)), sharex=True, squeeze=False, layout="constrained"
+    )
+    most = max(each.shape[1] for each in keys.values())
+    for panel, (name, each) in zip(panels.flat, keys.items()):
+        # more rows than the panel has would be drawn by chance
+        picture = each[0].T.detach().float().numpy()
+        panel.imshow(picture, aspect="auto", cmap="RdBu", vmin=-4, vmax=4, interpolation="nearest")
+        panel.set_xlim(-0.5, most - 0.5)
+        panel.set_yticks([])
+        panel.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+        panel.spines[["top", "right", "left"]].set_visible(False)
+    panel.set_xlabel("position")
+    panels[0, 0].set_title(title, loc="left", fontsize=10)
+    plt.show()
+
+
+def flood(series: dict[str, list], until_s: float) -> None:
+    """Plots the time to first token over the time of asking; who was refused, as a mark below.
+
+    Args:
+        series: for each server a name and its clients, with the attributes `at_s`, `ttft_s` and `status`.
+        until_s: when the last client asked.
+    """
+    import matplotlib.pyplot as plt
+
+    size = {"figsize": (4.6 * len(series), 3), "layout": "constrained"}
+    figure, panels = plt.subplots(1, len(series), sharey=True, squeeze=False, **size)
+    for axes, (name, asked) in zip(panels.flat, series.items()):
+        answered = [(each.at_s, each.ttft_s) for each in asked if each.ttft_s is not None]
+        refused = [each.at_s for each in asked if each.status == 503]
+        axes.plot(*zip(*answered), "o", markersize=4, alpha=0.6, label="answered")
+        if refused:
+            axes.plot(refused, [0] * len(refused), "x", color="C3", markersize=5, alpha=0.6, label="refused")
+            axes.legend(frameon=False, loc="upper left")
+        axes.set_title(name, loc="left", fontsize=10)
+        axes.set_xlim(0, until_s)
+        axes.set_xlabel("asked at (s)")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.3)
+    panels[0, 0].set_ylabel("time to first token (s)")
+    plt.show()
+
+
+def figures(at_s: list[float], lines: dict[str, dict[str, list]]) -> None:
+    """Plots figures of a server over time, one panel for each.
+
+    Args:
+        at_s: when they were read.
+        lines: for each panel its title and its lines by name, with a value for each time, or None.
+    """
+    import matplotlib.pyplot as plt
+
+    size = {"figsize": (8, 1.7 * len(lines)), "layout": "constrained"}
+    figure, panels = plt.subplots(len(lines), sharex=True, squeeze=False, **size)
+    for axes, (title, drawn) in zip(panels.flat, lines.items()):
+        for name, values in drawn.items():
+            pairs = [(at, value) for at, value in zip(at_s, values) if value is not None]
+            axes.plot(*zip(*pairs), label=name) if pairs else None
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.3)
+        if len(drawn) > 1:
+            axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.set_xlabel("seconds")
     plt.show()
 
 

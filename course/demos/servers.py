@@ -1,6 +1,7 @@
 """Servers beside a notebook: in a thread with an event loop of its own, or in processes."""
 
 import contextlib
+import copy
 import os
 import signal
 import socket
@@ -16,7 +17,8 @@ import psutil
 import uvicorn
 
 from course import answers
-from course.manifest import ROOT, find
+from course.lessons.local_ray import LocalRay
+from course.manifest import ROOT, find, work_folder
 
 START_S = 120
 END_S = 30
@@ -28,7 +30,11 @@ def in_a_thread(app, log_level="warning"):
     Raises:
         RuntimeError: the app did not start.
     """
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level=log_level))
+    # the level is in the configuration: Config would set it a moment later, and a server that ends then would be heard
+    log_config = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+    for logger in log_config["loggers"].values():
+        logger["level"] = log_level.upper()
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=log_config))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -39,12 +45,18 @@ def in_a_thread(app, log_level="warning"):
 
 
 @contextlib.contextmanager
-def factory_in_a_process(app):
+def factory_in_a_process(app, needs=()):
     """Serve an app factory, given as an import string, in one process; its address.
 
+    Args:
+        needs: ids of the exercises without which there is no use for it.
+
     Raises:
+        NotImplementedError: one of them is not written yet.
         RuntimeError: the process ended, or did not answer.
     """
+    for id in needs:
+        _need(id)
     with _served([sys.executable, "-m", "uvicorn", app, "--factory", "--port", "0"]) as url:
         yield url
 
@@ -78,6 +90,18 @@ def script_in_a_process(file, needs=()):
         _need(id)
     with _served([sys.executable, file.name], cwd=file.parent) as url:
         yield url
+
+
+@contextlib.contextmanager
+def copies_in_a_ray():
+    """A LocalRay, on which the learner's `build` of 4.4 can be run.
+
+    Raises:
+        NotImplementedError: 4.4 is not written yet.
+    """
+    _need("4.4")
+    with LocalRay(work_folder()) as local:
+        yield local
 
 
 def end(process):

@@ -32,7 +32,7 @@ PARTS = {"2.1": "ModelHandler", "2.2": "create_app"}
 MODEL_THREAD = ThreadPoolExecutor(max_workers=1)
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
     prompt: str
     max_new_tokens: int = 128
 
@@ -55,20 +55,57 @@ def greedy_steps(model, tokenizer, prompt, max_new_tokens):
         yield text.step(tokenizer.backend_tokenizer, ids.item()) or ""
 
 
-async def _blocking(steps):
-    for piece in steps:
-        yield piece
+def blocking(app, steps):
+    @app.post("/blocking/chat_stream")
+    async def chat_stream(body: Body):
+        async def events(pieces=0):
+            for piece in steps(body):  # a step in the event loop's own thread
+                if piece:
+                    yield token(piece)
+                    pieces += 1
+            yield done(pieces)
+
+        return stream(events())
 
 
-async def _to_thread(steps):
-    while (piece := await asyncio.to_thread(next, steps, None)) is not None:
-        yield piece
+def to_thread(app, steps):
+    @app.post("/to-thread/chat_stream")
+    async def chat_stream(body: Body):
+        async def events(pieces=0):
+            left = steps(body)
+            while (piece := await asyncio.to_thread(next, left, None)) is not None:
+                if piece:
+                    yield token(piece)
+                    pieces += 1
+            yield done(pieces)
+
+        return stream(events())
 
 
-async def _one_thread(steps):
-    loop = asyncio.get_running_loop()
-    while (piece := await loop.run_in_executor(MODEL_THREAD, next, steps, None)) is not None:
-        yield piece
+def one_thread(app, steps):
+    @app.post("/one-thread/chat_stream")
+    async def chat_stream(body: Body):
+        async def events(pieces=0):
+            left, loop = steps(body), asyncio.get_running_loop()
+            while (piece := await loop.run_in_executor(MODEL_THREAD, next, left, None)) is not None:
+                if piece:
+                    yield token(piece)
+                    pieces += 1
+            yield done(pieces)
+
+        return stream(events())
+
+
+def token(piece):
+    return f"data: {json.dumps({'token': piece})}\n\n"
+
+
+def done(pieces):
+    return f"event: done\ndata: {json.dumps({'pieces': pieces})}\n\n"
+
+
+def stream(events):
+    return StreamingResponse(events, headers={"process": str(os.getpid())}, media_type="text/event-stream")
 
 
 def build() -> FastAPI:
@@ -85,25 +122,9 @@ def build() -> FastAPI:
     app = FastAPI()
     app.get("/who")(copies.who)
 
-    def streamed(way):
-        async def events(body):
-            pieces = 0
-            # the same steps, so that the ways differ only in where a step runs
-            async for piece in way(greedy_steps(model, tokenizer, body.prompt, body.max_new_tokens)):
-                if piece:
-                    yield f"data: {json.dumps({'token': piece})}\n\n"
-                    pieces += 1
-            yield f"event: done\ndata: {json.dumps({'pieces': pieces})}\n\n"
-
-        async def endpoint(body: _Body):
-            process = {"process": str(os.getpid())}
-            return StreamingResponse(events(body), 200, process, "text/event-stream")
-
-        return endpoint
-
-    app.post("/blocking/chat_stream")(streamed(_blocking))
-    app.post("/to-thread/chat_stream")(streamed(_to_thread))
-    app.post("/one-thread/chat_stream")(streamed(_one_thread))
+    # the same steps, so that the ways differ only in where a step runs
+    for way in (blocking, to_thread, one_thread):
+        way(app, lambda body: greedy_steps(model, tokenizer, body.prompt, body.max_new_tokens))
     app.mount("/reference", create_app(handler))
     # an unfinished answer, of which a stub's __init__ is one, must not stop the others
     with contextlib.suppress(Exception):

@@ -49,10 +49,12 @@ def main():
             host=arguments.host,
             port=arguments.port,
             timeout_graceful_shutdown=arguments.grace,
+            # else uvicorn believes any X-Forwarded-For from 127.0.0.1, and each new one has a limit of its own
+            proxy_headers=False,
         )
     )
-    # the page asks twice a second how far the model is: nobody could find anything else
-    logging.getLogger("uvicorn.access").addFilter(lambda record: record.args[2] != "/model")
+    # the pages ask twice a second how far the model is: nobody could find anything else
+    logging.getLogger("uvicorn.access").addFilter(lambda record: record.args[2] not in ("/model", "/metrics"))
     servers.append(server)
     sockets = None if arguments.fd is None else [socket.socket(fileno=arguments.fd)]
     server.run(sockets=sockets)

@@ -16,8 +16,9 @@ import threading
 import time
 
 from course.manifest import ROOT, UnknownExercise, find
+from course.words import words
 
-LESSONS = {1: "course.lessons.stage1", 2: "course.lessons.stage2", 3: "course.lessons.stage3"}
+LESSONS = {number: f"course.lessons.stage{number}" for number in (1, 2, 3, 4)}
 LET_GO_S = 1
 """How long answers that are being made may go on after a notebook stops the server."""
 GRACE_S = 8
@@ -43,6 +44,8 @@ def serve(
     port: int = 0,
     host: str = "127.0.0.1",
     model: str | None = None,
+    tuned: bool = False,
+    thread: bool = False,
 ) -> "Server":
     """Start a lesson's server and return when it answers.
 
@@ -55,6 +58,8 @@ def serve(
         port: 0 means the port of the earlier server, or else any free one.
         host: where to listen. Anything but this computer's own 127.0.0.1 lets others in.
         model: a folder or a hub name; None means COURSE_MODEL, or else the tiny model.
+        tuned: in stage 4, the course's fast slot model, also where exercise 4.5 is solved.
+        thread: in stage 4, the engine in a thread of the server's process, to compare.
 
     Raises:
         ServeError: an exercise is not written yet, the port is taken, the model is not there, or
@@ -75,9 +80,11 @@ def serve(
             listener = _bind(host, earlier.port)
     listener = listener or _bind(host, port)
     try:
-        _running[number] = Server(number, listener, host=host, solution=solution, model=model)
+        _running[number] = Server(
+            number, listener, host=host, solution=solution, model=model, tuned=tuned, thread=thread
+        )
     except KeyboardInterrupt:
-        raise ServeError("Stopped before it answered.") from None
+        raise ServeError(words("Stopped before it answered.")) from None
     return _running[number]
 
 
@@ -88,6 +95,8 @@ def run(
     port: int = 8000,
     host: str = "127.0.0.1",
     model: str | None = None,
+    tuned: bool = False,
+    thread: bool = False,
 ) -> int:
     """Serve a lesson in a terminal until Ctrl-C or SIGTERM; the server's log goes to the terminal.
 
@@ -103,25 +112,39 @@ def run(
     try:
         number = stage_number(stage)
         if host not in ("127.0.0.1", "localhost", "::1"):
-            print(f"Careful: on {host}, all who can reach this computer can use the server.")
+            print(words("Careful: on {host}, all who can reach this computer can use the server.", host=host))
         listener = _bind(host, port)
-        with Server(number, listener, host=host, solution=solution, model=model, to_terminal=True) as server:
-            whose = "the reference answers" if solution else "your own answers"
-            print(f"Stage {number}, {whose}: {server.url}  (Ctrl-C stops it)", flush=True)
+        with Server(
+            number,
+            listener,
+            host=host,
+            solution=solution,
+            model=model,
+            tuned=tuned,
+            thread=thread,
+            to_terminal=True,
+        ) as server:
+            said = words(
+                "Stage {number}, {whose}: {url}  (Ctrl-C stops it)",
+                number=number,
+                whose=_whose(solution),
+                url=server.url,
+            )
+            print(said, flush=True)
             try:
                 server.process.wait()
             except KeyboardInterrupt:
                 server.shut_down()
                 raise
     except KeyboardInterrupt:
-        print("\nStopped.")
+        print("\n" + words("Stopped."))
         return 0
     except ServeError as error:
         print(error, file=sys.stderr)
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)
-    print("The server has ended by itself.", file=sys.stderr)
+    print(words("The server has ended by itself."), file=sys.stderr)
     return 1
 
 
@@ -140,7 +163,8 @@ def stage_number(stage: int | str) -> int:
     if text.isdecimal() and int(text) in LESSONS:
         return int(text)
     known = ", ".join(map(str, LESSONS))
-    raise ServeError(f"There is no server for stage {stage}. Stages with a server: {known}.")
+    said = words("There is no server for stage {stage}. Stages with a server: {known}.", stage=stage, known=known)
+    raise ServeError(said)
 
 
 class Server:
@@ -150,13 +174,13 @@ class Server:
     manager, it is stopped at the end of the block.
     """
 
-    def __init__(self, stage, listener, *, host, solution, model, to_terminal=False):
+    def __init__(self, stage, listener, *, host, solution, model, tuned=False, thread=False, to_terminal=False):
         self.stage, self.host, self.solution = stage, host, solution
         self._output = b""
-        print(f"Starting the server of stage {stage} ...", flush=True)
+        print(words("Starting the server of stage {stage} ...", stage=stage), flush=True)
         with listener:
             self.port = listener.getsockname()[1]
-            self.process = _start(stage, listener, host, solution, model, to_terminal)
+            self.process = _start(stage, listener, host, solution, model, tuned, thread, to_terminal)
         name = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         self._address = (name, self.port)
         self.url = f"http://[{name}]:{self.port}" if ":" in name else f"http://{name}:{self.port}"
@@ -219,12 +243,13 @@ class Server:
                 time.sleep(0.05)
             if time.monotonic() - started > notices * NOTICE_S:
                 last = self.logs().strip().rpartition("\n")[2]
-                print(f"The server is still starting ({notices * NOTICE_S} s). {last}", flush=True)
+                said = words("The server is still starting ({seconds} s).", seconds=notices * NOTICE_S)
+                print(f"{said} {last}", flush=True)
                 notices += 1
         # its last words may still be on the way
         self._reader.join(1)
         lines = self.logs().strip().splitlines()[-20:]
-        raise ServeError("\n".join(lines) or "The server did not start.")
+        raise ServeError("\n".join(lines) or words("The server did not start."))
 
     def __enter__(self):
         return self
@@ -233,9 +258,10 @@ class Server:
         self.stop()
 
     def _description(self):
-        state = "runs" if self.process.poll() is None else "has ended"
-        whose = "the reference answers" if self.solution else "your own answers"
-        return f"The server of stage {self.stage} with {whose} {state}"
+        values = {"stage": self.stage, "whose": _whose(self.solution)}
+        if self.process.poll() is None:
+            return words("The server of stage {stage} with {whose} runs", **values)
+        return words("The server of stage {stage} with {whose} has ended", **values)
 
     def __repr__(self):
         return f"<{self._description()}: {self.url}>"
@@ -243,8 +269,8 @@ class Server:
     def _repr_html_(self):
         text, url = html.escape(self._description()), html.escape(self.url)
         if self.process.poll() is not None:
-            return f"<p>{text}.</p>"
-        link = f'<a href="{url}/" target="_blank" rel="noopener">open the chat page</a>'
+            return f"<p>{text}</p>"
+        link = f'<a href="{url}/" target="_blank" rel="noopener">{words("open the chat page")}</a>'
         return f"<p>{text}: {link} (<code>{url}</code>)</p>"
 
 
@@ -255,7 +281,7 @@ def _bind(host, port):
         ServeError: the port is taken, or there is no such host or port.
     """
     if not 0 <= port <= 65_535:
-        raise ServeError(f"There is no port {port}. Ports go from 1 to 65535; 0 finds a free one.")
+        raise ServeError(words("There is no port {port}. Ports go from 1 to 65535; 0 finds a free one.", port=port))
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -270,15 +296,22 @@ def _bind(host, port):
             listener.listen(128)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise ServeError(
-                f"Port {port} is taken. Stop the program that uses it, or choose another port: "
-                "--port 0, in a notebook port=0, finds a free one."
-            ) from None
-        raise ServeError(f"Cannot listen on {host}, port {port}: {error}") from None
+            said = words(
+                "Port {port} is taken. Stop the program that uses it, or choose another port: "
+                "--port 0, in a notebook port=0, finds a free one.",
+                port=port,
+            )
+        else:
+            said = words("Cannot listen on {host}, port {port}: {error}", host=host, port=port, error=error)
+        raise ServeError(said) from None
     return listener
 
 
-def _start(stage, listener, host, solution, model, to_terminal):
+def _whose(solution):
+    return words("the reference answers") if solution else words("your own answers")
+
+
+def _start(stage, listener, host, solution, model, tuned, thread, to_terminal):
     # -P: a file in the current folder must not be taken for one of our modules
     command = [sys.executable, "-P", "-m", "course.lessons", str(stage), "--grace", str(GRACE_S)]
     options = {}
@@ -298,6 +331,8 @@ def _start(stage, listener, host, solution, model, to_terminal):
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": _threads(model),
     }
+    environment |= {"COURSE_TUNED": "1"} if tuned else {}
+    environment |= {"COURSE_THREAD": "1"} if thread else {}
     if not to_terminal:
         environment["PYTHONIOENCODING"] = "utf-8:replace"
         options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}

@@ -1,5 +1,6 @@
 """What the stages' servers share: the model and its pace, a page, a health check, a limit for bodies."""
 
+import logging
 import os
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,7 +18,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from course.answers import NotReady, load
 from course.lessons.body_limit import BodyLimit
+from course.manifest import work_folder
 from course.qwen.models import model_path
+from course.words import words
 
 PAGES = Path(__file__).with_name("pages")
 
@@ -48,7 +51,8 @@ def fastapi_app(id: str, made) -> FastAPI:
         NotReady: it is not a FastAPI app.
     """
     if not isinstance(made, FastAPI):
-        raise NotReady(f"{id} is not done yet: `create_app` returned {made!r}, not a FastAPI app")
+        said = words("{id} is not done yet: `create_app` returned {made}, not a FastAPI app", id=id, made=repr(made))
+        raise NotReady(said)
     return made
 
 
@@ -58,6 +62,36 @@ def add_health(app: FastAPI) -> None:
     @app.get("/health")
     async def health():
         return {"status": "ok"}
+
+
+def start_log(setup_logging) -> Path:
+    """3.4's log in `work/logs/`, and warnings and errors in the terminal, too; returns the folder.
+
+    Raises:
+        NotReady: there is no place for it.
+    """
+    folder = work_folder() / "logs"
+    try:
+        setup_logging(folder)
+    except OSError as error:
+        said = words("The log cannot be written: {error}. COURSE_WORK names another folder for it.", error=error)
+        raise NotReady(said) from None
+    logging.getLogger().addHandler(logging.lastResort)
+    return folder
+
+
+def openai_page(name: str, app: FastAPI, apps: ASGIApp, openai_error) -> ASGIApp:
+    """`apps` with a page, as `with_page` makes it, all of whose refusals have the form of OpenAI's errors: 404 and
+    405 of `app`, where it has no form of its own for them, and bodies that are too large."""
+
+    async def not_there(request, error):
+        response = openai_error(error.status_code, error.detail, type="invalid_request_error")
+        response.headers.update(error.headers or {})
+        return response
+
+    for status in (404, 405):
+        app.exception_handlers.setdefault(status, not_there)
+    return with_page(name, apps, refusal=lambda words: openai_error(413, words, type="invalid_request_error"))
 
 
 class Pace(BaseModel):
@@ -115,7 +149,7 @@ def with_page(name: str, app: ASGIApp, safe_prompts: bool = False, **limit) -> A
         return JSONResponse({"safe": safe_prompts})
 
     routes = [Route("/", page), Route("/prompts", prompts), Mount("/", StaticFiles(directory=PAGES))]
-    paths = dict.fromkeys(["/", "/prompts", "/common.css", "/common.js"], Starlette(routes=routes))
+    paths = dict.fromkeys(["/", "/prompts", "/common.css", "/common.js", "/openai.js"], Starlette(routes=routes))
     return BodyLimit(ByPath(paths, app), **limit)
 
 

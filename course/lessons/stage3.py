@@ -8,9 +8,8 @@ import time
 from pydantic import BaseModel, Field
 from starlette.types import ASGIApp
 
-from course.answers import NotReady, importable, load_all
-from course.lessons.stage import ByPath, add_health, add_steps, fastapi_app, load_model, with_page
-from course.manifest import work_folder
+from course.answers import importable, load_all
+from course.lessons.stage import ByPath, add_health, add_steps, fastapi_app, load_model, openai_page, start_log
 
 logger = logging.getLogger(__name__)
 
@@ -67,32 +66,14 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
         solution=solution,
     )
     model, tokenizer = load_model(model)
-    logs = work_folder() / "logs"
-    try:
-        setup_logging(logs)
-    except OSError as error:
-        raise NotReady(f"The log cannot be written: {error}. COURSE_WORK names another folder for it.") from None
-    # warnings and errors in the terminal, too
-    logging.getLogger().addHandler(logging.lastResort)
+    logs = start_log(setup_logging)
     app = fastapi_app("3.7", create_app(lambda: LoggedChat(chat_model(model, tokenizer))))
-
-    async def not_there(request, error):
-        response = openai_error(error.status_code, error.detail, type="invalid_request_error")
-        response.headers.update(error.headers or {})
-        return response
-
-    for status in (404, 405):
-        app.exception_handlers.setdefault(status, not_there)
     add_health(app)
     add_steps(app, model)
     register_log_service(config_class, handler_class, factory, logs / "web_service.log")
     services = fastapi_app("3.3", create_services())
-
-    def too_large(words):
-        return openai_error(413, words, type="invalid_request_error")
-
     apps = ByPath({"/log_lines": services}, app)
-    return request_log(with_page("stage3.html", apps, refusal=too_large))
+    return request_log(openai_page("stage3.html", app, apps, openai_error))
 
 
 class LoggedChat:

@@ -112,6 +112,36 @@ const WORDS = {
   lines: ["The log of the last request", "最近一次请求的日志"],
   noLines: ["Ask something: its lines in work/logs/ appear here.", "发一条消息，它在 work/logs/ 里的日志行就会显示在这里。"],
   logidIs: ["X-Log-Id: {logid}", "X-Log-Id：{logid}"],
+
+  stage4: ["Stage 4: production", "第 4 阶段：生产环境"],
+  lead4: [
+    "What you ask shares each step of the model with all who ask at the same time.",
+    "你的提问与同一时刻的所有提问共用模型的每一步。",
+  ],
+  toDashboard: ["Dashboard", "仪表盘"],
+  toChat: ["Chat", "聊天"],
+  overloaded: [
+    "The server is full (503): too many are being answered or wait. Try again in a while.",
+    "服务器已满（503）：正在回答和排队的请求太多。请过一会儿再试。",
+  ],
+  dashboard: ["What happens in the server", "服务器里正在发生什么"],
+  dashRequests: ["Requests", "请求"],
+  dashRunning: ["running", "正在回答"],
+  dashWaiting: ["waiting", "排队"],
+  dashRate: ["Tokens per second", "每秒 token 数"],
+  dashTokens: ["all answers together", "所有回答合计"],
+  dashFirst: ["Time to first token, ms", "到第一个 token 的时间（毫秒）"],
+  dashMean: ["mean of the last second", "最近一秒的平均值"],
+  dashEnded: ["Answers that have ended", "已结束的回答"],
+  dashOutcomes: [
+    "{stop} ended by themselves · {length} by their limit · {cancelled} were left · {error} failed",
+    "{stop} 个自行结束 · {length} 个到达上限 · {cancelled} 个被中途离开 · {error} 个出错",
+  ],
+  dashEngine: ["Engine: {state}, started again {restarts} times", "引擎：{state}，已重启 {restarts} 次"],
+  engineUp: ["alive", "运行中"],
+  engineDown: ["not alive", "未运行"],
+  dashAgo: ["{s} s ago", "{s} 秒前"],
+  dashNow: ["now", "现在"],
 };
 
 const $ = (id) => document.getElementById(id);
@@ -165,6 +195,7 @@ function short(words) {
 function refusal(response, words) {
   const s = response.headers.get("Retry-After");
   if (response.status === 429) return { error: /^\d+$/.test(s) ? "limitedFor" : "limited", s };
+  if (response.status === 503 && s) return { error: "overloaded" };
   return { error: "status", status: response.status, words: short(words) };
 }
 
@@ -192,7 +223,7 @@ function enterSubmits(event) {
   event.preventDefault();
   event.target.form.requestSubmit();
 }
-$("text").addEventListener("keydown", enterSubmits);
+$("text")?.addEventListener("keydown", enterSubmits);
 
 // What stands in a conversation: messages of one's own, and answers that may have failed.
 
@@ -280,7 +311,7 @@ let answering = false;
 async function countSteps() {
   try {
     const { steps, parameters } = await (await fetch("model", { cache: "no-store" })).json();
-    $("pace").hidden = parameters > LARGE;
+    if ($("pace")) $("pace").hidden = parameters > LARGE;
     put($("steps"), "steps", { n: steps });
     $("steps").dataset.n = steps;
   } catch {
@@ -289,7 +320,8 @@ async function countSteps() {
   setTimeout(countSteps, 500);
 }
 
-function setPace(is = answering) {
+async function setPace(is = answering) {
+  if (!$("slow")) return;
   answering = is;
   const slow = answering && $("slow").checked && !$("pace").hidden;
   return fetch("pace", {

@@ -1,0 +1,67 @@
+"""Whether something else was at work on this computer while a lesson measured: then nothing is judged."""
+
+import contextlib
+import os
+import time
+
+import psutil
+
+from course.words import words
+
+BUSY = 0.2
+"""Of all cores. Where something else has so much of them, a ratio of two times says little."""
+LOOK_S = 0.3
+"""How long it looks, before and after a measurement."""
+
+
+class Watch:
+    """What share of all cores something else had `before`, `during` and `after` a measurement."""
+
+    before = during = after = 0.0
+
+    @property
+    def busy(self) -> bool:
+        return max(self.before, self.during, self.after) > BUSY
+
+    def __str__(self):
+        return words(
+            "something else used your computer's cores: {before} before, {during} while it was measured, {after} after",
+            before=f"{self.before:.0%}",
+            during=f"{self.during:.0%}",
+            after=f"{self.after:.0%}",
+        )
+
+
+@contextlib.contextmanager
+def watched():
+    """Look at the computer before, during and after what is measured in the `with` block; a Watch."""
+    watch = Watch()
+    with _share(watch, "before"):
+        time.sleep(LOOK_S)
+    with _share(watch, "during"):
+        yield watch
+    with _share(watch, "after"):
+        time.sleep(LOOK_S)
+
+
+@contextlib.contextmanager
+def _share(watch, name):
+    began, used = time.monotonic(), cpu_elsewhere()
+    try:
+        yield
+    finally:
+        seconds = (time.monotonic() - began) * (os.cpu_count() or 1)
+        setattr(watch, name, min(1.0, max(0.0, (cpu_elsewhere() - used) / seconds)))
+
+
+def cpu_elsewhere() -> float:
+    """How many seconds of CPU have been used so far, but for this process and what it has started."""
+    times = psutil.cpu_times()
+    # a guest's time is in the user's already
+    waits = ("idle", "iowait", "guest", "guest_nice")
+    everything = sum(times) - sum(getattr(times, name, 0.0) for name in waits)
+    own = sum(os.times()[:4])
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            own += sum(child.cpu_times()[:4])
+    return everything - own
