@@ -1,11 +1,16 @@
 """What the tests share: a real browser for those that need one."""
 
 import os
+import re
 import signal
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from course.doctor import find_chromium
+
+# the tests compare English texts, whatever the locale here
+os.environ["COURSE_LANG"] = "en"
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and all children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -22,6 +27,28 @@ CHROMIUM_ARGS = [
     "--disable-sync",
     "--no-first-run",
 ]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--whole", action="store_true", help="wrong answers of the walls take all tests of their exercise")
+
+
+# not xdist's own loadgroup: its 3.8.0 loses the marks under pytest 9.2
+class TogetherWhatShares(LoadScopeScheduling):
+    """What shares something slow to make goes to one process: the tests of a module, those of a notebook that was run,
+    and 4.4's answers. Any other answer of the walls goes where there is time."""
+
+    def _split_scope(self, nodeid):
+        module, name = nodeid.split("::", 1)
+        if module.endswith("test_walls.py") and "[4.4" not in name:
+            return nodeid
+        ran = re.match(r"test_(solved|unsolved)_.*(\[.+\])", name)
+        return module + "".join(ran.groups() if ran else ())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return TogetherWhatShares(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,4 +1,6 @@
-"""A lesson's server in a thread of this process, with a probe on its model, and a client on a bare socket."""
+"""A lesson's server in a thread of this process, with a probe on its model, a client on a bare socket, and what
+each of the course's servers has to pass.
+"""
 
 import asyncio
 import json
@@ -12,8 +14,13 @@ from unittest import mock
 import httpx
 import torch
 import uvicorn
+from commands import course_here
 
+from course import grading, records
+from course.audit import PASSED, audit
+from course.audit.server import Server as Audited
 from course.grading.probe import Probe
+from course.manifest import find
 
 LIMIT_S = 60
 """Only ends a hang."""
@@ -46,6 +53,28 @@ def settled(server):
         before = now
         time.sleep(0.1)
     raise AssertionError("the model goes on and on")
+
+
+def examine(server):
+    """It passes each check of `course audit`."""
+    results = asyncio.run(audit(Audited(server.url + "/v1")))
+    assert [(each.id, each.sent, each.got) for each in results if each.status != PASSED] == []
+
+
+def check_from_outside(server, id):
+    """It passes all that `course check ID --url` can run, and nothing of that is kept."""
+    done = course_here("check", id, "--url", f"{server.url}/v1", "--json")
+    assert done.returncode == 0, done
+    found = json.loads(done.stdout)
+    assert (found["url"], found["counted"], found["passed"]) == (server.url, False, False)
+    assert (found["score"], found["max_score"]) == (0, 0) and "file" not in found
+    statuses = {test["id"]: test["status"] for test in found["tests"]}
+    assert statuses == {test.id: "passed" if test.elsewhere else "not_run" for test in find(id).tests}, done.stdout
+    for test, told in zip(find(id).tests, found["tests"], strict=True):
+        expected = {"": grading.NOT_ELSEWHERE, "all": ""}.get(test.elsewhere, f"looked at: {test.elsewhere}")
+        assert told["message"] == expected
+    assert records.last_checked() is None
+    assert all(row["state"] == "not started" for row in records.standing())
 
 
 class Here:

@@ -195,8 +195,6 @@ def _hidden():
 '''
 
 STUB = '''#| exercise 1.4
-import math
-
 FORMAT = "%s"
 """What a line looks like."""
 

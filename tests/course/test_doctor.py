@@ -182,7 +182,7 @@ def test_a_system_that_cannot_fork(monkeypatch):
     assert "cannot fork" in well(doctor._fork_server).what
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork server")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="NOT TESTED: this system has no fork server")
 def test_a_fork_server_that_does_not_start(monkeypatch):
     from course.grading import forkserver
 

@@ -13,14 +13,15 @@ import pytest
 from course import lab
 from course.manifest import ROOT, find
 
-NOTEBOOK = ROOT / lab.FIRST_NOTEBOOK
+FIRST = lab.FIRST_NOTEBOOKS["en"]
+NOTEBOOK = ROOT / FIRST
 WAIT_MS = 90_000
 
 
 @pytest.fixture
 def address(tmp_path):
     """What `make lab` prints, for a copy of the first notebook and an empty work folder."""
-    copy = tmp_path / lab.FIRST_NOTEBOOK
+    copy = tmp_path / FIRST
     copy.parent.mkdir()
     shutil.copy(NOTEBOOK, copy)
     own = {
@@ -29,6 +30,7 @@ def address(tmp_path):
         "JUPYTER_DATA_DIR": str(tmp_path / "data"),
         "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"),
         "COURSE_WORK": str(tmp_path / "work"),
+        "COURSE_LANG": "en",
     }
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(

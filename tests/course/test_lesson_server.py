@@ -342,7 +342,7 @@ NOTEBOOK = """
     """
 
 
-@pytest.mark.skipif(os.name != "posix", reason="Windows has no process groups and no SIGKILL")
+@pytest.mark.skipif(os.name != "posix", reason="NOT TESTED: Windows has no process groups and no SIGKILL")
 def test_the_server_ends_with_its_parent_but_not_with_a_cell(work):
     with python(NOTEBOOK) as notebook:
         assert notebook.stdout.readline() == "Starting the server of stage 1 ...\n"
@@ -358,7 +358,7 @@ def test_the_server_ends_with_its_parent_but_not_with_a_cell(work):
 TERMINAL = "import sys; from course.lessons.server import run; sys.exit(run(1, {arguments}))"
 
 
-@pytest.mark.skipif(os.name != "posix", reason="Windows sends Ctrl-C in another way")
+@pytest.mark.skipif(os.name != "posix", reason="NOT TESTED: Windows sends Ctrl-C in another way")
 def test_in_a_terminal_it_says_where_it_is_and_ctrl_c_ends_it(work):
     with python(TERMINAL.format(arguments="port=0, host='0.0.0.0'")) as terminal:
         assert "0.0.0.0" in terminal.stdout.readline()

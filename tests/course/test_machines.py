@@ -21,37 +21,45 @@ LIMIT_S = 120
 
 
 @pytest.fixture
-def own_server(monkeypatch):
-    """A fork server of the test's own: TMPDIR is a new folder."""
+def own_folder(monkeypatch):
+    """TMPDIR is a new folder: no fork server runs there."""
     with tempfile.TemporaryDirectory(prefix="course-") as folder:
         monkeypatch.setenv("TMPDIR", folder)
         monkeypatch.setattr(tempfile, "tempdir", None)
         yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def own_server(tmp_path_factory):
+    """A fork server of these tests' own, started by somebody with a long TMPDIR, which it gives, and a setting.
+
+    With that TMPDIR alone it would be everybody's, in /tmp.
+    """
+    with tempfile.TemporaryDirectory(prefix="course-") as folder, pytest.MonkeyPatch.context() as patch:
+        long = tmp_path_factory.mktemp("x" * 100)
+        patch.setenv("TMPDIR", str(long))
+        patch.setattr(tempfile, "tempdir", None)
+        patch.setattr(forkserver, "temporary_folder", lambda: Path(folder))
+        patch.setenv("COURSE_LIMIT_S", "17")
+        forkserver.start()
+        patch.delenv("COURSE_LIMIT_S")
+        yield long
         forkserver.stop()
 
 
 @pytest.mark.parametrize("folder", ["x" * 65, "y" * 100, "z" * 200, "a b", "你好" * 12, "a::b [1] $HOME %20 #"])
-def test_any_temporary_folder_will_do(own_server, monkeypatch, folder):
-    (own_server / folder).mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(own_server / folder))
+def test_any_temporary_folder_will_do(own_folder, monkeypatch, folder):
+    (own_folder / folder).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(own_folder / folder))
     assert len(os.fsencode(forkserver._folder() / "socket")) < 104
     assert temporary_folder().stat().st_mode & 0o777 == 0o700
 
 
-def test_a_check_under_a_long_temporary_folder(own_server, monkeypatch):
-    long = own_server / ("x" * 100)
-    long.mkdir()
-    monkeypatch.setenv("TMPDIR", str(long))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    verdict = check("0.1", SOLUTION)
-    assert verdict.passed, verdict
-
-
-def test_a_temporary_folder_of_somebody_else_is_refused(own_server):
+def test_a_temporary_folder_of_somebody_else_is_refused(own_folder):
     temporary_folder().rmdir()
-    elsewhere = own_server / "elsewhere"
+    elsewhere = own_folder / "elsewhere"
     elsewhere.mkdir()
-    link = own_server / f"serving-qwen-{os.getuid()}"
+    link = own_folder / f"serving-qwen-{os.getuid()}"
     link.symlink_to(elsewhere)
     with pytest.raises(forkserver.NoForkServer, match="belongs to another user"):
         forkserver.connect()
@@ -59,7 +67,7 @@ def test_a_temporary_folder_of_somebody_else_is_refused(own_server):
 
 
 @pytest.mark.parametrize("name", [None, "x" * 200, "a/b"])
-def test_the_users_name_does_not_matter(own_server, monkeypatch, name):
+def test_the_users_name_does_not_matter(own_folder, monkeypatch, name):
     for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(variable, raising=False)
         if name:
@@ -69,12 +77,12 @@ def test_the_users_name_does_not_matter(own_server, monkeypatch, name):
         raise KeyError("getpwuid(): uid not found")
 
     monkeypatch.setattr("pwd.getpwuid", no_entry)
-    assert temporary_folder().parent == own_server
+    assert temporary_folder().parent == own_folder
 
 
 @pytest.mark.parametrize("name", ["course[1]", "my course::2 你好 $HOME %20 ~#'\"", "--help", "{a,b}*?"])
-def test_a_clone_in_a_folder_of_any_name(own_server, name):
-    clone = own_server / "clones" / name
+def test_a_clone_in_a_folder_of_any_name_and_the_output_of_a_check_ends_with_it(own_folder, name):
+    clone = own_folder / "clones" / name
     for part in ("course", "solutions/stage0", "tests/stage0", "constraints.txt"):
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
         (clone / part).parent.mkdir(parents=True, exist_ok=True)
@@ -82,6 +90,7 @@ def test_a_clone_in_a_folder_of_any_name(own_server, name):
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     run = [sys.executable, "-m", "course.cli", "check", "0.1", "--json", "--file"]
     try:
+        # the fork server that it starts must not hold the pipes
         done = subprocess.run(
             [*run, "solutions/stage0/count_tokens.py"],
             capture_output=True,
@@ -95,6 +104,23 @@ def test_a_clone_in_a_folder_of_any_name(own_server, name):
     finally:
         end = "from course.grading import forkserver; forkserver.stop()"
         subprocess.run([sys.executable, "-c", end], cwd=clone, env=environment, check=True)
+
+
+def test_a_check_under_a_long_temporary_folder(own_server, tmp_path):
+    answer, said = tmp_path / "answer.py", tmp_path / "cwd"
+    code = f"import os\nopen({str(said)!r}, 'w').write(os.getcwd())\n"
+    answer.write_text(code + SOLUTION.read_text(encoding="utf-8"), encoding="utf-8")
+    verdict = check("0.1", answer)
+    assert verdict.passed, verdict
+    assert Path(said.read_text()).is_relative_to(own_server)
+
+
+def test_settings_of_whoever_started_the_fork_server_do_not_stay(own_server, monkeypatch, tmp_path):
+    answer = tmp_path / "answer.py"
+    answer.write_text("import os\nraise ValueError(os.environ.get('COURSE_LIMIT_S'))\n")
+    assert "ValueError: None" in check("0.1", answer).first_wrong.message
+    monkeypatch.setenv("COURSE_LIMIT_S", "18")
+    assert "ValueError: 18" in check("0.1", answer).first_wrong.message
 
 
 def test_what_is_installed_later_is_found(own_server, monkeypatch, tmp_path):
@@ -113,15 +139,6 @@ def test_what_is_installed_later_is_found(own_server, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
     verdict = check("0.1", answer)
     assert verdict.passed, verdict
-
-
-def test_settings_of_whoever_started_the_fork_server_do_not_stay(own_server, monkeypatch, tmp_path):
-    answer = tmp_path / "answer.py"
-    answer.write_text("import os\nraise ValueError(os.environ.get('COURSE_LIMIT_S'))\n")
-    monkeypatch.setenv("COURSE_LIMIT_S", "17")
-    assert "ValueError: 17" in check("0.1", answer).first_wrong.message
-    monkeypatch.delenv("COURSE_LIMIT_S")
-    assert "ValueError: None" in check("0.1", answer).first_wrong.message
 
 
 def test_the_fork_server_ends_with_the_last_jupyterlab(own_server, monkeypatch):

@@ -33,7 +33,7 @@ def constraints():
 
 
 def test_every_dependency_is_pinned():
-    asked = requirements(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["modelscope"])
+    asked = requirements(sum(PROJECT["optional-dependencies"].values(), PROJECT["dependencies"]))
     pinned = {canonicalize_name(each.name) for each in constraints()}
     assert {canonicalize_name(each.name) for each in asked} <= pinned
 
@@ -100,8 +100,8 @@ def test_conda_gets_the_same_pins():
 def test_the_readme_names_only_commands_that_exist():
     readme = (ROOT / "README.md").read_text("utf-8")
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.M))
-    named = set(re.findall(r"(?:^|`)make ([a-z]+)", readme, re.M))
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.M))
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", readme, re.M))
     assert {"lab", "setup", "test", "serve", "bench"} <= named <= targets
     named = set(re.findall(r"(?:^    (?:COURSE_MODEL=\S+ )?|`)course ([a-z0-9-]+)", readme, re.M))
     assert named == set(typer.main.get_command(cli.app).commands)
@@ -171,7 +171,7 @@ ALL_NEW = ["venv", *SET_UP]
 @pytest.fixture
 def checkout(tmp_path):
     if os.name != "posix" or shutil.which("make") is None:
-        pytest.skip("make is for Linux and macOS")
+        pytest.skip("NOT TESTED: make is for Linux and macOS")
     checkout = Checkout(tmp_path / "a course", tmp_path / "tools")
     checkout.python("python3", FAKE_PYTHON)
     return checkout
@@ -191,6 +191,16 @@ def test_new_pins_are_installed_into_the_environment_that_is_there(checkout, cha
     os.utime(checkout.folder / changed, (stamp + 1, stamp + 1))
     code, printed, told = checkout.make("setup")
     assert (code, told) == (0, SET_UP), printed
+
+
+def test_extras_are_brought_into_the_environment_that_is_there(checkout):
+    checkout.make("setup")
+    code, printed, told = checkout.make("setup", "EXTRAS=ray,peers")
+    assert (code, told) == (0, SET_UP), printed
+    asked = (checkout.folder / "log").read_text().splitlines()[0]
+    assert asked.endswith("-c constraints.txt -e .[ray,peers]"), asked
+    code, printed, told = checkout.make("setup")
+    assert (code, told) == (0, []), printed
 
 
 def test_an_install_that_was_cut_off_is_started_over(checkout):
@@ -245,9 +255,15 @@ def test_a_python_that_does_not_do_gets_one_clear_line(checkout, script, asked, 
 # JupyterLab
 
 
-def test_lab_opens_the_first_notebook_for_this_computer_alone():
+def test_lab_is_for_this_computer_alone():
     assert "--ip=127.0.0.1" in lab.lab_arguments([])
-    assert f"--LabApp.default_url=/lab/tree/{lab.FIRST_NOTEBOOK}" in lab.lab_arguments([])
+
+
+@pytest.mark.parametrize(("language", "first"), [("en", "00_start_here"), ("zh", "zh/00_start_here")])
+def test_lab_opens_the_first_notebook_in_the_reader_s_language(language, first, monkeypatch):
+    monkeypatch.setenv("COURSE_LANG", language)
+    assert (ROOT / "notebooks" / f"{first}.ipynb").is_file()
+    assert f"--LabApp.default_url=/lab/tree/notebooks/{first}.ipynb" in lab.lab_arguments([])
 
 
 def test_an_option_for_lab_takes_the_place_of_the_course_s_own():
@@ -256,7 +272,7 @@ def test_an_option_for_lab_takes_the_place_of_the_course_s_own():
     assert [each for each in arguments if each.startswith("--ip")] == ["--ip=0.0.0.0"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems always have a browser")
+@pytest.mark.skipif(sys.platform != "linux", reason="NOT TESTED: other systems always have a browser")
 def test_lab_opens_no_browser_where_there_is_no_screen(monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+from collections import namedtuple
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -13,6 +14,7 @@ from fastapi.responses import HTMLResponse, StreamingResponse
 from IPython.display import IFrame
 from transformers import AutoTokenizer
 
+from course.demos import judge
 from course.demos.plots import loads, token_bytes, token_line, token_table
 from course.demos.servers import in_a_thread
 from course.manifest import ROOT
@@ -126,12 +128,53 @@ def test_a_program_that_is_missing_is_named_and_not_needed(notebook, id, capsys,
     assert capsys.readouterr().out.startswith("There is no ")
 
 
+@pytest.mark.parametrize("when", ["before", "during", "after"])
 @pytest.mark.parametrize("ratios, said", [([1.2, 2.7], "true here"), ([0.4, 1.0], "false here")])
-def test_a_verdict_on_a_busy_computer_is_not_to_be_trusted(ratios, said, capsys):
-    for percent in (5.0, 64.0):
-        cell = {"psutil": SimpleNamespace(cpu_percent=lambda interval: percent)}
-        exec(source("stage2c_workers_and_measuring", "verdict"), cell)
-        cell["verdict"]("a claim", ratios)
+def test_nothing_is_judged_on_a_busy_computer(ratios, said, when, capsys):
+    cell = {}
+    exec(source("stage2c_workers_and_measuring", "verdict"), cell)
+    for share in (0.05, 0.64):
+        watch = judge.Watch()
+        setattr(watch, when, share)
+        cell["verdict"]("a claim", ratios, watch)
     idle, busy = capsys.readouterr().out.splitlines()[1::2]
-    assert idle.endswith(said)
-    assert f"{said}, but 64 % of your computer is busy" in busy
+    figures = f"{min(ratios):.2f} to {max(ratios):.2f} times: "
+    assert idle.strip() == figures + said
+    assert busy.strip().startswith(figures + "no verdict") and "64% " in busy and "again" in busy
+    assert "true" not in busy and "false" not in busy
+
+
+def test_one_run_is_not_judged(capsys):
+    cell = {}
+    exec(source("stage2c_workers_and_measuring", "verdict"), cell)
+    cell["verdict"]("a claim", [3.0], judge.Watch())
+    assert "3.00 to 3.00 times: no verdict" in capsys.readouterr().out
+
+
+def test_what_this_process_and_its_own_compute_is_not_elsewhere(monkeypatch):
+    """The system's clock says that one second of CPU was used, all of it by this process or its child."""
+    everything, own, children = [100.0], [2.0], [3.0]
+    times = namedtuple("times", "user system idle guest")
+    monkeypatch.setattr(judge.psutil, "cpu_times", lambda: times(everything[0] + 7.0, 3.0, 500.0, 7.0))
+    monkeypatch.setattr(judge.os, "times", lambda: (own[0], 0.0, 0.0, 0.0, 0.0))
+    child = SimpleNamespace(cpu_times=lambda: (children[0], 0.0, 0.0, 0.0))
+    family = SimpleNamespace(children=lambda recursive: [child])
+    monkeypatch.setattr(judge.psutil, "Process", lambda: family)
+    before = judge.cpu_elsewhere()
+    everything[0], own[0], children[0] = 101.0, 2.4, 3.6
+    assert judge.cpu_elsewhere() == pytest.approx(before)
+    everything[0] = 101.5
+    assert judge.cpu_elsewhere() == pytest.approx(before + 0.5)
+
+
+def test_a_computer_is_watched_before_during_and_after(monkeypatch):
+    used, cores = iter([0.0, 0.3, 0.3, 0.9, 0.9, 0.9]), 2
+    clock = iter([0.0, 0.3, 1.0, 2.0, 3.0, 3.3])
+    monkeypatch.setattr(judge, "cpu_elsewhere", lambda: next(used))
+    monkeypatch.setattr(judge.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(judge.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(judge.os, "cpu_count", lambda: cores)
+    with judge.watched() as watch:
+        pass
+    assert (watch.before, watch.during, watch.after) == pytest.approx((0.5, 0.3, 0.0))
+    assert watch.busy

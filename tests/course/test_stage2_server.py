@@ -16,11 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from served import LIMIT_S, Here, Raw, settled, steps, wait_for
+from served import LIMIT_S, Here, Raw, check_from_outside, settled, steps, wait_for
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
+from course import grading
 from course.lessons import server as lesson_server
 from course.lessons import stage2
 from course.lessons.server import serve
@@ -304,14 +305,26 @@ def test_what_is_not_allowed_in_a_frame_is_refused_in_words(server):
         assert json.loads(ws.recv(LIMIT_S))["type"] == "token"
 
 
-def test_a_prompt_over_the_websocket_counts_like_a_request(monkeypatch):
-    monkeypatch.setenv("COURSE_LIMIT", "3/day")
-    listener = lesson_server._bind("127.0.0.1", 0)
-    ask, stop = {"prompt": "hi", "max_new_tokens": 1}, {"type": "stop"}
-    with (
-        lesson_server.Server(2, listener, host="127.0.0.1", solution=True, model=None) as server,
-        connect(server.url.replace("http", "ws") + "/ws") as ws,
-    ):
+@pytest.fixture(scope="module")
+def limited():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COURSE_LIMIT", "3/day")
+        # `serve` would stop the other tests' server
+        listener = lesson_server._bind("127.0.0.1", 0)
+        server = lesson_server.Server(2, listener, host="127.0.0.1", solution=True, model=None)
+    with server:
+        yield server
+    assert "Traceback" not in server.logs()
+
+
+def test_a_prompt_over_the_websocket_counts_like_a_request_and_a_forwarded_address_has_no_limit_of_its_own(limited):
+    server, stop, ask = limited, {"type": "stop"}, {"prompt": "hi", "max_new_tokens": 1}
+
+    def post(forwarded):
+        headers = {"X-Forwarded-For": f"203.0.113.{forwarded}"}
+        return httpx.post(server.url + "/chat_stream", json=ask, headers=headers).status_code
+
+    with connect(server.url.replace("http", "ws") + "/ws") as ws:
 
         def last_frame(body):
             ws.send(json.dumps(body))
@@ -319,7 +332,7 @@ def test_a_prompt_over_the_websocket_counts_like_a_request(monkeypatch):
                 pass
             return frame
 
-        assert httpx.post(server.url + "/chat_stream", json=ask).status_code == 200
+        assert post(1) == 200
         assert last_frame(ask)["type"] == "done"
         ws.send(json.dumps(stop))  # does not count
         assert "at least 1" in last_frame({"prompt": ""})["message"]
@@ -328,9 +341,20 @@ def test_a_prompt_over_the_websocket_counts_like_a_request(monkeypatch):
             frame = last_frame(body)
             assert frame["type"] == "error" and "counts like a request" in frame["message"]
             assert re.search(r"Try again in \d+ seconds", frame["message"])
-        assert httpx.post(server.url + "/chat_stream", json=ask).status_code == 429
+        assert post(1) == post(2) == 429
         assert steps(server) == before
-    assert "Traceback" not in server.logs()
+
+
+def test_check_from_outside_does_not_call_a_limit_wrong(limited):
+    verdict = grading.check_elsewhere("2.2", limited.url)
+    assert [test.id for test in verdict.tests if test.status in ("failed", "timeout")] == []
+    assert not verdict.right_elsewhere
+    assert "the server limits how often one may ask (429)" in str(verdict)
+
+
+def test_it_passes_the_check_from_outside(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_WORK", str(tmp_path))
+    check_from_outside(server, "2.2")
 
 
 ENDLESS = """

@@ -1,5 +1,5 @@
-"""The lesson server of stage 3 with the reference answers, on a real socket, with OpenAI's own client, and its
-log.
+"""The lesson server of stage 3 with the reference answers, on a real socket, with OpenAI's own client, its
+log, and its page.
 
 Where a test has to hold the model or look at what is left, the server runs in a thread of this process (`here`);
 elsewhere in a process of its own, as `course serve` starts it.
@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import openai
 import pytest
-from served import LIMIT_S, LINE, Here, Raw, steps, wait_for
+from served import LIMIT_S, LINE, Here, Raw, check_from_outside, examine, settled, steps, wait_for
 
 from course.answers import NotReady, load
 from course.lessons import stage3
@@ -118,30 +118,36 @@ def test_both_clients_are_told_the_same_in_both_modes_and_usage_is_what_was_coun
     encode_chat = load("1.5", "encode_chat", solution=True)
     _, tokenizer = stage3.load_model(None)
 
-    async def both(prompt):
-        whole = await ask(async_client, prompt)
-        stream = await ask(async_client, prompt, stream=True, stream_options={"include_usage": True})
-        return whole, [chunk async for chunk in stream]
+    streamed = {"stream": True, "stream_options": {"include_usage": True}}
 
     async def all_of_them():
-        return [await both(prompt) for prompt in PROMPTS]
+        """(whole, its steps, chunks) of each prompt: one of the two by the one client, the other by the other."""
+        answers = []
+        for n, prompt in enumerate(PROMPTS):
+            before = steps(server)
+            whole = ask(client, prompt) if n % 2 else await ask(async_client, prompt)
+            made = steps(server) - before
+            if n % 2:
+                chunks = [chunk async for chunk in await ask(async_client, prompt, **streamed)]
+            else:
+                chunks = list(ask(client, prompt, **streamed))
+            answers.append((whole, made, chunks))
+        return answers
 
     answers = asyncio.run(all_of_them())
     assert len(PROMPTS) >= 50
-    for prompt, (whole, chunks) in zip(PROMPTS, answers, strict=True):
-        before = steps(server)
+    for prompt, (whole, made, chunks) in zip(PROMPTS, answers, strict=True):
         text, reason = whole.choices[0].message.content, whole.choices[0].finish_reason
-        assert ask(client, prompt).choices[0].message.content == text
         # each token was chosen by one step
-        assert whole.usage.completion_tokens == steps(server) - before
+        assert whole.usage.completion_tokens == made
         assert whole.usage.prompt_tokens == len(encode_chat(tokenizer, user(prompt)))
         assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
         *chunks, last = chunks
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text
         assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices[0].finish_reason] == [reason]
         assert last.usage == whole.usage and last.choices == []
-    streamed = list(ask(client, "你好", stream=True))
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == "你好！有什么我能帮助你的吗？"
+    chunks = list(ask(client, "你好", stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "你好！有什么我能帮助你的吗？"
 
 
 def test_the_client_finds_the_model_and_the_health_check_answers(server):
@@ -175,6 +181,14 @@ def test_64_clients_at_once_each_get_their_own_text(here, stream):
     assert asyncio.run(all_of_them()) == [f"text of {n:02} 你好" for n in range(64)]
 
 
+def test_it_passes_the_audit(server):
+    examine(server)
+
+
+def test_it_passes_the_check_from_outside(server):
+    check_from_outside(server, "3.7")
+
+
 # clients that leave, models that fail
 
 
@@ -202,7 +216,8 @@ def test_one_who_leaves_stops_the_model_200_times_in_a_row(here, stream, caplog)
     for _ in range(199):
         one()
     # were the model still at work for one of them, it would have gone on during this one
-    assert ask(client_of(here), "who stays").choices[0].message.content == "一二三四五六七八九十"
+    with client_of(here) as client:
+        assert ask(client, "who stays").choices[0].message.content == "一二三四五六七八九十"
     wait_for(lambda: here.left() == (0, 0))
     made = here.steps(prompt)
     assert len(made) == 200 and max(made) <= held + 5
@@ -217,8 +232,8 @@ def test_a_model_that_fails_raises_in_the_client_and_is_one_line_in_the_log(here
     here.probe.fail(5, 'a "secret"\nof the model')
     before = len(log_of(work, "web_service.log.wf"))
     texts = []
-    with pytest.raises(openai.APIError) as error:
-        answer = ask(client_of(here), "it fails", stream=stream)
+    with client_of(here) as client, pytest.raises(openai.APIError) as error:
+        answer = ask(client, "it fails", stream=stream)
         logid = answer.response.headers["X-Log-Id"]
         for chunk in answer:
             texts.append(chunk.choices[0].delta.content or "")
@@ -233,7 +248,8 @@ def test_a_model_that_fails_raises_in_the_client_and_is_one_line_in_the_log(here
     assert [each for each in log_of(work) if each["level"] == "ERROR"][-1] == line
 
     here.probe.mend()
-    assert ask(client_of(here), "it fails").choices[0].message.content == "一二三四五六七八九十"
+    with client_of(here) as client:
+        assert ask(client, "it fails").choices[0].message.content == "一二三四五六七八九十"
 
 
 # what is refused
@@ -403,7 +419,7 @@ sys.exit(server.run(3, solution=True, port=0))
 """
 
 
-@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGTERM")
+@pytest.mark.skipif(os.name != "posix", reason="NOT TESTED: Windows has no SIGTERM")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("grace", [LIMIT_S, 0.2])
 def test_a_signal_with_4_streams_open_lets_them_end_within_the_grace_time(tmp_path, how, grace):
@@ -441,3 +457,105 @@ def last_data(url, text, began):
     except httpx.RemoteProtocolError:
         pass
     return last if last == "[DONE]" else "cut"
+
+
+# its page in a real browser: a conversation and the log of its last request. Behind the first one asyncio.run works no
+# longer
+
+
+@pytest.fixture
+def page(server, browser):
+    page, errors = browser.new_page(locale="en-US"), []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(server.url)
+    yield page
+    page.close()
+    assert errors == []
+
+
+def say(page, text):
+    """Sends a message and waits for its answer; returns that and what stands below."""
+    page.fill("#text", text)
+    page.press("#text", "Enter")
+    answer = page.locator("#log li:not(.mine)").last
+    page.wait_for_selector("#stop:disabled")
+    return answer.locator(".bubble").inner_text(), answer.locator(".below").inner_text()
+
+
+def lines(page, words):
+    """The log pane's lines when one of them says `words`."""
+    page.locator("#lines div", has_text=words).wait_for()
+    return page.locator("#lines div").all_inner_texts()
+
+
+def test_the_page_keeps_the_conversation_and_shows_figures_and_the_log(page):
+    page.uncheck("#slow")
+    text, below = say(page, "My name is Alice.")
+    assert "Alice" in text
+    assert re.fullmatch(r"first text after [\d.]+ s · \d+ tokens/s · \d+ \+ \d+ tokens · stop", below), below
+    text, _ = say(page, "What is my name?")
+    assert text == "Your name is Alice."
+    asked, answered = lines(page, "answered: ")
+    assert "asked: What is my name?" in asked and answered.endswith(": stop")
+    logid = page.inner_text("#logid").removeprefix("X-Log-Id: ")
+    assert {LINE.fullmatch(line)["logid"] for line in (asked, answered)} == {logid}
+
+    page.click("#fresh")
+    assert page.locator("#log li").count() == 0
+    assert "Alice" not in say(page, "What is my name?")[0]
+
+
+def test_its_stop_stops_the_model_and_the_log_says_so(page, server):
+    before = steps(server)
+    page.fill("#text", "Tell me a story")
+    page.press("#text", "Enter")
+    page.wait_for_function("document.querySelector('#log li:last-child .bubble').textContent.length > 10")
+    assert httpx.get(server.url + "/model").json()["pause_ms"] > 0
+    page.click("#stop")
+    page.wait_for_selector("#stop:disabled")
+    below = page.inner_text("#log li:last-child .below")
+    assert re.fullmatch(r"first text after [\d.]+ s · \d+ pieces · stopped", below), below
+    assert lines(page, "the client left")
+    made = settled(server) - before
+    assert httpx.get(server.url + "/model").json()["pause_ms"] == 0
+    body = {"model": "tiny-qwen", "messages": [{"role": "user", "content": "Tell me a story"}], "temperature": 0}
+    whole = httpx.post(server.url + PATH, json=body, timeout=LIMIT_S).json()
+    assert made < whole["usage"]["completion_tokens"]
+
+
+def test_it_speaks_chinese_too(page):
+    page.uncheck("#slow")
+    page.click("#language")
+    assert page.inner_text("h1 small") == "第 3 阶段：OpenAI 接口"
+    text, below = say(page, "你好")
+    assert text == "你好！有什么我能帮助你的吗？" and "个 token" in below
+
+
+def events(*datas):
+    return {"content_type": "text/event-stream", "body": "".join(f"data: {json.dumps(data)}\n\n" for data in datas)}
+
+
+ONCE = {"choices": [{"delta": {"content": "Once"}}]}
+FAILED = {"error": {"message": "The model failed."}}
+
+
+@pytest.mark.parametrize(
+    ("reply", "says"),
+    [
+        ({"status": 400, "json": {"error": {"message": "too long"}}}, "The server answered with status 400. too long"),
+        ({"status": 429, "headers": {"Retry-After": "17"}, "body": "{}"}, "Try again in 17 s."),
+        ({"status": 500, "body": "no words"}, "The server answered with status 500. no words"),
+        (events(ONCE, FAILED), "Once\nThe server broke the answer off: The model failed."),
+        (events(ONCE), "Once\nThe connection broke."),
+        (None, "No server answers."),
+    ],
+)
+def test_a_failed_answer_is_explained_not_remembered_and_can_be_tried_again(page, reply, says):
+    page.uncheck("#slow")
+    page.route(f"**{PATH}", lambda route: route.fulfill(**reply) if reply else route.abort())
+    assert says in say(page, "My name is Bob.")[0]
+    page.unroute(f"**{PATH}")
+    page.get_by_role("button", name="Try again").click()
+    page.wait_for_selector("#stop:disabled")
+    assert page.locator("#log li").count() == 2
+    assert "Bob" in page.locator("#log li:not(.mine) .bubble").inner_text()
