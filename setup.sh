@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes or mends .venv. Called by `make setup`; PYTHON and PIP_ARGS may be set.
+# Makes or mends .venv. Called by `make setup`; PYTHON, PIP_ARGS and EXTRAS may be set.
 #
 # Not covered: two of these at once in one folder.
 set -euo pipefail
@@ -71,7 +71,7 @@ fi
 # left behind by an install that was cut off; the next run starts afresh
 touch .venv/.installing
 if ! .venv/bin/python -m pip install --disable-pip-version-check ${PIP_ARGS:-} \
-    -c constraints.txt -e . 2>&1 | tee .venv/install.log | show_progress; then
+    -c constraints.txt -e ".${EXTRAS:+[$EXTRAS]}" 2>&1 | tee .venv/install.log | show_progress; then
     grep '^ERROR' .venv/install.log >&2 || true
     echo "The set-up stopped. All that it said is in .venv/install.log. Again: make setup" >&2
     exit 1
