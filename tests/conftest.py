@@ -64,6 +64,18 @@ def pytest_runtest_makereport(item):
     return report
 
 
+@pytest.fixture(autouse=True)
+def _settings_stay():
+    """A test that leaves a COURSE_ variable behind changes what later tests of its process see."""
+    before = _settings()
+    yield
+    assert _settings() == before
+
+
+def _settings():
+    return {name: value for name, value in os.environ.items() if name.startswith("COURSE_")}
+
+
 # One browser for a module, not for the whole run: while playwright's sync API is open, asyncio.run
 # refuses to work in this thread, and other modules need it.
 @pytest.fixture(scope="module")

@@ -41,6 +41,7 @@ def own_server(tmp_path_factory):
         patch.setattr(tempfile, "tempdir", None)
         patch.setattr(forkserver, "temporary_folder", lambda: Path(folder))
         patch.setenv("COURSE_LIMIT_S", "17")
+        patch.delenv("COURSE_LAB", raising=False)  # of the JupyterLab in which the tests run
         forkserver.start()
         patch.delenv("COURSE_LIMIT_S")
         yield long

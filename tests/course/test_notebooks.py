@@ -578,6 +578,7 @@ def test_lab_renews_a_kernel_that_does_not_load_the_extension(tmp_path, monkeypa
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share" / "jupyter"))
     monkeypatch.setattr(LabApp, "launch_instance", lambda arguments: None)
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # lab.main sets what its kernels inherit
     install(kernel_name=lab.KERNEL, prefix=str(tmp_path))
     lab.main([])
     spec = tmp_path / "share" / "jupyter" / "kernels" / lab.KERNEL / "kernel.json"
