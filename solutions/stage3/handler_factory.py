@@ -24,8 +24,8 @@ class HandlerFactory:
     def register_handler(cls, path, config_class, handler_class, *, request_context=None, response_context=None):
         """Record that `handler_class` answers `POST path`, with a config of `config_class`.
 
-        This only takes a note: nothing is created, loaded or called. So it can be called at the top level
-        of a module that many processes import.
+        It only makes a note: nothing is created, loaded or called. So you can call it at the top level of
+        a module that many processes import.
 
         Args:
             path: starts with "/".
@@ -69,10 +69,10 @@ def create_app() -> FastAPI:
     `initialize` and `close` may be `def` or `async def`. An app is started only once.
 
     `POST path` makes a handler for that request alone, `handler_class(config)`, and responds as `respond`
-    of exercise 3.2 does. With a `request_context`, a body that does not fit is a 422, no action is
-    called, and otherwise `pre_process` gets an instance of the model. Without one, `pre_process` gets the
-    JSON value, and a body that is not JSON, or a missing body, is a 422 (or a 400 if it is not even
-    text). What happens with `null`, or with a `Content-Type` other than JSON, is left to you. The OpenAPI
+    of exercise 3.2 does. With a `request_context`, a body that does not fit is a 422 and calls no action;
+    otherwise, `pre_process` gets an instance of the model. Without one, `pre_process` gets the JSON
+    value, and a body that is not JSON, or a missing body, is a 422 (or a 400 if it is not even text).
+    What happens with `null`, or with a `Content-Type` other than JSON, is left to you. The OpenAPI
     document shows both models: as the request's body, and as the 200 response.
 
     Raises:
