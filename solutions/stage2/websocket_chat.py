@@ -34,8 +34,8 @@ def create_app(handler):
     `stop` ends the answer in progress, at its next piece at the latest: the model stops within three
     steps, `done` has "stopped": true and the number of pieces sent, and the connection stays open. A
     `stop` is ignored when nothing is running. It never stops another connection's answer or a later
-    one. If it arrives right after its prompt, before the answer has started, it may be ignored or stop
-    that answer.
+    one. A `stop` that arrives right after its prompt, before the answer has started, may be ignored or
+    may stop that answer.
 
     Any other frame, including a binary one and one nested too deep to parse, gets {"type": "error",
     "message": "..."}; the answer in progress and the connection go on. If the model fails, the client
