@@ -1,4 +1,4 @@
-"""Exercise 2.2: an answer as server-sent events, each piece as soon as it is there."""
+"""Exercise 2.2: an answer as server-sent events, each piece sent as soon as it is available."""
 
 import logging
 from typing import Annotated
@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 logger = logging.getLogger(__name__)
 
 FAILED = "The model failed to answer."
-"""What a client is told, before the first piece and after it; the log has the rest."""
+"""What the client is told, before or after the first piece; the details are in the log."""
 
 
 def create_app(handler):
@@ -28,30 +28,30 @@ def create_app(handler):
             event: done
             data: {"pieces": 2}
 
-    Each piece is an event of its own, sent as soon as it is there. `pieces` is how many there were,
-    so that a client knows that it missed none.
+    Each piece is a separate event, sent as soon as it is available. `pieces` is the number of pieces,
+    so that the client can tell whether it missed any.
 
-    `prompt` is a string that is not empty (you decide whether whitespace alone will do),
-    `max_new_tokens` an integer of at least 1 (128 if left out), `temperature` a finite number of at
-    least 0 (0 if left out); upper bounds are up to you. Anything else, such as a body that is not JSON,
-    is answered with 422 and costs the model no step. (FastAPI's own 400 for a body that is nested too
-    deep or not UTF-8, and its own 500 for NaN and infinity, will do. Not graded: what pydantic would
-    convert, such as "5" or true for an integer, a null for what may be left out, half a surrogate such
-    as "\\ud800" in `prompt`, and integers of thousands of digits.)
+    `prompt` is a non-empty string (you decide whether to allow whitespace alone),
+    `max_new_tokens` an integer of at least 1 (128 by default), `temperature` a finite number of at
+    least 0 (0 by default); upper bounds are up to you. Anything else, such as a body that is not JSON,
+    gets a 422, and the model takes no step for it. (FastAPI's own 400 for a body that is nested too
+    deep or not UTF-8, and its own 500 for NaN and infinity, are fine, too. Not graded: values that
+    pydantic would convert, such as "5" or true for an integer, a null for an optional field, half a
+    surrogate such as "\\ud800" in `prompt`, and integers with thousands of digits.)
 
-    An error of the model before the first piece is answered with a 4xx or 5xx and no event stream.
-    One after it is the event `error` with the data {"message": "..."}, and then the end, without
-    `done`. In both cases the wording is up to you, but it shows no traceback: that belongs in the
-    server's log (which is not tested). The next request works.
+    If the model fails before the first piece, the response is a 4xx or 5xx and not an event stream.
+    If it fails later, the event `error` follows, with the data {"message": "..."}, and the stream ends
+    without `done`. In both cases the wording is up to you, but it must not show a traceback: that
+    belongs in the server's log (which is not tested). The next request works.
 
     When the client leaves, the model stops within three steps, even while a piece is being sent. If the
-    client leaves before the first piece, the steps after that piece are counted. For this,
-    what `generate` returned is closed by `aclose`, or cancelled while it waits for a piece.
+    client leaves before the first piece, the three steps are counted from that piece. To stop the
+    model, what `generate` returned is closed with `aclose`, or cancelled while it waits for a piece.
 
     Args:
         handler: has `generate(prompt, stream=True, max_new_tokens=..., temperature=...)`, as in
-            exercise 2.1. What it returns is read with `async for` or `anext`, either of which raises
-            the model's errors, and has `aclose`.
+            exercise 2.1. What this returns has `aclose`, and is read with `async for` or `anext`,
+            both of which raise the model's errors.
 
     Returns:
         The FastAPI app.
@@ -70,17 +70,17 @@ def create_app(handler):
 
     @app.exception_handler(RequestValidationError)
     async def say_what_is_allowed(request, error):
-        # without the input: it may hold a NaN, which is no JSON, or be very long
+        # the input is left out: it may contain a NaN, which is not JSON, or be very long
         problems = [{key: each[key] for key in ("loc", "msg", "type")} for each in error.errors()]
         return JSONResponse({"detail": problems}, 422)
 
     @app.exception_handler(400)
     async def say_that_it_is_no_json(request, error):
-        # FastAPI's own answer to bytes that are no text, and to JSON that is nested too deep
+        # FastAPI's own answer to bytes that are not text, and to JSON that is nested too deep
         problem = {"loc": ["body"], "msg": error.detail, "type": "json_invalid"}
         return JSONResponse({"detail": [problem]}, 422)
 
-    # A dependency runs before the response begins: an error here still has an honest status code.
+    # A dependency runs before the response starts, so an error here can still set the status code.
     async def start(body: ChatRequest):
         pieces = handler.generate(
             body.prompt,
@@ -96,7 +96,7 @@ def create_app(handler):
                 raise HTTPException(500, FAILED) from None
             yield first, pieces
         finally:
-            # here, and not in the stream, which never begins if the client has already left
+            # here, and not in the stream, which never starts if the client has already left
             await pieces.aclose()
 
     @app.post("/chat_stream", response_class=EventSourceResponse)

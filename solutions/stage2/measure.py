@@ -1,4 +1,4 @@
-"""Exercise 2.6: how long do users wait? A load client of your own."""
+"""Exercise 2.6: a load client that measures how long users wait."""
 
 import asyncio
 import itertools
@@ -11,12 +11,12 @@ import httpx
 
 @dataclass
 class Measurement:
-    """What users saw, `clients` of them, when all asked at the same moment.
+    """What `clients` users saw when they all asked at the same time.
 
-    `requests` were sent and `errors` of them failed. The times are in seconds, from those that
-    did not fail: TTFT is the time to the first token, ITL the inter-token latency; p50 is the median,
-    p95 the smallest value that at least 95 % of them do not exceed (or numpy's interpolation). Where
-    there is no value at all they are NaN, None or 0.0.
+    `requests` were sent, and `errors` of them failed. The times are in seconds, from the requests that
+    did not fail: TTFT is the time to first token, ITL the inter-token latency. p50 is the median, p95
+    the smallest value that at least 95 % of the values do not exceed (or numpy's interpolation). Where
+    there are no values at all, the result is NaN, None or 0.0.
     """
 
     clients: int
@@ -30,29 +30,29 @@ class Measurement:
 
 
 async def measure(url, *, clients, prompt, max_new_tokens, clock=time.perf_counter):
-    """Send `clients` requests to a server at once, and measure how their tokens come.
+    """Send `clients` requests to a server at once, and measure when their tokens arrive.
 
-    A request fails if there is no server, if the status is a 4xx or 5xx, if an `error` event comes,
-    or if the answer ends without its `done` event. (Not graded: an answer without a token, a `done` that
-    says another number of pieces than came, a connection that breaks after `done`, and line separators
-    such as U+2028 within a token.)
+    A request fails if there is no server, if the status is a 4xx or 5xx, if an `error` event arrives,
+    or if the answer ends without its `done` event. (Not graded: an answer without tokens, a `done`
+    whose number of pieces is not what arrived, a connection that breaks after `done`, and line
+    separators such as U+2028 within a token.)
 
     - time to first token: from sending a request to its first token event;
-    - inter-token latency: from one token event of a request to the next one of the same request;
-    - tokens per second: all token events, those of failed requests too, divided by the time of the
-      whole run.
+    - inter-token latency: from one token event to the next one of the same request;
+    - tokens per second: all token events, including those of failed requests, divided by the duration
+      of the whole run.
 
-    All requests are under way at once, even 120 of them. A server that is silent for half a minute
+    All requests run at the same time, even 120 of them. A server that is silent for half a minute
     has not failed.
 
     Args:
-        url: the whole address of a `/chat_stream`, the endpoint of exercise 2.2.
-        clients: how many requests run at the same time, one for each client.
-        prompt, max_new_tokens: what each of them asks.
-        clock: `clock()` is the time in seconds. Every time is read from it.
+        url: the full address of a `/chat_stream`, the endpoint of exercise 2.2.
+        clients: the number of requests that run at the same time, one per client.
+        prompt, max_new_tokens: what each request asks for.
+        clock: `clock()` returns the time in seconds. Every time is read from it.
 
     Returns:
-        Measurement: even if some requests, or all of them, failed.
+        Measurement: even if some or all of the requests failed.
 
     Example:
         >>> url = "http://127.0.0.1:8000/chat_stream"
@@ -60,7 +60,7 @@ async def measure(url, *, clients, prompt, max_new_tokens, clock=time.perf_count
         Measurement(clients=4, requests=4, errors=0, ttft_p50_s=0.31, ttft_p95_s=0.62, ...)
     """
     body = {"prompt": prompt, "max_new_tokens": max_new_tokens}
-    # as httpx comes, the 101st request would wait for a connection, and 5 s of silence be an error
+    # by default, httpx lets the 101st request wait for a connection, and 5 s of silence is an error
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(limits=limits, timeout=None) as http:
         start = clock()
@@ -87,7 +87,7 @@ async def measure(url, *, clients, prompt, max_new_tokens, clock=time.perf_count
 class _Answer:
     sent: float
     arrived: list[float]
-    """When each token event came."""
+    """When each token event arrived."""
     done: bool = False
 
 
@@ -104,14 +104,14 @@ async def _ask(http, url, body, clock):
                     answer.done = name == "done"
                     break
     except httpx.HTTPError:
-        pass  # no server, or the connection broke: it is not done
+        pass  # no server, or a broken connection: not done
     return answer
 
 
 async def _events(response):
-    """(name, data) of each server-sent event; one without a name is a "message".
+    """Yield (name, data) for each server-sent event; an event without a name is a "message".
 
-    A piece of bytes from the network is not an event: it can hold several, or part of one.
+    A chunk of bytes from the network is not an event: it can contain several, or part of one.
     """
     name, data, rest = "message", [], b""
     async for piece in response.aiter_bytes():
@@ -127,11 +127,11 @@ async def _events(response):
                 if data:
                     yield name, "\n".join(data)
                 name, data = "message", []
-            # what is left is a comment, such as a ping, or a field that we have no use for
+            # anything else is a comment, such as a ping, or a field that is not needed here
 
 
 def _percentile(values, percent):
-    """The smallest of the values that at least `percent` % of them do not exceed."""
+    """The smallest value that at least `percent` % of the values do not exceed."""
     if not values:
         return math.nan
     return sorted(values)[math.ceil(len(values) * percent / 100) - 1]

@@ -1,4 +1,4 @@
-"""Exercise 2.3: the stream of 2.2, so many times a minute for each client."""
+"""Exercise 2.3: the stream of 2.2, with a rate limit for each client."""
 
 import math
 import time
@@ -11,24 +11,24 @@ from limits.storage import storage_from_string
 
 
 def create_app(handler, *, limit="50/minute", storage_uri="memory://"):
-    """Make the app of exercise 2.2, with `POST /chat_stream` behind a limit for each client address.
+    """Make the app of exercise 2.2, with a limit on `POST /chat_stream` for each client address.
 
-    A request over the limit is answered with 429 and costs the model no step. Its `Retry-After` is a
-    whole number of seconds, from 1 to the window's length. A client that waits that long is let in,
-    and it has waited at most one second more than it had to. (Redis tells `limits` only whole seconds,
-    rounded: there it may be up to a second off, which is not tested.)
+    A request over the limit gets a 429, and the model takes no step for it. Its `Retry-After` is a
+    whole number of seconds, from 1 to the length of the window. A client that waits that long gets
+    through, and has waited at most one second longer than necessary. (Redis gives `limits` only whole
+    seconds, rounded, so with Redis it may be up to a second off. This is not tested.)
 
-    Even when requests come all at once, no more are let in than the limit allows. Every request
-    counts when it arrives, even one that fails validation, is not JSON, breaks off, or is still
-    streaming. A refused one does not extend the window. The address is the peer's own:
-    `X-Forwarded-For` is not believed. What is let in streams as before.
+    Even if many requests arrive at the same time, no more get through than the limit allows. Every
+    request counts when it arrives, even one that fails validation, is not JSON, breaks off, or is
+    still streaming. A refused request does not extend the window. The address is that of the
+    connection's peer: `X-Forwarded-For` is not trusted. Requests that get through stream as before.
 
     Args:
         handler: as in exercise 2.2.
-        limit: one limit as the package `limits` reads it, such as "50/minute" or "3/second".
-        storage_uri: where the count is kept, as `limits` reads it. Two apps on one Redis share
-            it ("redis://127.0.0.1:6379"), two on "memory://" do not. An app can also be made
-            while the Redis does not answer; the package `redis` is installed.
+        limit: one limit, in the notation of the package `limits`, such as "50/minute" or "3/second".
+        storage_uri: where the count is stored, in the notation of `limits`. Two apps on the same
+            Redis ("redis://127.0.0.1:6379") share a count, two on "memory://" do not. The app can be
+            made even while Redis does not respond; the package `redis` is installed.
 
     Returns:
         The FastAPI app.
@@ -52,7 +52,7 @@ def _storage(uri):
 
 
 class _RateLimit:
-    """Outside of routing and validation, so that nothing gets past it uncounted."""
+    """Runs before routing and validation, so that every request is counted."""
 
     def __init__(self, app, limit, limiter):
         self.app, self.limit, self.limiter = app, limit, limiter

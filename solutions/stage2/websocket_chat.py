@@ -14,32 +14,33 @@ MOST_WAITING = 100
 
 
 def create_app(handler):
-    """Make the app with the WebSocket `/ws`. All frames are JSON in text frames.
+    """Make the app with the WebSocket `/ws`. All frames are text frames that contain JSON.
 
-    The client sends either of
+    The client sends one of
 
         {"prompt": "你好", "max_new_tokens": 128, "temperature": 0}
         {"type": "stop"}
 
     and receives, for each prompt,
 
-        {"type": "token", "text": "你好"}                     for each piece, as soon as it is there
+        {"type": "token", "text": "你好"}                     for each piece, as soon as it is available
         {"type": "done", "pieces": 1, "stopped": false}
 
-    The bounds are those of exercise 2.2, and what is not graded there is not graded here; upper bounds are
-    yours. Many prompts can be sent on one
-    connection; one that comes during an answer waits its turn, even if 40 wait (more may be refused).
-    Connections do not wait for each other.
+    The bounds are those of exercise 2.2, and what is not graded there is not graded here; upper bounds
+    are up to you. A client can send many prompts on one connection. A prompt that arrives during an
+    answer waits its turn, even if 40 are waiting (you may refuse more than that). Connections do not
+    wait for each other.
 
-    `stop` ends the answer in progress, at its next piece at the latest: the model stops within
-    three steps, `done` says "stopped": true and how many pieces were sent, and the connection lives
-    on. It is ignored when nothing is running, and stops no one else and nothing later. One that comes
-    right behind its prompt, before the answer has begun, may be ignored or stop that answer.
+    `stop` ends the answer in progress, at its next piece at the latest: the model stops within three
+    steps, `done` has "stopped": true and the number of pieces sent, and the connection stays open. A
+    `stop` is ignored when nothing is running. It never stops another connection's answer or a later
+    one. A `stop` that arrives right after its prompt, before the answer has started, may be ignored or
+    may stop that answer.
 
-    A frame that is none of this, binary, or nested too deep to read, gets {"type": "error", "message":
-    "..."}; the answer in progress and the connection go on. When the model fails, the client gets such a frame too, and
-    then the close code 1011. When the client leaves, the model stops within three steps, and no log
-    shows a traceback.
+    Any other frame, including a binary one and one nested too deep to parse, gets {"type": "error",
+    "message": "..."}; the answer in progress and the connection go on. If the model fails, the client
+    gets such a frame, too, followed by the close code 1011. When the client leaves, the model stops
+    within three steps, and no traceback is logged.
 
     Args:
         handler: as in exercise 2.2.
@@ -58,13 +59,13 @@ def create_app(handler):
         conversation = _Conversation(socket, handler)
         try:
             await socket.accept()
-            # two tasks: while one sends an answer, the other hears "stop" and that the client left
+            # two tasks: while one sends an answer, the other notices "stop" and a client that leaves
             async with asyncio.TaskGroup() as tasks:
                 answering = tasks.create_task(conversation.answer())
                 await conversation.listen()
                 answering.cancel()
         except* WebSocketDisconnect:
-            pass  # one side has closed; there is nobody left to tell
+            pass  # one side has closed: there is no one left to tell
 
     return app
 
@@ -76,7 +77,7 @@ class _Prompt(BaseModel):
 
 
 class _Conversation:
-    """One connection. The first in `line` is the prompt that is being answered."""
+    """One connection. The first prompt in `line` is the one being answered."""
 
     def __init__(self, socket, handler):
         self.socket, self.handler = socket, handler
@@ -85,7 +86,7 @@ class _Conversation:
         self.stopped = False
 
     async def listen(self):
-        """Until the client has left."""
+        """Read frames until the client leaves."""
         while (message := await self.socket.receive())["type"] != "websocket.disconnect":
             try:
                 self._take(message.get("text"))
@@ -95,7 +96,7 @@ class _Conversation:
     def _take(self, text):
         frame = _read(text)
         if frame == "stop":
-            # only what is in progress, nothing later
+            # stops only the answer in progress, not a later one
             self.stopped = bool(self.line)
         elif len(self.line) > MOST_WAITING:
             raise ValueError("too many prompts are waiting: read some answers first")
@@ -104,7 +105,7 @@ class _Conversation:
             self.prompt_came.set()
 
     async def answer(self):
-        """One prompt after the other, until the model fails."""
+        """Answer one prompt after another, until the model fails."""
         while True:
             while not self.line:
                 self.prompt_came.clear()
@@ -131,7 +132,7 @@ class _Conversation:
             logger.warning("the model failed after %d pieces: %r", sent, error)
             await self._send(type="error", message=str(error) or "the model failed")
             await self.socket.close(1011)
-            # also ends the task that listens
+            # this also ends the task that listens
             raise WebSocketDisconnect(1011) from error
         finally:
             await pieces.aclose()
@@ -141,15 +142,15 @@ class _Conversation:
         try:
             await self.socket.send_text(json.dumps(frame, ensure_ascii=False))
         except RuntimeError:
-            # what Starlette raises when the other task has already met with a WebSocketDisconnect
+            # Starlette raises this if the other task has already got a WebSocketDisconnect
             raise WebSocketDisconnect(1006) from None
 
 
 def _read(text):
-    """A frame as "stop" or as a prompt.
+    """Parse a frame into "stop" or a prompt.
 
     Raises:
-        ValueError: saying what is wrong with it.
+        ValueError: the message says what is wrong with the frame.
     """
     if text is None:
         raise ValueError("send text frames, not binary ones")

@@ -8,20 +8,19 @@ import uvicorn
 def main(port, workers, app="course.lessons.stage2:build"):
     """Serve an app on 127.0.0.1 with several processes, until SIGINT (Ctrl-C).
 
-    Exactly `workers` processes answer (whether still after hundreds of requests is not tested). Each
-    has an event loop of its own and a model of its own: it builds its app itself, once, and no other
-    process builds one. Once all of them answer, SIGINT
-    to the process that called `main` ends them all within five seconds, even while an answer is
-    being streamed.
+    Exactly `workers` processes answer (whether they still do after hundreds of requests is not tested).
+    Each has its own event loop and its own model: it builds its app itself, once, and no other process
+    builds one. Once all of them answer, a SIGINT to the process that called `main` ends them all within
+    five seconds, even while an answer is streaming.
 
-    Not tested: with OMP_NUM_THREADS=1 in `os.environ`, which the workers inherit, torch computes with
-    one thread in each of them. Otherwise it takes one for each core, and the workers fight for them.
+    Not tested: with OMP_NUM_THREADS=1 in `os.environ`, which the workers inherit, torch uses a single
+    thread in each worker. Otherwise it starts one per core, and the workers compete for the cores.
 
     Run as a script without arguments, this file serves on port 8000 with 4 workers.
 
     Args:
-        port: where to listen, on 127.0.0.1 and nowhere else.
-        workers: how many processes answer.
+        port: the port to listen on, at 127.0.0.1 only.
+        workers: the number of processes that answer.
         app: an import string "package.module:function". The function takes no arguments and
             returns the app.
 
@@ -29,7 +28,7 @@ def main(port, workers, app="course.lessons.stage2:build"):
         >>> main(8000, 2)
         INFO:     Uvicorn running on http://127.0.0.1:8000 (Press CTRL+C to quit)
     """
-    # read when torch is imported, which the workers do: they inherit it
+    # torch reads this when a worker imports it: workers inherit the environment
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     uvicorn.run(
         app,
@@ -37,7 +36,7 @@ def main(port, workers, app="course.lessons.stage2:build"):
         host="127.0.0.1",
         port=port,
         workers=workers,
-        # the seconds that running answers get; without it, one that streams on keeps everything running
+        # how many seconds running answers get; without it, an endless one would keep the server running
         timeout_graceful_shutdown=3,
     )
 

@@ -1,4 +1,4 @@
-"""Exercise 3.1: a service in four actions, each a `def` or an `async def`, and what runs them."""
+"""Exercise 3.1: a service in four actions, each a `def` or an `async def`, and the function that runs them."""
 
 import asyncio
 import inspect
@@ -11,23 +11,23 @@ _closings = set()
 
 
 class ConfigHandler:
-    """What a service needs once, however many requests there are: a model, a tokenizer, a pool.
+    """What a service needs only once for all its requests: a model, a tokenizer, a pool.
 
-    A subclass overrides what it needs, with a `def` or an `async def`. Here both do nothing.
+    A subclass overrides what it needs, with a `def` or an `async def`. By default, both do nothing.
     """
 
     def initialize(self):
-        """The first action: load it all. A server calls it once, before its first request."""
+        """The first action: load everything. A server calls it once, before its first request."""
 
     def close(self):
-        """Give it all back. A server calls it once, after its last request."""
+        """Release everything. A server calls it once, after its last request."""
 
 
 class RequestHandler:
-    """What is done with each request: a subclass overrides any of the three actions below.
+    """How a service handles each request. A subclass overrides any of the three actions below.
 
-    Each may be a `def` or an `async def`. Each is called with one argument, which is what the
-    action before it returned.
+    Each may be a `def` or an `async def`. Each is called with one argument: what the previous action
+    returned.
 
     Example:
         >>> class Shout(RequestHandler):
@@ -42,38 +42,38 @@ class RequestHandler:
     """
 
     def __init__(self, config):
-        """Args: config: what is shared, a `ConfigHandler`; kept as `self.config`."""
+        """Store `config`, the shared `ConfigHandler`, as `self.config`."""
         self.config = config
 
     def pre_process(self, request_body):
-        """The request's body as `run` wants it. Here: unchanged."""
+        """Turn the request's body into what `run` needs. By default, return it unchanged."""
         return request_body
 
     def run(self, processed_input):
-        """The work itself. Gives a result, or a stream of pieces.
+        """Do the work. Return a result, or a stream of pieces.
 
         Raises:
-            NotImplementedError: here; each service writes its own.
+            NotImplementedError: by default; each service writes its own `run`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no run(self, processed_input)")
 
     def post_process(self, inference_result):
-        """What `run` gave, or one piece of its stream, as the client wants it. Here: unchanged."""
+        """Turn the result, or one piece of the stream, into what the client gets. By default, return it unchanged."""
         return inference_result
 
 
 async def process(handler, request_body):
     """Run a handler's `pre_process`, `run` and `post_process`, once each and in this order.
 
-    The event loop never waits for a `def` action, however long that takes: it works in a thread.
-    An `async def` action runs on the loop. All of them, including those in threads, see the context
-    variables that were set before `process` was called, if the task that called it also reads
-    the stream. 64 at once all finish, even if the loop's default thread pool has only 6 threads,
-    and in whatever order 64 streams are read.
+    A `def` action runs in a thread: the event loop never waits for it, however long it takes. An
+    `async def` action runs on the loop. All of them, including those in threads, see the context
+    variables that were set before `process` was called, provided that the task that called it also
+    reads the stream. 64 calls at once all finish, even if the loop's default thread pool has only 6
+    threads, and no matter in which order 64 streams are read.
 
-    What `run` gives decides what comes back, whether `run` is a `def`, an `async def` or has a
-    `yield` in it: a generator, or anything with `__aiter__`, is a stream. Anything else is a
-    result, including a list, a string, or an iterator like the one that `map` gives.
+    What `run` returns decides what `process` returns, whether `run` is a `def`, an `async def` or
+    contains a `yield`. A generator, or anything with `__aiter__`, is a stream. Anything else is a
+    result, including a list, a string, or an iterator such as a `map`.
 
     Args:
         handler: a `RequestHandler`.
@@ -81,32 +81,36 @@ async def process(handler, request_body):
 
     Returns:
         For a result: what `post_process` returns. For a stream: an async iterator with `__anext__`
-        and `aclose`. It gives each piece, in order, as `post_process` returns it, as soon as it is
-        there. `run` is asked for a piece only when the reader asks for one, and the event loop
-        never waits for a step of a `def` generator either, whichever way `run` gave it.
+        and `aclose`. It yields what `post_process` returns for each piece, in order, as soon as it is
+        available. `run` is asked for a piece only when the reader asks for one. The event loop never
+        waits for a step of a `def` generator either, no matter what kind of `run` returned it.
 
     Raises:
-        Whatever an action raises, with its type and message, at once. An error of a stream is
-        raised where the piece is asked for, or before.
+        Whatever an action raises, with its type and message, immediately. An error in a stream is
+        raised when the reader asks for that piece, or earlier.
 
-    When `process` is cancelled, so is an `async def` action. A `def` action cannot be: it ends by
-    itself, and nobody waits for it.
+    When `process` is cancelled, so is an `async def` action. A `def` action cannot be cancelled: it
+    ends by itself, and nothing waits for it.
 
-    The reader of a stream may leave: by `aclose()` between two pieces, or by cancellation while it
-    waits for one, which may hit it once or, as in the scopes of anyio under Starlette, again and
-    again. Then, and also when `post_process` fails, `run` makes no further step, and what it gave is
-    closed by `aclose`, or by `close` if it has no `aclose`; of an object with `__aiter__` the
-    iterator is closed, too. So a `finally` in a generator runs: in a `def` generator after the step in
-    progress. `aclose()` returns when that is done; a cancelled reader does not wait for a `def`
-    generator, nor for its `finally`. Afterwards the stream is at its end, and another `aclose()`
-    does nothing.
+    The reader of a stream may leave: by calling `aclose()` between two pieces, or by being cancelled
+    while it waits for one. It may be cancelled once or repeatedly, as by the anyio scopes that Starlette
+    uses. When the reader leaves, and also when `post_process` fails, `run` takes no further step, and
+    what it returned is closed with `aclose`, or with `close` if it has no `aclose`. For an object with
+    `__aiter__`, the iterator is closed, too. So a `finally` in a generator runs; in a `def` generator,
+    after the step in progress. `aclose()` returns when all this is done. A cancelled reader waits
+    neither for a `def` generator nor for its `finally`. Afterwards the stream is at its end, and
+    another `aclose()` does nothing.
 
-    Left to you: whether a stream is closed at its natural end, or before its first piece, too;
-    whether an error waits for the closing, and what an error in the closing does; for the `finally`
-    of a `def` generator its thread, the context variables it sees, and whether it waits for a `def`
-    `post_process` in progress; what becomes of an `await` in the `finally` of an `async def` generator
-    whose reader is cancelled again and again; and what becomes of a StopIteration,
-    StopAsyncIteration, CancelledError, SystemExit or KeyboardInterrupt that an action raises.
+    Left to you:
+
+    - whether a stream is also closed when it ends by itself, or before its first piece;
+    - whether an error is raised only after the closing, and what an error during the closing does;
+    - in which thread the `finally` of a `def` generator runs, which context variables it sees, and
+      whether it waits for a `def` `post_process` in progress;
+    - what happens to an `await` in the `finally` of an `async def` generator whose reader is cancelled
+      repeatedly;
+    - what happens to a StopIteration, StopAsyncIteration, CancelledError, SystemExit or
+      KeyboardInterrupt that an action raises.
     """
     processed_input = await _act(handler.pre_process, request_body)
     inference_result = await _act(handler.run, processed_input)
@@ -126,13 +130,13 @@ async def _act(action, argument):
 
 
 def _in(thread, call, *args):
-    """Starts call(*args) in that thread and in a copy of this context; gives a future of it."""
+    """Start call(*args) in that thread, in a copy of the current context, and return its future."""
     return asyncio.get_running_loop().run_in_executor(thread, copy_context().run, call, *args)
 
 
 async def _stream(handler, inference_result):
     if inspect.isgenerator(inference_result):
-        # one thread for all steps and the close: this stands in its queue behind the last step
+        # one thread for all steps and the close, which queues up behind the last step
         thread = ThreadPoolExecutor(1)
         ask = partial(_in, thread, next, inference_result, _END)
         close = partial(_in, thread, inference_result.close)
@@ -148,7 +152,7 @@ async def _stream(handler, inference_result):
         waits = False
         raise
     finally:
-        # in a task of its own: whatever happens to the reader from now on, it goes on
+        # in a separate task: it goes on, whatever happens to the reader from now on
         closing = asyncio.ensure_future(close())
         _closings.add(closing)
         closing.add_done_callback(_closings.discard)

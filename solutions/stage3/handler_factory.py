@@ -1,4 +1,4 @@
-"""Exercise 3.3: from classes to a running service, by one registration for each path."""
+"""Exercise 3.3: from classes to a running service, with one registration per path."""
 
 import inspect
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,7 +13,7 @@ _registered = {}
 
 
 class HandlerFactory:
-    """Where a service's module says which classes answer which path.
+    """Where a module registers which classes answer which path.
 
     Example:
         >>> HandlerFactory.register_handler("/chat", ChatConfig, ChatHandler, request_context=Question)
@@ -22,26 +22,26 @@ class HandlerFactory:
 
     @classmethod
     def register_handler(cls, path, config_class, handler_class, *, request_context=None, response_context=None):
-        """Note that `POST path` is answered by `handler_class`, with a config of `config_class`.
+        """Record that `handler_class` answers `POST path`, with a config of `config_class`.
 
-        It only notes: nothing is made, loaded or called. So it may stand at the top of a module
-        that many processes import.
+        It only makes a note: nothing is created, loaded or called. So you can call it at the top level of
+        a module that many processes import.
 
         Args:
-            path: begins with "/".
+            path: starts with "/".
             config_class: a subclass of `ConfigHandler`.
             handler_class: a subclass of `RequestHandler`.
-            request_context: a pydantic model of the request's body, or None: then any JSON will do.
-            response_context: a pydantic model of the answer, or None; see `respond`. What comes of
-                a context that is not a model is left to you.
+            request_context: a pydantic model of the request's body, or None to accept any JSON.
+            response_context: a pydantic model of the response, or None; see `respond`. What happens if a
+                context is not a model is left to you.
 
         Raises:
-            ValueError: the path does not begin with "/", or is registered already. The message
-                contains it.
-            TypeError: `config_class` or `handler_class` is not a subclass of what it has to be. The
-                message contains its name, or the `repr` of what is not a class.
+            ValueError: the path does not start with "/", or is already registered. The message contains
+                the path.
+            TypeError: `config_class` or `handler_class` is not a subclass of its base class above. The
+                message contains its name or, if it is not a class, its `repr`.
 
-        What was refused leaves nothing behind.
+        A registration that is refused leaves nothing behind.
         """
         if not isinstance(path, str) or not path.startswith("/"):
             raise ValueError(f"a path begins with /, and {path!r} does not")
@@ -56,24 +56,24 @@ class HandlerFactory:
 
 
 def create_app() -> FastAPI:
-    """Make the app of all that has been registered since the last `create_app()`.
+    """Make the app from everything registered since the last `create_app()`.
 
-    The registry is empty afterwards, so that a second app, a test or a cell that runs again starts
-    afresh; two apps share nothing. Nothing of the registered classes is called yet.
+    Afterwards the registry is empty, so that a second app, a test or a cell that runs again starts from
+    scratch. Two apps share nothing. None of the registered classes is called at this point.
 
-    When the app starts, each config class is made and initialised once, however many paths name it,
-    in the order of registration, before any request is answered. Two classes of one name are two.
-    If one fails, in `__init__` or in `initialize`, so does the start-up, and those initialised
-    before are closed; whether the failed one is closed too is left to you. At shutdown each is
-    closed once, in reverse order, even if another one's `close` raises. `initialize` and `close`
-    may be `def` or `async def`. An app is started once.
+    When the app starts, each config class is instantiated and initialised once, no matter how many paths
+    use it, in the order of registration, before any request is answered. Two classes with the same name
+    are two classes. If a config fails in `__init__` or `initialize`, so does the start-up, and the
+    configs initialised before it are closed; whether the failed one is closed, too, is left to you. At
+    shutdown, each config is closed once, in reverse order, even if the `close` of another one raises.
+    `initialize` and `close` may be `def` or `async def`. An app is started only once.
 
-    `POST path` makes a handler for this request alone, `handler_class(config)`, and answers as
-    `respond` of exercise 3.2 does. With `request_context` a body that does not fit is a 422 that
-    calls no action, and `pre_process` gets an instance of the model; without it `pre_process` gets
-    the JSON value, and a body that is not JSON, or no body, is a 422 (or a 400, if it is not even
-    text). What comes of `null`, or of a `Content-Type` that is not JSON's, is left to you. The
-    OpenAPI document shows both models: as the request's body, and as the 200 answer's.
+    `POST path` makes a handler for that request alone, `handler_class(config)`, and responds as `respond`
+    of exercise 3.2 does. With a `request_context`, a body that does not fit is a 422 and calls no action;
+    otherwise, `pre_process` gets an instance of the model. Without one, `pre_process` gets the JSON
+    value, and a body that is not JSON, or a missing body, is a 422 (or a 400 if it is not even text).
+    What happens with `null`, or with a `Content-Type` other than JSON, is left to you. The OpenAPI
+    document shows both models: as the request's body, and as the 200 response.
 
     Raises:
         ValueError: nothing has been registered.
@@ -104,8 +104,8 @@ def create_app() -> FastAPI:
 def start_app(*, host="127.0.0.1", port=8000) -> FastAPI:
     """Make the app, serve it until Ctrl-C, and return it.
 
-    All configs are closed then. SIGTERM closes them, too; it may end the process. How long answers
-    that are still streaming delay either is left to you.
+    When it returns, all configs are closed. SIGTERM closes them, too, and may then end the process. How
+    long answers that are still streaming delay either of these is left to you.
 
     Args:
         host, port: where to listen.

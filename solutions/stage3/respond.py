@@ -1,4 +1,4 @@
-"""Exercise 3.2: what a handler gives, as the answer to an HTTP request."""
+"""Exercise 3.2: what a handler returns, as the response to an HTTP request."""
 
 import asyncio
 import json
@@ -18,11 +18,11 @@ _END = object()
 
 # given
 def encode_event(piece) -> bytes:
-    """A server-sent event as it goes over the wire.
+    """Encode a server-sent event as the bytes that go over the wire.
 
     Args:
-        piece: anything that FastAPI can encode, which becomes the event's data as JSON, without a
-            name; or a `fastapi.sse.ServerSentEvent`, which says itself what is in it.
+        piece: anything that FastAPI can encode: the event then has no name, and the piece as JSON is its
+            data. Or a `fastapi.sse.ServerSentEvent`, which specifies its own fields.
 
     Raises:
         ValueError, TypeError: the piece cannot be encoded.
@@ -34,42 +34,43 @@ def encode_event(piece) -> bytes:
 
 
 async def respond(handler, request_body, request: Request, response_context=None) -> Response:
-    """Run `process(handler, request_body)` and make the answer to `request` of what it gives.
+    """Run `process(handler, request_body)` and turn what it returns into the response to `request`.
 
-    A result is a 200 with JSON, encoded as FastAPI encodes: pydantic models, dataclasses, dicts,
-    lists, text, numbers, None. A `Response` goes out as it is, background task included. A stream is a 200
-    `text/event-stream` with `Cache-Control: no-cache`: each piece is one event, as `encode_event`
-    makes it, sent as soon as it is there, the first one too. At the stream's end the response ends;
-    a stream without any pieces is a 200 without any events.
+    A result becomes a 200 with JSON, encoded as FastAPI encodes it: pydantic models, dataclasses, dicts,
+    lists, text, numbers, None. A `Response` is sent as it is, including its background task. A stream
+    becomes a 200 `text/event-stream` with `Cache-Control: no-cache`: each piece is one event, encoded by
+    `encode_event` and sent as soon as it is available, including the first. When the stream ends, so
+    does the response; a stream without any pieces is a 200 without any events.
 
     Args:
         handler: a `RequestHandler` of exercise 3.1.
         request_body: what its `pre_process` is called with.
-        request: the request, whose body has been read.
-        response_context: a pydantic model, or None. A result (a dict, or an instance of the model or
-            of a subclass; not a `Response`) is validated and serialised by the model, by alias: what
-            the model does not know does not go out, at any depth; a field that is None does. A
-            result that does not fit is the server's own mistake: a 500. Whether an instance is
-            validated again is left to you. Streams are not affected.
+        request: the request, whose body has already been read.
+        response_context: a pydantic model, or None. The model validates and serialises a result (a dict,
+            or an instance of the model or of a subclass; not a `Response`), using aliases. Fields that
+            the model does not have are left out at any depth; fields that are None are sent. A result
+            that does not fit is the server's own mistake: a 500. Whether you validate an instance again
+            is left to you. Streams are not affected.
 
     Raises:
-        HTTPException: an action raised one (`fastapi.HTTPException`), before the first piece: it
-            decides the status and the `detail`. Returning a response with these is as good. No other
-            `Exception` is raised.
+        HTTPException: an action raised a `fastapi.HTTPException` before the first piece. It decides the
+            status and the `detail`. You may return a response with these instead. No other `Exception`
+            is raised.
 
-    Any other `Exception`, including that of a result or a first piece that cannot be encoded, is a
-    500 with a plain, non-empty body, text or JSON, which says nothing of the error's type, message,
-    files or lines. A logger gets the traceback, at level ERROR. What comes of NaN is left to you.
+    Any other `Exception`, including one because a result or a first piece cannot be encoded, becomes a
+    500 with a plain, non-empty body, text or JSON, that reveals nothing about the error's type, message,
+    files or lines. The traceback is logged at level ERROR. What happens to NaN is left to you.
 
-    After the first piece the status is out. Then any `Exception`, `HTTPException` included, is
-    logged in the same way and sent as `event: error`, `data: {"error": {"message": "..."}}`, with a
-    plain message as in the 500, and the response ends.
+    After the first piece, the status has already been sent. From then on, any `Exception`, including an
+    `HTTPException`, is logged in the same way and sent as `event: error`,
+    `data: {"error": {"message": "..."}}`, with a message as plain as that of the 500. Then the response
+    ends.
 
     When the client leaves, the work stops within a second, streaming or not, even before the first
-    piece: an `async def` action is cancelled, the generator of `run` is closed, and a `def` action
-    that has begun ends by itself while nobody waits for it. Then any `Response` is returned. No
-    logger gets a traceback because a client left (unless an action turns its cancellation into
-    another error), and the next request works.
+    piece: an `async def` action is cancelled, the generator of `run` is closed, and a `def` action that
+    has already started ends by itself, while nothing waits for it. Any `Response` is then returned. No
+    traceback is logged because a client left (unless an action turns its cancellation into another
+    error), and the next request works.
     """
     work = asyncio.create_task(_answer(handler, request_body, response_context))
     left = asyncio.create_task(_left(request))
@@ -85,7 +86,7 @@ async def respond(handler, request_body, request: Request, response_context=None
 
 
 async def _left(request):
-    """Returns when the client has left."""
+    """Return once the client has left."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -109,7 +110,7 @@ async def _answer(handler, request_body, response_context):
 
 
 async def _begun(pieces):
-    """The response, once the first piece is there: after it no error can change the status."""
+    """Return the response once the first piece is available: later errors cannot change the status."""
     try:
         first = await anext(pieces, _END)
         return _EventStream(pieces, b"" if first is _END else encode_event(first))
@@ -119,7 +120,7 @@ async def _begun(pieces):
 
 
 class _EventStream(StreamingResponse):
-    """It closes its stream whatever happens, even if its body is never asked for."""
+    """Closes its stream whatever happens, even if its body is never read."""
 
     def __init__(self, pieces, first):
         super().__init__(self._events(first), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
