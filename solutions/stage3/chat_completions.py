@@ -116,8 +116,8 @@ def create_app(load, *, model="tiny-qwen"):
 
         data: [DONE]
 
-    Only the first chunk has `delta.role`; its content may be left out, be empty, or be the first text. The
-    content is never null. The finish_reason is sent once, with an empty delta, after any text of the last
+    The first chunk, and no other, has `delta.role`; its content may be left out, be empty, or be the first
+    text. The content is never null. The finish_reason is sent once, with an empty delta, after any text of the last
     Piece. With `stream_options.include_usage`, one more chunk is sent before [DONE], with `"choices": []`
     and `usage`; in all others, `usage` is left out or null.
 
@@ -144,7 +144,7 @@ def create_app(load, *, model="tiny-qwen"):
     Not promised: what happens with a lone surrogate in a text, or with JSON in UTF-16 or UTF-32, which Python's
     json reads.
 
-    A refused request costs the model no step. When the client leaves, streaming or not, even while no piece
+    The model takes no step for a refused request. When the client leaves, streaming or not, even while no piece
     is arriving, the model stops within three steps: what `chat` returned is closed, or its reader is
     cancelled. No other answer is disturbed, and answers do not wait for each other.
 

@@ -44,8 +44,8 @@ class ChatModel:
         Yields:
             Piece (or any object with its four attributes): text, counts and reason are those of a
             Sequence, and text that a Sequence has returned is yielded while the model keeps working.
-            Only the last piece has a `finish_reason`, and its text may be empty; all others have
-            text. `completion_tokens` counts at least the tokens behind the text so far.
+            The last piece, and no other, has a `finish_reason`, and its text may be empty; all others
+            have text. `completion_tokens` counts at least the tokens behind the text so far.
 
         Raises:
             ValueError: the prompt fills or exceeds the window. The message has both numbers. Raised

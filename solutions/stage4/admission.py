@@ -53,9 +53,9 @@ class Admission:
     with a message for people to read. (While a place is changing hands, a newcomer may be refused.)
 
     A place is given back when the app's call ends, and only then: not when its last piece has been sent,
-    and not when its client leaves. Every kind of end gives it back: a return, an error or a cancellation,
-    even if nothing was sent. Admission never cancels the app; the app hears from `receive` that its client
-    has gone.
+    and not when its client leaves. However the call ends, the place is given back: by a return, an error or
+    a cancellation, even if nothing was sent. Admission never cancels the app; the app
+    hears from `receive` that its client has gone.
 
     Requests whose clients leave while they wait, or whose calls are cancelled then, stop waiting and never
     reach the app. (If a request's turn comes at that very moment, it may. Either way, its place is not lost,

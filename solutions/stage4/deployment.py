@@ -12,8 +12,8 @@ def build(load, *, replicas=2, max_ongoing_requests=16):
     own process, when it starts; `serve.run` returns when all copies have done so. `build` itself loads nothing,
     and neither does any request.
 
-    The address answers POST /v1/chat/completions and GET /v1/models as the app from 3.7 does: not streamed, or
-    streamed piece by piece, and with the same errors. When a client leaves, the model stops working on its answer.
+    The address answers POST /v1/chat/completions and GET /v1/models as the app from 3.7 does, whole or streamed
+    piece by piece, and with the same errors. When a client leaves, the model stops working on its answer.
 
     Each copy is given at most `max_ongoing_requests` requests at a time, streamed or not. Requests beyond what all
     the copies take together wait, or get a 503. A copy asks Ray for at most one CPU.

@@ -12,7 +12,7 @@ class MeasuredChat:
     Its metrics, in the registry that it is given:
 
         llm_requests_total{outcome}       counter: answers that have ended, by outcome
-        llm_prompt_tokens_total           counter: what the last object seen of each answer says,
+        llm_prompt_tokens_total           counter: from the last object seen of each answer,
         llm_completion_tokens_total         whatever the outcome
         llm_requests_in_flight            gauge: answers that are being read
         llm_time_to_first_token_seconds   histogram: from the call to the first object with text
@@ -22,9 +22,9 @@ class MeasuredChat:
     An object with text is one whose text is not empty: whitespace is text, too.
 
     The outcome is the `finish_reason`, `stop` or `length`, once the object that has it has been handed out; `error`
-    if something raised, even the inner `chat` itself; and `cancelled` if the reader left before that, by `aclose()`
-    or by being cancelled while it waited. There are no other outcomes and no other labels. Each answer counts once,
-    however often it is closed.
+    if an exception was raised, even by the inner `chat` itself; and `cancelled` if the reader left before that, by
+    `aclose()` or by being cancelled while it waited. There are no other outcomes and no other labels. Each answer
+    counts once, however often it is closed.
 
     An answer ends when its last object is handed out or when the inner answer ends after it, whichever you like;
     when an error is raised; or when the reader leaves. From then on, the gauge is one lower, and everything about the

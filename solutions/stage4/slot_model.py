@@ -37,8 +37,8 @@ class SlotModel:
     whatever is in the other slots, and also after a slot has been reused. What was returned does not change.
     Both methods block and are called one at a time, from any thread. A slot that is no longer used needs no call.
 
-    It runs on the weights of `model`. You may call its `nn.Linear`s, but no `forward` of transformers' own
-    may run, neither the model's nor its parts' (except `mlp.act_fn`).
+    It runs on the weights of `model`. You may call its `nn.Linear`s, but no `forward` from transformers
+    itself may run, neither the model's nor that of its parts (except `mlp.act_fn`).
 
     Attributes:
         slots: how many slots there are, numbered from 0.
