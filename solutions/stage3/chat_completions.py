@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 # given
 Text = Annotated[str, Field(min_length=0)]
-"""Any constraint makes pydantic look at the characters: half a surrogate is refused."""
+"""Any constraint makes pydantic check the characters: a lone surrogate is refused."""
 
 
 # given
@@ -47,8 +47,8 @@ class StreamOptions(BaseModel):
 
 # given
 class ChatRequest(BaseModel):
-    """The body of POST /v1/chat/completions. Fields that it does not name are ignored, and null
-    counts as left out, except for `model` and `messages`."""
+    """The body of POST /v1/chat/completions. Other fields are ignored, and null counts as left
+    out, except for `model` and `messages`."""
 
     model: Text
     messages: list[Message] = Field(min_length=1)
@@ -72,7 +72,7 @@ class ChatRequest(BaseModel):
 
     @property
     def options(self):
-        """The keyword arguments of `chat`, defaults filled in."""
+        """The keyword arguments for `chat`, with defaults filled in."""
         return {
             "max_tokens": self.max_completion_tokens or self.max_tokens,
             "temperature": 1.0 if self.temperature is None else self.temperature,
@@ -88,25 +88,25 @@ class ChatRequest(BaseModel):
 
 # given
 def openai_error(status, message, *, type, param=None, code=None):
-    """A JSON response in the form of OpenAI's errors; `.body` holds its bytes."""
+    """A JSON response in the format of OpenAI's errors; `.body` has its bytes."""
     error = {"message": message, "type": type, "param": param, "code": code}
     return JSONResponse({"error": error}, status)
 
 
 def create_app(load, *, model="tiny-qwen"):
-    """Make the app that OpenAI's client takes for OpenAI's.
+    """Create an app that OpenAI's client can use as if it were OpenAI's own.
 
         POST /v1/chat/completions   see ChatRequest
         GET  /v1/models             {"object": "list", "data": [{"id": "tiny-qwen", "object": "model", ...}]}
 
-    An answer in one piece (usage and reason are those of the last Piece):
+    A non-streamed answer (usage and reason are those of the last Piece):
 
         {"id": "chatcmpl-...", "object": "chat.completion", "created": 1700000000, "model": "tiny-qwen",
          "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi!"}, "finish_reason": "stop"}],
          "usage": {"prompt_tokens": 27, "completion_tokens": 3, "total_tokens": 30}}
 
-    With `"stream": true`, events without a name, each a `chat.completion.chunk` and sent as soon as its
-    text is there. All chunks of an answer have the same id and the same `created`:
+    With `"stream": true`, events without a name, each of them a `chat.completion.chunk` sent as soon as
+    its text is available. All chunks of an answer have the same id and the same `created`:
 
         data: {..., "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": null}]}
 
@@ -116,44 +116,44 @@ def create_app(load, *, model="tiny-qwen"):
 
         data: [DONE]
 
-    The first chunk, and only it, has `delta.role`; its content may be left out, be empty, or be the first
-    text. A content is never null. The finish_reason comes once, with an empty delta: text of the last
-    Piece is sent before it. With `stream_options.include_usage` one more chunk comes before [DONE], with
-    `"choices": []` and `usage`; in all others `usage` is left out or null.
+    The first chunk, and no other, has `delta.role`; its content may be left out, be empty, or be the first
+    text. The content is never null. The finish_reason is sent once, with an empty delta, after any text of the last
+    Piece. With `stream_options.include_usage`, one more chunk is sent before [DONE], with `"choices": []`
+    and `usage`; in all others, `usage` is left out or null.
 
-    Each request has an id of its own. An answer's `created` is the time in whole seconds since 1970.
+    Each request gets its own id. An answer's `created` is the time in whole seconds since 1970.
 
-    What reaches `chat`: messages as dicts of role and content, the content one string (parts are joined
-    with nothing between); the options as they were asked for, `stop` as a list. What is left out or null
-    has the default of exercise 3.6. `max_completion_tokens` wins over `max_tokens`.
+    `chat` is given the messages as dicts of role and content, with the content as one string (parts are
+    joined with nothing between them), and the options as requested, with `stop` as a list. Options that are
+    left out or null have the defaults of exercise 3.6. `max_completion_tokens` wins over `max_tokens`.
 
-    Errors are `{"error": {"message", "type", "param", "code"}}`, all four there, `param` and `code` a
-    string or null:
+    Errors are `{"error": {"message", "type", "param", "code"}}`. All four are present; `param` and `code` are
+    a string or null:
 
         400  invalid_request_error   anything wrong in the body, including one that is not JSON, has bytes that
-                                     are not text, or is nested too deep; and a ValueError of `chat` before the
-                                     first piece, code context_length_exceeded
-        404  invalid_request_error   a model other than this one, code model_not_found
-        500  server_error            `chat` fails at its call or before its first piece, or at any time where the answer
-                                     is not streamed (after the first piece with a ValueError, too): a plain
-                                     message, nothing of the exception
+                                     are not text, or is nested too deep; also a ValueError from `chat` before
+                                     the first piece, with code context_length_exceeded
+        404  invalid_request_error   any other model, with code model_not_found
+        500  server_error            `chat` fails when called or before its first piece, or at any time if the answer
+                                     is not streamed (including a ValueError after the first piece): a plain
+                                     message with nothing from the exception
 
-    If the model fails after the first piece of a stream, an event follows with such a server_error as its
-    data (named `error` or without a name), and then the end: no finish_reason, no [DONE].
+    If the model fails after the first piece of a stream, one more event is sent, named `error` or without a
+    name, with such a server_error as its data. Then the stream ends, without a finish_reason or [DONE].
 
-    Not promised: what happens with half a surrogate in a text, and with JSON in UTF-16 or UTF-32, which Python's
+    Not promised: what happens with a lone surrogate in a text, or with JSON in UTF-16 or UTF-32, which Python's
     json reads.
 
-    What is refused costs the model no step. When the client leaves, streaming or not, even while no piece
-    comes, the model stops within three steps: what `chat` returned is closed, or its reader is cancelled.
-    No other answer is disturbed, and answers do not wait for each other.
+    The model takes no step for a refused request. When the client leaves, streaming or not, even while no piece
+    is arriving, the model stops within three steps: what `chat` returned is closed, or its reader is
+    cancelled. No other answer is disturbed, and answers do not wait for each other.
 
     Args:
-        load: gives an object with `chat(messages, *, max_tokens, temperature, top_p, seed, stop)` as in
-            exercise 3.6: what that returns is read with `async for` or `anext`, gives Pieces and has `aclose`.
-            A ValueError may be raised at its call or when the first piece is asked for. `load` is called once,
-            when the app starts, before the first request is answered.
-        model: the name by which requests call the model.
+        load: returns an object with `chat(messages, *, max_tokens, temperature, top_p, seed, stop)` as in
+            exercise 3.6. What `chat` returns is read with `async for` or `anext`, yields Pieces and has `aclose`.
+            A ValueError may be raised by the call to `chat` or when the first piece is requested. `load` is
+            called once, when the app starts, before the first request is answered.
+        model: the model's name in requests.
 
     Returns:
         The FastAPI app.
@@ -224,9 +224,9 @@ def create_app(load, *, model="tiny-qwen"):
 
 
 async def _unless_left(request, work):
-    """What `work` gives; None if the client leaves first, and then `work` is cancelled."""
+    """What `work` returns, or None if the client leaves first; `work` is cancelled then."""
     work = asyncio.ensure_future(work)
-    # the body has been read: all that can still come is that the client has left
+    # the body has been read: all that can still arrive is the client's disconnect
     left = asyncio.ensure_future(request.receive())
     try:
         await asyncio.wait([work, left], return_when=asyncio.FIRST_COMPLETED)
@@ -243,14 +243,14 @@ def _failed():
 
 
 class _Answer:
-    """One answer in OpenAI's two forms."""
+    """One answer in OpenAI's two formats."""
 
     def __init__(self, model, include_usage):
         self._same = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
         self._include_usage = include_usage
 
     async def whole(self, piece, pieces):
-        """The JSON of an answer in one piece."""
+        """The JSON of a non-streamed answer."""
         texts = [piece.text]
         async for piece in pieces:
             texts.append(piece.text)

@@ -11,8 +11,8 @@ from sequence import Piece, Sequence
 class ChatModel:
     """One model that answers many conversations at once, for a server with an event loop.
 
-    The event loop never waits for the model. Answers made at the same time do not mix; 64 that
-    are all being read all reach their end.
+    The event loop never waits for the model. Answers generated at the same time do not mix; if 64
+    are being read at once, all of them reach their end.
 
     Example:
         >>> chat_model = ChatModel(model, tokenizer)
@@ -23,39 +23,40 @@ class ChatModel:
     def __init__(self, model, tokenizer):
         """Args: model, tokenizer: as `load_chat_model` of exercise 1.1 returns them."""
         self._model, self._tokenizer = model, tokenizer
-        # all steps of all answers stand in this one thread's queue, each behind the others'
+        # all steps of all answers queue for this one thread, each behind the others'
         self._model_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
     async def chat(self, messages, *, max_tokens=None, temperature=1.0, top_p=1.0, seed=None, stop=()):
-        """Answer a conversation; to be read with `async for`.
+        """Answer a conversation. Read the answer with `async for`.
 
         The model is given the ids of the tokenizer's chat template with the generation prompt.
-        Nothing is added, and control tokens in a content are text, as `encode_chat` of exercise 1.5
-        makes them. Every `eos_token_id` of the model's `generation_config`, one or a list, ends the
-        answer; its other settings do not count.
+        Nothing is added, and control tokens in a message's content are text, as in `encode_chat` from
+        exercise 1.5. Every `eos_token_id` of the model's `generation_config`, one id or a list, ends
+        the answer; its other settings are ignored.
 
         Args:
             messages: [{"role": "user", "content": "你好"}, ...]; roles are system, user, assistant.
-            max_tokens: at most this many tokens. None, or more than is left of the model's window
-                (`config.max_position_embeddings`), means what is left of it.
-            temperature, top_p, seed, stop: as `Sequence` of exercise 3.5 takes them. When a stop
-                sequence is complete, the model makes at most two more steps.
+            max_tokens: the maximum number of tokens. None, or more than is left of the model's
+                window (`config.max_position_embeddings`), means whatever is left.
+            temperature, top_p, seed, stop: as in `Sequence` from exercise 3.5. Once a stop sequence
+                is complete, the model makes at most two more steps.
 
         Yields:
             Piece (or any object with its four attributes): text, counts and reason are those of a
-            Sequence, and text that a Sequence has given comes out while the model works on. The
-            last piece, and only it, has a `finish_reason`, and its text may be empty; all others
+            Sequence, and text that a Sequence has returned is yielded while the model keeps working.
+            The last piece, and no other, has a `finish_reason`, and its text may be empty; all others
             have text. `completion_tokens` counts at least the tokens behind the text so far.
 
         Raises:
-            ValueError: the prompt fills the window or more. The message has both numbers. Raised at
-                the call or when the first piece is asked for, before any step of the model.
-            Whatever Exception the model raises, with its type and message, at once. The next answer works.
+            ValueError: the prompt fills or exceeds the window. The message has both numbers. Raised
+                at the call or when the first piece is requested, before any step of the model.
+            Whatever Exception the model raises, with its type and message, immediately. The next
+                answer works.
 
-        The reader may leave at any time: by `aclose()` between two pieces, or by being cancelled
-        while it waits (it gets the CancelledError), even while other answers have to be made first.
-        Then the model stops within two steps after the one in progress, without anyone waiting for
-        it, and no other answer is disturbed.
+        The reader may leave at any time: by calling `aclose()` between two pieces, or by being
+        cancelled while it waits (it gets the CancelledError), even while other answers are ahead of
+        it. The model then stops within two steps after the one in progress, no one waits for it to
+        stop, and no other answer is disturbed.
         """
         loop = asyncio.get_running_loop()
         steps = self._steps(messages, max_tokens, temperature, top_p, seed, stop)
@@ -68,7 +69,7 @@ class ChatModel:
 
     @torch.inference_mode()
     def _steps(self, messages, max_tokens, temperature, top_p, seed, stop):
-        """Runs the model one step for each `next`; yields the step's piece."""
+        """Runs one step of the model for each `next` and yields its piece."""
         prompt_ids = encode_chat(self._tokenizer, messages)
         window = self._model.config.max_position_embeddings
         left = window - len(prompt_ids)

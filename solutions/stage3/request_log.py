@@ -19,12 +19,12 @@ FORMAT = (
 
 # given
 def system_load():
-    """How busy the whole computer is: (cpu, memory, gpu), three percentages.
+    """Measure how busy the whole computer is: (cpu, memory, gpu), three percentages.
 
     Returns:
-        cpu: since the last call; 0.0 at a thread's first call.
-        memory: in use now.
-        gpu: the first GPU's use, 0 without one.
+        cpu: usage since the last call; 0.0 on a thread's first call.
+        memory: usage right now.
+        gpu: usage of the first GPU, 0 if there is none.
     """
     gpu = 0
     try:
@@ -38,42 +38,42 @@ def system_load():
 
 
 def setup_logging(folder, *, load=system_load):
-    """Write what is logged into `folder`, which is made with its parents, one line a record.
+    """Write log records to files in `folder`, one line per record. The folder and its parents are created.
 
-    From now on each record of level INFO or above, of any logger that propagates, is a line in
-    `web_service.log` when the logging call returns. Each of level WARNING or above is also one in
-    `web_service.log.wf`. (A record whose arguments do not fit its message, such as `info("%d", "x")`, may
-    have no line: `logging` cannot make its message.) A line looks as FORMAT says:
+    From then on, every record of level INFO or above, from any logger that propagates, is a line in
+    `web_service.log` by the time the logging call returns. Every record of level WARNING or above is also a
+    line in `web_service.log.wf`. (A record whose arguments do not fit its message, such as `info("%d", "x")`,
+    may be missing: `logging` cannot build its message.) Lines are formatted by FORMAT:
 
         [2024-02-07 16:17:06,436] [pid:80550] [level:INFO] [logid:17072938] [CPU: 31.8] [Memory: 93.2] [GPU: 0] message
 
-    Files: UTF-8 whatever the locale, appended to. Several processes may write into one folder, each
-    having called `setup_logging` itself: no line of up to 4,000 bytes is lost or torn.
+    Files: UTF-8 whatever the locale, and appended to. Several processes may write to the same folder if each
+    has called `setup_logging` itself: no line of up to 4,000 bytes is lost or torn.
 
-    One record is one line, whatever it says. Each character at which `str.splitlines` breaks is
-    written as `repr` writes it (`\\n`, `\\r`, `\\x0b`, `\\u2028` ...), and so is half a surrogate, which
-    UTF-8 cannot hold. Backslashes stay as they are. A traceback follows its message in the same line.
+    Every record is a single line, whatever it contains. Each character at which `str.splitlines` breaks is
+    written the way `repr` writes it (`\\n`, `\\r`, `\\x0b`, `\\u2028` ...), and so is a lone surrogate, which
+    UTF-8 cannot encode. Backslashes are left as they are. A traceback follows its message on the same line.
 
-    logid: the request's (see RequestLog), `default` outside of one. A caller cannot write this field or
-    the next three with `extra=`: its line has the true ones, or the call raises a KeyError.
+    logid: the request's (see RequestLog), or `default` outside of a request. Callers cannot overwrite this
+    field or the next three with `extra=`: either the line has the true values, or the call raises a KeyError.
 
-    CPU, Memory, GPU: what `load` returned last, as `str` shows it; before its first result 0.0, 0.0
-    and 0. A thread in the background calls it soon after `setup_logging` and then again every one to
-    two seconds. A logging call never waits for it. If it raises an Exception, the last figures stay, and
-    it is called again all the same. None of this keeps the process from ending.
+    CPU, Memory, GPU: what `load` last returned, as `str` shows it; 0.0, 0.0 and 0 until its first result.
+    A background thread calls it soon after `setup_logging` and then again every one to two seconds. Logging
+    calls never wait for it. If it raises an Exception, the last figures stay, and it is still called again.
+    None of this keeps the process from exiting.
 
-    A second call with another folder moves the log there: nothing more is written into the old one.
-    From then on the new `load` alone is called, within two seconds; until its first result earlier
-    figures or zeros may stand. (Of an old `load` that has not returned at the move nothing is graded: it
-    may hold up the new one, or its figures may come late.) A second call with the same directory, however
-    it is spelled, changes nothing, and its `load` is not called. No second call makes lines double. (What
-    happens where this module runs again in one process, as a notebook's cell may, is not graded.) Other
-    handlers of the root logger stay, and lines go on after `uvicorn` has configured its own logging.
+    A second call with another folder moves the log there: nothing more is written to the old one. From then
+    on, only the new `load` is called, for the first time within two seconds; until its first result, lines may
+    show earlier figures or zeros. (An old `load` that has not returned by then is not graded: it may delay the
+    new one, or its figures may arrive late.) A second call with the same directory, however it is spelled,
+    changes nothing, and its `load` is not called. Calling again never duplicates lines. (What happens if this
+    module runs again in the same process, as a notebook cell may, is not graded.) Other handlers of the root
+    logger stay, and logging continues after `uvicorn` has configured its own logging.
 
     Args:
-        folder: a path, as text or as a Path. A relative one is read once, at the call; after `os.chdir`
-            the same text is another folder.
-        load: a function without arguments; it returns three percentages (cpu, memory, gpu).
+        folder: a path, as a string or a Path. A relative path is resolved once, at the call; after `os.chdir`
+            the same string is another folder.
+        load: a function without arguments that returns three percentages (cpu, memory, gpu).
 
     Example:
         >>> setup_logging("work/logs")
@@ -94,18 +94,17 @@ def setup_logging(folder, *, load=system_load):
 class RequestLog:
     """ASGI middleware that gives each HTTP request and each WebSocket connection a logid.
 
-    It is the request's own header `X-Log-Id` if that is 1 to 64 of `A-Z a-z 0-9 _ -`; otherwise a new
-    one of such characters, different for each, even across processes. An HTTP response carries it as
-    `X-Log-Id` (the answer to a WebSocket's handshake may). What becomes of an `X-Log-Id` that the app sets
-    itself is not graded.
+    It is the request's own `X-Log-Id` header if that consists of 1 to 64 of `A-Z a-z 0-9 _ -`; otherwise it
+    is a new one made of the same characters, different for each request, even across processes. An HTTP
+    response carries it in its `X-Log-Id` header (the response to a WebSocket handshake may, too). What happens
+    to an `X-Log-Id` that the app sets itself is not graded.
 
-    Each line that is logged for the request has it: in `async def` and `def` endpoints, in
-    `asyncio.to_thread`, in tasks that the request starts, while the response streams and after its
-    last piece. Requests at once do not mix. Nothing of it is left in the caller's context afterwards,
-    even if the app has raised.
+    Every line logged for the request has it: in `async def` and `def` endpoints, in `asyncio.to_thread`,
+    in tasks that the request starts, while the response streams, and after its last piece. Concurrent
+    requests do not mix. Nothing is left in the caller's context afterwards, even if the app has raised.
 
-    Everything else passes as it is: each message of the app's at once and unchanged, each error, and
-    what is neither HTTP nor WebSocket (lifespan).
+    Everything else passes through as it is: each message from the app, immediately and unchanged; each
+    error; and whatever is neither HTTP nor WebSocket (lifespan).
 
     Example:
         >>> app.add_middleware(RequestLog)  # or: app = RequestLog(app)
@@ -115,7 +114,7 @@ class RequestLog:
         self.app = app
 
     async def __call__(self, scope, receive, send):
-        """Run `app` with a logid around it. A server awaits this for each connection, as ASGI says."""
+        """Run `app` with a logid set. The server awaits this for each connection, as ASGI specifies."""
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
@@ -144,7 +143,7 @@ _ESCAPES = {ord(c): repr(c)[1:-1] for c in "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u
 
 
 class _LogFiles(logging.Handler):
-    """Writes records into the two files of one folder at a time."""
+    """Writes records to the two files of one folder at a time."""
 
     def __init__(self, folder, load):
         super().__init__(logging.INFO)
@@ -184,7 +183,7 @@ class _LogFiles(logging.Handler):
 
 
 class _Load:
-    """What `load` returned last; a thread asks it once a second until `stop` is set."""
+    """What `load` last returned; a thread calls it once a second until `stop` is set."""
 
     def __init__(self, load):
         self.figures = (0.0, 0.0, 0)

@@ -12,17 +12,17 @@ class Piece:
 
     text: str
     prompt_tokens: int
-    """How many ids the prompt has."""
+    """The number of ids in the prompt."""
     completion_tokens: int
-    """How many tokens were chosen so far, the end's token too."""
+    """The number of tokens chosen so far, including the end token."""
     finish_reason: str | None = None
-    """None; in the last piece "stop" or "length"."""
+    """None, except in the last piece: "stop" or "length" there."""
 
 
 # given
 def choose(logits, temperature, top_p, generator) -> int:
-    """The next token's id, drawn from the smallest set of likeliest tokens whose probabilities, at
-    that temperature, reach `top_p`. At temperature 0 the likeliest.
+    """Draw the next token's id from the smallest set of most likely tokens whose probabilities, at
+    that temperature, together reach `top_p`. At temperature 0, take the most likely token.
 
     Args:
         logits: a tensor of shape (vocabulary,).
@@ -30,10 +30,10 @@ def choose(logits, temperature, top_p, generator) -> int:
     """
     if temperature == 0:
         return int(logits.detach().numpy().argmax())  # ten times as fast as torch's
-    # the largest is moved to 0, so that no temperature is too small to divide by
+    # the largest logit is shifted to 0, so that no temperature is too small to divide by
     probabilities = ((logits - logits.max()) / temperature).softmax(dim=-1)
     ids = None
-    if top_p < 1:  # sorting costs more than all the rest
+    if top_p < 1:  # sorting costs more than everything else
         probabilities, ids = probabilities.sort(descending=True, stable=True)
         likelier = probabilities.cumsum(dim=-1) - probabilities
         probabilities = probabilities * (likelier < top_p)
@@ -46,18 +46,20 @@ def choose(logits, temperature, top_p, generator) -> int:
 class Sequence:
     """One answer in the making: what a server keeps for each request. It has no model and no thread.
 
-    The texts of its pieces, joined, are the answer: no special tokens, no broken character. A
-    character that the end cuts is left out, whole ones before it are not. After each `take` all
-    text has come out up to and including the last blank (U+0020), newline or Chinese ideograph,
-    except what a stop sequence may still begin with. (Where a token ends within a character, its
-    text may wait for the rest: "一 ", too, if the token also has the first byte of "龘".)
-    Not promised: bytes that are no character, and a U+FFFD that the model says itself.
+    The texts of its pieces, joined, are the answer, without special tokens or broken characters. A
+    character that the end cuts off is left out; whole characters before it are not. After each
+    `take`, all text up to and including the last space (U+0020), newline or Chinese character has
+    been returned, except for what may still be the beginning of a stop sequence. (If a token ends in
+    the middle of a character, its text may wait for the rest: even "一 ", if the token also contains
+    the first byte of "龘".) Not promised: what happens with bytes that do not form a character, and
+    with a U+FFFD that the model itself produces.
 
-    Many sequences on one tokenizer do not disturb each other, even in threads. One sequence is used
-    by one thread at a time. A `take` late in a long answer costs about what an early one does.
+    Sequences that share a tokenizer do not interfere with each other, even in different threads. One
+    sequence is used by one thread at a time. A `take` late in a long answer costs about as much as
+    an early one.
 
     Attributes:
-        token: the id chosen last, which the model is fed next. There is none before the first `take`.
+        token: the last id chosen, to be fed to the model next. There is none before the first `take`.
         finished: whether the answer has ended.
 
     Example:
@@ -73,15 +75,15 @@ class Sequence:
         """Args:
         tokenizer: a fast, byte-level one, such as Qwen's.
         prompt_ids: the prompt, a list of ids.
-        limit: at most this many tokens are chosen, at least 1.
-        eos_token_ids: a list of ids. Each ends the answer and has no text in it.
-        temperature, top_p: as `choose` takes them.
-        seed: 0 to 2**32 - 1. Equal seeds draw alike, whatever else runs or was seeded; different
-            ones differ, and so do sequences without a seed.
-        stop: up to four strings, none empty. As soon as the text has one of them, whatever tokens
-            it is cut into, the answer ends with the text before it. Of several that the same token
-            completes, the one that begins first counts. Nothing of a stop sequence comes out; what
-            only looked like the beginning of one does.
+        limit: the maximum number of tokens to choose, at least 1.
+        eos_token_ids: a list of ids. Each of them ends the answer and adds no text to it.
+        temperature, top_p: as in `choose`.
+        seed: 0 to 2**32 - 1. Equal seeds draw the same, whatever else is running or has been seeded;
+            different seeds draw differently, and so do sequences without a seed.
+        stop: up to four non-empty strings. As soon as the text contains one of them, however it is
+            split into tokens, the answer ends with the text before it. If the same token completes
+            several, the one that begins first counts. No part of a stop sequence is returned; text
+            that only looked like the beginning of one is.
         """
         self.token, self.finished = None, False
         self._tokenizer = tokenizer.backend_tokenizer
@@ -97,16 +99,16 @@ class Sequence:
         self._held = ""
 
     def take(self, logits) -> Piece:
-        """Choose the next token; returns the text that can be shown now.
+        """Choose the next token and return the text that can be shown now.
 
         Args:
-            logits: the next token's, a float tensor of shape (vocabulary,) on the CPU. It is not
-                changed.
+            logits: the next token's logits, a float tensor of shape (vocabulary,) on the CPU. It is
+                not changed.
 
         Returns:
             The piece. Its text may be empty. The last one has a `finish_reason`: "stop" if one of
-            `eos_token_ids` was chosen or a stop sequence is complete, even by the last token that
-            is allowed; "length" if `limit` tokens were chosen without.
+            `eos_token_ids` was chosen or a stop sequence is complete, even with the last token
+            allowed; "length" if `limit` tokens were chosen without either.
         """
         self.token = choose(logits, self._temperature, self._top_p, self._generator)
         self._completion_tokens += 1
@@ -138,6 +140,6 @@ class Sequence:
         return new
 
     def _may_begin_a_stop(self, text):
-        """How many characters at the end of the text a stop sequence may begin with."""
+        """How many characters at the end of the text may be the beginning of a stop sequence."""
         most = min(len(text), max(map(len, self._stop), default=0))
         return next((n for n in range(most, 0, -1) if any(s.startswith(text[-n:]) for s in self._stop)), 0)

@@ -8,14 +8,14 @@ from starlette.responses import JSONResponse
 
 # given
 class Ahead:
-    """Reads what a client sends before anybody has asked for it, and plays it back afterwards.
+    """Reads what a client sends before anyone has asked for it, and replays it afterwards.
 
         async with Ahead(receive) as ahead:
-            ...  # in here it reads, and keeps what it has read
+            ...  # in this block it reads, and keeps what it has read
         await app(scope, ahead.receive, send)
 
-    Inside the block `ahead.gone` is a task that ends when the client has gone; `asyncio.wait` can wait
-    for it beside other things. When the block ends, the reading has stopped.
+    Inside the block, `ahead.gone` is a task that finishes when the client has gone; `asyncio.wait` can
+    wait for it along with other things. When the block ends, reading has stopped.
     """
 
     def __init__(self, receive):
@@ -34,52 +34,53 @@ class Ahead:
             self._kept.append(await self._receive())
 
     async def receive(self):
-        """For the app, in place of the server's: first what was read ahead, in order, then what comes."""
+        """For the app, in place of the server's: first what was read ahead, in order, then what follows."""
         return self._kept.popleft() if self._kept else await self._receive()
 
 
 class Admission:
-    """ASGI middleware: a bounded number of requests run, a bounded number wait, the others are refused.
+    """ASGI middleware that lets a limited number of requests run and a limited number wait, and refuses the rest.
 
     It counts HTTP requests to `path`, whatever the method. Up to `max_running` of them are in the app at a
-    time. Up to `max_waiting` more wait until a place is free: first come, first served, even ahead of
-    a request that arrives at the very moment when a place becomes free. One more gets a response at
-    once, without the app being called and whether or not its body has arrived:
+    time. Up to `max_waiting` more wait for a place: first come, first served, even ahead of a request that
+    arrives at the very moment a place becomes free. Any further request gets a response immediately,
+    without the app being called, whether or not its body has arrived:
 
         503, Content-Type: application/json, Retry-After: retry_after_s
 
         {"error": {"message": ..., "type": "overloaded", "param": null, "code": null}}
 
-    with a message for people. (At the moment when a place changes hands, a newcomer may be refused.)
+    with a message for people to read. (While a place is changing hands, a newcomer may be refused.)
 
     A place is given back when the app's call ends, and only then: not when its last piece has been sent,
-    not when its client leaves. Any end gives it back: a return, an error, a cancellation, even if
-    nothing was sent. The app is never cancelled from here; it hears from `receive` that its client has gone.
+    and not when its client leaves. However the call ends, the place is given back: by a return, an error or
+    a cancellation, even if nothing was sent. Admission never cancels the app; the app
+    hears from `receive` that its client has gone.
 
     Requests whose clients leave while they wait, or whose calls are cancelled then, stop waiting and never
-    reach the app. (If a request's turn comes at that very moment, it may. Either way its place is not lost,
+    reach the app. (If a request's turn comes at that very moment, it may. Either way, its place is not lost,
     even if you wait for its whole body before you call the app.)
-    What a client sends while it waits, such as a body in several parts, reaches the app whole and in
-    order (the parts may be joined), and so does its leaving later.
+    Whatever a client sends while it waits, such as a body in several parts, reaches the app complete and in
+    order (the parts may be joined), and so does a later disconnect.
 
-    Everything else passes untouched, even when all places are taken: other paths, WebSockets, lifespan.
-    What the app sends is passed on as it comes, and its errors come through.
+    Everything else passes through untouched, even when all places are taken: other paths, WebSockets, lifespan.
+    What the app sends is passed on as it arrives, and its errors come through.
 
-    `admission.running` is how many are in the app now, `admission.waiting` how many wait. While a place
-    changes hands, `running` counts who is on the way into the app, too. Each Admission counts for itself.
-    All calls are made from one event loop. The server's `receive` can be cancelled without losing a
-    message, and says again that the client has gone when it is asked again.
+    `admission.running` is how many requests are in the app now, `admission.waiting` how many are waiting.
+    While a place is changing hands, `running` also counts the request on its way into the app. Each Admission
+    counts for itself. All calls are made from one event loop. The server's `receive` can be cancelled without
+    losing a message, and if it is called again after the client has gone, it says so again.
 
     Args:
         app: the ASGI app.
         max_running: 1 or more.
-        max_waiting: 0 or more; with 0 nobody waits.
+        max_waiting: 0 or more; with 0, no request waits.
         path: the whole path, compared as it is.
         retry_after_s: an int, in seconds.
 
     Not graded: other ways to write the path, bodies of more than 1 MB that arrive while their request
-    waits, pipelined requests, the body of the answer to HEAD, whether more is read ahead once a request
-    is in the app, and whether the call of a request that stopped waiting returns or raises.
+    waits, pipelined requests, the body of the response to HEAD, whether more is read ahead once a request
+    is in the app, and whether the call for a request that has stopped waiting returns or raises.
 
     Example:
         >>> app.add_middleware(Admission, max_running=16, max_waiting=64)
@@ -90,10 +91,10 @@ class Admission:
         self.max_running, self.max_waiting = max_running, max_waiting
         self.running = self.waiting = 0
         self._turns = deque()
-        """A future for each request that waits."""
+        """A future for each waiting request."""
 
     async def __call__(self, scope, receive, send):
-        """A server awaits this for each request and connection, as ASGI says."""
+        """The server awaits this for each request and connection, as ASGI specifies."""
         if scope["type"] != "http" or scope["path"] != self.path:
             await self.app(scope, receive, send)
             return
@@ -114,7 +115,7 @@ class Admission:
             self._give_back()
 
     async def _turn_comes(self, ahead):
-        """Waits; whether this request has a place now. If not, its client has gone."""
+        """Wait. Returns whether this request has a place now; if not, its client has gone."""
         turn = asyncio.get_running_loop().create_future()
         self._turns.append(turn)
         comes = False
@@ -131,7 +132,7 @@ class Admission:
         return comes
 
     def _give_back(self):
-        # handed over, not freed: nobody who arrives now can take it
+        # handed over, not freed: a request that arrives now cannot take it
         if self._turns:
             self.waiting -= 1
             self._turns.popleft().set_result(None)

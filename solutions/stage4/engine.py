@@ -7,11 +7,11 @@ from sequence import Sequence
 
 # given
 def open_sequence(slots, tokenizer, prompt_ids, options) -> Sequence:
-    """The Sequence of an answer, its limit cut to what is left of the window.
+    """Create the Sequence for an answer, with its limit capped at what is left of the window.
 
     Args:
         slots: the slot model.
-        options: the keyword arguments of `Sequence` but for `eos_token_ids`; `limit` may be None.
+        options: the keyword arguments of `Sequence` except `eos_token_ids`; `limit` may be None.
 
     Raises:
         ValueError: the prompt fills the window. The message has both numbers.
@@ -28,28 +28,28 @@ def open_sequence(slots, tokenizer, prompt_ids, options) -> Sequence:
 
 
 def run(slots, tokenizer, take, give):
-    """Answers everyone who asks, many at once, until the server closes. One plain loop: no thread, no asyncio.
+    """Answer everyone who asks, many at once, until the server closes. One plain loop: no threads, no asyncio.
 
-    It goes in rounds:
+    It works in rounds:
 
-    1. `take` brings what has come in, with `wait=True` when, and only when, nothing runs or waits.
-    2. Up to four newcomers are let in, a prefill each: first come, first served, each into the
-       lowest free slot. Those who find no free slot wait.
-    3. One step carries every answer that runs. Where nothing runs there is no step.
+    1. Call `take` to get what has come in, with `wait=True` if, and only if, nothing is running or waiting.
+    2. Admit up to four newcomers, with one prefill each: first come, first served, each into the lowest
+       free slot. Those who find no free slot wait.
+    3. Run one step for all the answers that are running. If nothing is running, there is no step.
 
-    What a prefill or a step made is given before the next step and before the next `take`. An answer
-    that ends frees its slot at once, for the next prefill of the same round.
+    What a prefill or a step produced is given before the next step and before the next `take`. An answer
+    that ends frees its slot immediately, for the next prefill of the same round.
 
-    Everyone who asks is given the pieces of a `Sequence`: those with text, and the last. Or, as the
-    last, one exception: what `open_sequence` raised, which costs no call of the slot model and is none
-    of the four (whether a prefill that fails is one of them is up to you); what `prefill` raised, which
-    goes to that answer alone; what `step` raised, which goes to everyone in that step. Each is an
-    Exception. The loop lives on, and their slots are free.
+    Everyone who asks is given the pieces of a `Sequence`: those with text, and the last one. Alternatively,
+    the last thing given is one exception: what `open_sequence` raised, which costs no call to the slot model
+    and is not one of the four (whether a prefill that fails is one of them is up to you); what `prefill`
+    raised, which goes to that answer alone; or what `step` raised, which goes to everyone in that step. Each
+    of these is an Exception. The loop carries on, and their slots are free.
 
-    Each answer is what it would be alone, whatever runs beside it. After a leave no call carries that
-    answer and nothing is given for it, and one that waited costs no prefill. A leave for an unknown
-    key, or for an answer that has ended, is ignored. (An ask that is refused and its leave may come in
-    one list: its exception is given as soon as you read the ask, or not at all.)
+    Each answer is what it would be alone, whatever else is running. After a leave, no call includes that
+    answer and nothing more is given for it, and if it was waiting, it costs no prefill. A leave for an
+    unknown key, or for an answer that has ended, is ignored. (An ask that is refused and its leave may be
+    in the same list: its exception is given as soon as you read the ask, or not at all.)
 
     Not graded: errors in `take`, in `give` or in `Sequence.take`.
 
@@ -59,15 +59,15 @@ def run(slots, tokenizer, take, give):
             `slots.prefill(slot, ids)` forgets what the slot held, runs a prompt, and returns the next
             token's logits, shape (vocabulary,). `slots.step(slots, ids)` appends one token to each of
             these slots, in any order, and returns the next tokens' logits, shape
-            (len(slots), vocabulary). A slot that is not used any more needs no call.
+            (len(slots), vocabulary). A slot that is no longer used needs no call.
         tokenizer: for `open_sequence`.
         take: `take(wait)` returns what has come in since it was last called, in order: a list of
             ("ask", key, prompt_ids, options) and ("leave", key). With `wait=True` it blocks until
-            there is something, with False it returns at once, [] for nothing. It returns None when
-            the server closes: then all that run or wait are given a RuntimeError, and `run` returns.
-            Keys are any hashable objects, including 0 and None. A key may come again once its answer
-            has ended or left, even in the same list.
-        give: `give(outs)` is handed a list of (key, piece) and (key, exception).
+            there is something; with False it returns immediately, with [] if there is nothing. It
+            returns None when the server closes: then everything that is running or waiting is given a
+            RuntimeError, and `run` returns. Keys are any hashable objects, including 0 and None. A key
+            may be used again once its answer has ended or left, even in the same list.
+        give: `give(outs)` takes a list of (key, piece) and (key, exception).
 
     Example: two slots; a and b ask, c asks a little later.
         take(True)   -> [("ask", "a", ...), ("ask", "b", ...)]
@@ -86,7 +86,7 @@ def run(slots, tokenizer, take, give):
         heappush(free, slot)
 
     def give_next(keys, logits):
-        """Takes each answer's next token; one row of logits for each key, on the CPU."""
+        """Take each answer's next token, with one row of logits per key, on the CPU."""
         outs = []
         for key, row in zip(keys, logits, strict=True):
             _, sequence = running[key]
@@ -128,7 +128,7 @@ def run(slots, tokenizer, take, give):
                 give_next([key], [logits.cpu()])
 
         if running:
-            # in the order of the slots the caches' rows need not be gathered
+            # in slot order, the rows of the caches need not be gathered
             batch = sorted(running.items(), key=lambda item: item[1][0])
             keys = [key for key, _ in batch]
             try:

@@ -7,32 +7,32 @@ from prometheus_client import Counter, Gauge, Histogram
 
 
 class MeasuredChat:
-    """A chat model as in exercise 3.6, around another one, that counts what passes through it.
+    """A chat model as in exercise 3.6 that wraps another one and counts what passes through it.
 
-    Its figures, in the registry that it is given:
+    Its metrics, in the registry that it is given:
 
         llm_requests_total{outcome}       counter: answers that have ended, by outcome
-        llm_prompt_tokens_total           counter: as the last object seen of each answer says,
-        llm_completion_tokens_total         whatever its outcome
+        llm_prompt_tokens_total           counter: from the last object seen of each answer,
+        llm_completion_tokens_total         whatever the outcome
         llm_requests_in_flight            gauge: answers that are being read
         llm_time_to_first_token_seconds   histogram: from the call to the first object with text
-        llm_inter_token_latency_seconds   histogram: between objects with text of one answer
+        llm_inter_token_latency_seconds   histogram: between objects with text of the same answer
         llm_request_seconds               histogram: from the call to the end, whatever the outcome
 
     An object with text is one whose text is not empty: whitespace is text, too.
 
-    Outcomes are the `finish_reason`, `stop` or `length`, once the object that has it has been handed out; `error`,
-    even if it is the inner `chat` itself that raises; and `cancelled` for a reader who left before: by `aclose()`, or
-    by being cancelled while it waited. There is no other outcome and no other label. Each answer counts once, however
-    often it is closed.
+    The outcome is the `finish_reason`, `stop` or `length`, once the object that has it has been handed out; `error`
+    if an exception was raised, even by the inner `chat` itself; and `cancelled` if the reader left before that, by
+    `aclose()` or by being cancelled while it waited. There are no other outcomes and no other labels. Each answer
+    counts once, however often it is closed.
 
     An answer ends when its last object is handed out or when the inner answer ends after it, whichever you like;
-    when an error comes out; or when the reader leaves. After that the gauge is one lower, and all of the answer has
-    been counted. An answer that nobody began to read counts nowhere. Each histogram has a bucket edge from 1 ms to
-    below 2 ms and one from 10 s to below 30 s.
+    when an error is raised; or when the reader leaves. From then on, the gauge is one lower, and everything about the
+    answer has been counted. An answer that no one began to read is not counted anywhere. Each histogram has a bucket
+    boundary from 1 ms to below 2 ms and one from 10 s to below 30 s.
 
-    Not graded: an answer that is dropped without `aclose()`; one that ends without a `finish_reason`; an error that
-    comes after the object with the `finish_reason`, or while the answer is being closed; an inner answer that itself
+    Not graded: an answer that is dropped without `aclose()`; one that ends without a `finish_reason`; an error
+    after the object with the `finish_reason`, or while the answer is being closed; an inner answer that itself
     raises CancelledError or another BaseException that is not an Exception; whether the time that closing takes counts
     in `llm_request_seconds`; two MeasuredChats on one registry.
 
@@ -49,10 +49,10 @@ class MeasuredChat:
         Args:
             chat_model: has `chat` as in exercise 3.6. What that returns can be read with `async for`, and has
                 `__anext__` and `aclose`; nothing more is promised. Its objects have the four attributes of a Piece.
-            registry: a `prometheus_client.CollectorRegistry`. Two MeasuredChats with registries of their own do not
+            registry: a `prometheus_client.CollectorRegistry`. Two MeasuredChats with separate registries do not
                 share figures.
-            clock: gives the time in seconds, which may be 0.0. No other clock is read. It is read when an answer
-                begins, when an object is handed out and at the end; how often is up to you.
+            clock: returns the time in seconds, which may be 0.0. No other clock is read. It is read when an answer
+                begins, when an object is handed out, and at the end; how often is up to you.
         """
         self._chat_model, self._clock = chat_model, clock
         self._requests = Counter("llm_requests_total", "Answers that have ended.", ["outcome"], registry=registry)
@@ -69,18 +69,18 @@ class MeasuredChat:
         )
 
     async def chat(self, messages, **options):
-        """What the inner `chat` gives, to be read with `async for`.
+        """Pass on what the inner `chat` yields. Read it with `async for`.
 
-        Arguments, each object as it comes, and errors pass through unchanged. The inner answer is closed when
-        `aclose()` returns, even if the inner `chat` was called and nobody has begun to read.
+        Arguments, each object as it arrives, and errors pass through unchanged. The inner answer is closed by the
+        time `aclose()` returns, even if the inner `chat` was called and no one has begun to read.
 
         Args:
             messages, options: as in exercise 3.6.
 
         Yields:
-            The inner answer's own objects, not copies, each as soon as it is there. The time of an object is the
-            time at which it is handed out, so what a slow reader takes in between counts as well. An answer
-            begins with the call or when its first object is asked for, whichever you like.
+            The inner answer's own objects, not copies, each as soon as it arrives. The time of an object is the
+            time at which it is handed out, so the time that a slow reader takes in between counts as well. An
+            answer begins at the call or when its first object is requested, whichever you like.
 
         Raises:
             Whatever the inner `chat` or its answer raises.

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 # given
 def rms_norm(x, norm):
-    """What each norm of a Qwen2 does.
+    """Apply a norm as each norm layer of a Qwen2 does.
 
     Args:
         x: (..., hidden).
@@ -17,7 +17,7 @@ def rms_norm(x, norm):
 
 # given
 def rotate(x, positions, inv_freq):
-    """The rotary embedding: turns queries or keys by their positions.
+    """Apply the rotary embedding: rotate queries or keys by their positions.
 
     Args:
         x: (rows, tokens, heads, head size).
@@ -31,17 +31,17 @@ def rotate(x, positions, inv_freq):
 
 
 class SlotModel:
-    """A Qwen2 with room for `slots` sequences, each with a key-value cache of its own.
+    """A Qwen2 with room for `slots` sequences, each with its own key-value cache.
 
-    Logits are those that transformers gives for the same sequence alone, to 1e-4 (float32, on the CPU),
-    whatever is in the other slots, and after a slot was used again. What was returned stays as it is.
-    Both calls block; one at a time, from any thread. A slot that is no longer used needs no call.
+    Logits match those of transformers for the same sequence alone to within 1e-4 (float32, on the CPU),
+    whatever is in the other slots, and also after a slot has been reused. What was returned does not change.
+    Both methods block and are called one at a time, from any thread. A slot that is no longer used needs no call.
 
-    It runs on the weights of `model`. Its `nn.Linear`s may be called; nothing of transformers' own
-    `forward` runs, in the model or its parts (`mlp.act_fn` may).
+    It runs on the weights of `model`. You may call its `nn.Linear`s, but no `forward` from transformers
+    itself may run, neither the model's nor that of its parts (except `mlp.act_fn`).
 
     Attributes:
-        slots: how many there are, numbered from 0.
+        slots: how many slots there are, numbered from 0.
         window: how many positions each has.
         eos_token_ids: the set of ids that end an answer.
 
@@ -55,13 +55,13 @@ class SlotModel:
 
     def __init__(self, model, *, slots=16, window=None):
         """Args:
-        model: a transformers Qwen2ForCausalLM, with tied or untied embeddings, any number of
-            key-value heads that divides the heads, any rope_theta. Sliding windows and rope
+        model: a transformers Qwen2ForCausalLM with tied or untied embeddings, any number of key-value
+            heads that divides the number of heads, and any rope_theta. Sliding windows and rope
             scaling are not used.
-        slots: room for how many sequences.
-        window: positions for each; None means `max_position_embeddings` of the model's config. Then
-            memory is taken as it is used: a tensor is made for at most twice as many positions as
-            the fullest slot holds, or a few hundred if that is more.
+        slots: how many sequences there is room for.
+        window: the number of positions in each slot; None means `max_position_embeddings` of the
+            model's config. Memory is then taken as it is needed: no tensor is made for more than
+            twice as many positions as the fullest slot holds, or a few hundred if that is more.
 
         `eos_token_ids` comes from the model's `generation_config.eos_token_id`, an id or a list.
         """
@@ -73,22 +73,22 @@ class SlotModel:
         self._model, self._head = model.model, model.lm_head
         self._size = self._model.layers[0].self_attn.head_dim
         room = min(256, self.window)
-        # for each layer the keys and the values, of every slot and position
+        # for each layer, the keys and values of every slot and position
         self._caches = [torch.zeros(2, slots, room, config.num_key_value_heads, self._size) for _ in self._model.layers]
         self._lengths = [0] * slots
 
     def prefill(self, slot, ids):
-        """Forgets what the slot held and runs `ids` through the model.
+        """Forget what the slot held and run `ids` through the model.
 
         Args:
             slot: 0 to `slots` - 1.
-            ids: 1 to `window` ids, a list.
+            ids: a list of 1 to `window` ids.
 
         Returns:
             The next token's logits, a tensor of shape (vocabulary,).
 
         Raises:
-            ValueError: an unknown slot, no ids or too many; nothing has changed.
+            ValueError: the slot is unknown, or there are no ids or too many; nothing has changed.
         """
         if slot not in range(self.slots):
             raise ValueError(f"there is no slot {slot}: they are 0 to {self.slots - 1}")
@@ -100,22 +100,22 @@ class SlotModel:
         return logits[0]
 
     def step(self, slots, ids):
-        """Appends one token to each of these slots, in one forward pass.
+        """Append one token to each of these slots, in one forward pass.
 
-        The number of matrix products does not depend on how many slots are named. (Keys and values
+        The number of matrix products does not depend on how many slots are listed. (Keys and values
         may be copied in a loop.)
 
         Args:
-            slots: a list of different slots, in any order. Each was filled by `prefill`.
-            ids: a list of as many ids.
+            slots: a list of distinct slots, in any order. Each was filled by `prefill`.
+            ids: a list of the same length, one id for each slot.
 
         Returns:
             The next tokens' logits, a tensor of shape (len(slots), vocabulary), in the order of
             `slots`.
 
         Raises:
-            ValueError: a slot that is unknown, named twice, full, or was never filled; nothing has
-                changed, even for the others that were named.
+            ValueError: a slot is unknown, listed twice, full, or was never filled; nothing has
+                changed, not even for the other slots in the list.
         """
         for slot in slots:
             if slot not in range(self.slots):
@@ -131,7 +131,7 @@ class SlotModel:
 
     @torch.inference_mode()
     def _run(self, slots, ids, positions):
-        """Runs `ids` at `positions`, for each of the slots as many; returns the last ones' logits."""
+        """Run `ids` at `positions`, equally many for each slot; return the logits of the last ones."""
         slots, ids, positions = torch.tensor(slots), torch.tensor(ids), torch.tensor(positions)
         longest = int(positions.max()) + 1
         self._make_room(longest)
