@@ -1,4 +1,4 @@
-"""0.1: how many tokens is this text?"""
+"""Exercise 0.1: how many tokens a text has."""
 
 
 def count_tokens(tokenizer, text):

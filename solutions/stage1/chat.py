@@ -19,7 +19,7 @@ def chat(
     not graded. Nothing is kept between calls.
 
     Args:
-        model, tokenizer: as `load_chat_model` returns them.
+        model, tokenizer: as returned by `load_chat_model`.
         text: what the user says now. Spaces and newlines reach the model unchanged.
         history: earlier turns, oldest first. Each is a pair (user, assistant), a tuple or a list.
         system: the system message. Even an empty one is passed to the model.

@@ -20,13 +20,13 @@ class ModelHandler:
     """
 
     def __init__(self, model, tokenizer):
-        """Args: model, tokenizer: as `load_chat_model` from exercise 1.1 returns them."""
+        """Args: model, tokenizer: as returned by `load_chat_model` from exercise 1.1."""
         self._model, self._tokenizer = model, tokenizer
         # all answers queue their steps for this one thread, so they take turns
         self._model_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
     async def generate(self, prompt, *, stream=False, max_new_tokens=128, temperature=0.0):
-        """Answer one user message. The answer is read with `async for`.
+        """Answer one user message. Read the answer with `async for`.
 
         The model's input is the system message "You are a helpful assistant." and the whole
         `prompt`, in the tokenizer's own chat template, with the generation prompt. The answer ends
@@ -61,7 +61,7 @@ class ModelHandler:
         The reader may leave at any time: by `aclose()` between two pieces, or by being cancelled
         while it waits, even while other answers are ahead of it in the queue. The model then stops
         within two steps after the one in progress. No one has to wait for it to stop, and no other
-        answer is disturbed.
+        answer is affected.
         """
         loop = asyncio.get_running_loop()
         steps = self._steps(prompt, max_new_tokens, temperature)
