@@ -1,16 +1,16 @@
-"""0.1: how many tokens is this text?"""
+"""Exercise 0.1: how many tokens a text has."""
 
 
 def count_tokens(tokenizer, text):
-    """Count the tokens of a text, as the model would see it.
+    """Count the tokens in a text, as the model would see it.
 
     Args:
-        tokenizer: a Hugging Face tokenizer. Qwen's adds no tokens of its own; with one that does,
-            whether you count them is up to you.
+        tokenizer: a Hugging Face tokenizer. Qwen's does not add any tokens to the text; if another
+            tokenizer does, it is up to you whether to count them.
         text: any string, however long. All of it is counted.
 
     Returns:
-        The number of tokens, an int: 0 for an empty text. No chat template is applied.
+        The number of tokens, an int; 0 for an empty text. No chat template is applied.
 
     Example:
         >>> count_tokens(tokenizer, "")

@@ -13,28 +13,28 @@ def chat(
 ):
     """Answer `text`, given what was said before.
 
-    The model is given the tokenizer's own chat template of the system line, the history and
-    `text`, with the generation prompt. Its answer ends at the tokenizer's own end token.
-    Whether the model's other ones (`model.generation_config.eos_token_id`, a list) end it too is not
-    graded. Nothing is kept between calls.
+    The model's input is the system message, the history and `text`, in the tokenizer's own chat
+    template, with the generation prompt. The answer ends at the tokenizer's own end token. Whether
+    it also ends at the model's other end tokens (`model.generation_config.eos_token_id`, a list) is
+    not graded. Nothing is kept between calls.
 
     Args:
-        model, tokenizer: as `load_chat_model` returns them.
-        text: what the user says now. Blanks and newlines reach the model as they are.
-        history: earlier turns, oldest first: pairs (user, assistant), as tuples or lists.
-        system: the system line. An empty one reaches the model, too.
-        max_new_tokens: the answer has at most this many tokens.
-        temperature: 0 always takes the likeliest token. Above 0 each token is drawn from
+        model, tokenizer: as returned by `load_chat_model`.
+        text: what the user says now. Spaces and newlines reach the model unchanged.
+        history: earlier turns, oldest first. Each is a pair (user, assistant), a tuple or a list.
+        system: the system message. Even an empty one is passed to the model.
+        max_new_tokens: the maximum number of tokens in the answer.
+        temperature: 0 always picks the most likely token. Above 0, each token is sampled from
             softmax(logits / temperature) (tested from 0.001 to 50). The checkpoint's own settings
-            change nothing: top_k, top_p, min_p, repetition_penalty, no_repeat_ngram_size, num_beams,
+            have no effect: top_k, top_p, min_p, repetition_penalty, no_repeat_ngram_size, num_beams,
             min_length, min_new_tokens, suppress_tokens, bad_words_ids.
 
     Returns:
-        (reply, history): the new tokens as text, without special tokens; and a new list, the
-        history with (text, reply) at its end. The caller's list is not changed.
+        (reply, history): the new tokens as text, without special tokens; and a new list, which is
+        the history with (text, reply) added at the end. The caller's list is not changed.
 
     Raises:
-        ValueError: `text` is empty (or, if you like, only whitespace), or `temperature` is negative.
+        ValueError: `text` is empty (or only whitespace, if you like), or `temperature` is negative.
 
     Example:
         >>> reply, history = chat(model, tokenizer, "My name is Alice.")
@@ -61,7 +61,7 @@ def chat(
         **inputs,
         do_sample=temperature > 0,
         temperature=float(temperature) if temperature > 0 else None,
-        top_k=0 if temperature > 0 else None,  # left out, it is 50
+        top_k=0 if temperature > 0 else None,  # the default is 50
         max_new_tokens=max_new_tokens,
     )
 
@@ -71,12 +71,12 @@ def chat(
 
 
 def _without_settings(model, tokenizer):
-    """The same model, and of its generation settings only those that end an answer."""
+    """The same model, with only those of its generation settings that end an answer."""
     import copy
 
     from transformers import GenerationConfig
 
-    # what generate() is not given, it takes from the model's own generation_config: even what a
+    # generate() takes whatever it is not given from the model's own generation_config, even what a
     # `generation_config=` leaves out
     model = copy.copy(model)
     model.generation_config = GenerationConfig(

@@ -14,32 +14,32 @@ logger = logging.getLogger(__name__)
 
 
 def create_app(load, chat):
-    """Make the app that answers texts, each without a history.
+    """Create the app that answers each text it receives, without any history.
 
         POST /chat    {"text": "你好"}  ->  200  {"result": "..."}
         GET  /health                    ->  200  {"status": "ok"}
 
-    `text` has 1 to 4,000 Unicode code points and reaches `chat` unchanged. Any other body is answered
-    with 422; a text of only whitespace may be, too, and so may a body with other fields besides
-    `text`. (Not promised: bodies that hold a NaN, an infinity or half a surrogate pair, and bodies
-    that FastAPI itself answers with 400 because they are not UTF-8 or are nested too deep.)
+    `text` has 1 to 4,000 Unicode code points and reaches `chat` unchanged. Any other body gets a 422.
+    A text that is only whitespace may get a 422 too, and so may a body with other fields besides
+    `text`. (Unspecified: bodies that contain NaN, an infinity or half a surrogate pair, and bodies
+    that FastAPI itself answers with 400 because they are not UTF-8 or are nested too deeply.)
 
-    `/health` answers at once, however many answers are being made or waited for. Requests that come
-    at the same time each get the answer that they would get alone, and none is refused.
+    `/health` answers immediately, however many answers are in progress or waiting. Requests that
+    arrive at the same time each get the answer they would get alone, and none is refused.
 
-    When `chat` raises an Exception, the answer is a 500 with a few plain words that show nothing of
-    the error, the server's log names the error, and the next request is answered normally. (If
-    `chat` raises an HTTPException, FastAPI may answer it itself. No promise for StopIteration, which
-    no coroutine can raise.)
+    If `chat` raises an Exception, the response is a 500 with a short, plain message that reveals
+    nothing about the error, the server's log names the error, and the next request is answered
+    normally. (If `chat` raises an HTTPException, FastAPI may handle it itself. Unspecified:
+    StopIteration, which a coroutine cannot raise.)
 
     Args:
-        load: `load()` returns (model, tokenizer). `create_app` does not call it: the app's
-            start-up does, once, before the first request is answered.
+        load: `load()` returns (model, tokenizer). `create_app` does not call it. The app does,
+            once, at startup, before it answers the first request.
         chat: `chat(model, tokenizer, text)` returns (reply, history), as in exercise 1.2.
             It may be called from any thread.
 
     Returns:
-        The FastAPI app. It shares nothing with other apps made by this function.
+        The FastAPI app. It shares nothing with other apps created by this function.
 
     Example:
         >>> app = create_app(lambda: load_chat_model("course/qwen/tiny"), chat)
@@ -58,13 +58,13 @@ def create_app(load, chat):
 
     @app.exception_handler(RequestValidationError)
     async def say_what_is_allowed(request, error):
-        # without the input: it may be very long, or be a NaN or half a character, which no JSON
-        # can hold, so that FastAPI's own 422 would end as a 500
+        # without the input: it may be very long, or contain NaN or half a character, which JSON
+        # cannot represent, so that FastAPI's own 422 would become a 500
         problems = [{key: each[key] for key in ("loc", "msg", "type")} for each in error.errors()]
         return JSONResponse({"detail": problems}, 422)
 
-    # one thread of its own for the model: the event loop stays free for /health, and those who
-    # wait stand in its queue instead of filling up a shared thread pool
+    # the model gets its own thread: the event loop stays free for /health, and waiting requests
+    # queue for that thread instead of filling up a shared pool
     model_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
     def answer(text):

@@ -10,12 +10,12 @@ class ChatError(Exception):
 def ask(base_url, text, *, timeout_s=60.0):
     """Send `text` to a chat server and return its answer.
 
-    An ordinary function: it can be called in a script, and in a notebook, where an event loop
-    already runs. One call sends exactly one request, `POST {base_url}/chat` with the body
+    An ordinary function: you can call it in a script, and in a notebook, where an event loop is
+    already running. Each call sends exactly one request, `POST {base_url}/chat` with the body
     {"text": text}, and expects 200 {"result": "..."}.
 
     Args:
-        base_url: where the server is, such as "http://127.0.0.1:8000". May end in a slash.
+        base_url: the server's address, such as "http://127.0.0.1:8000". It may end with a slash.
         text: what the user says.
         timeout_s: how many seconds the server may stay silent.
 
@@ -24,12 +24,12 @@ def ask(base_url, text, *, timeout_s=60.0):
 
     Raises:
         ChatError:
-            - the server answers with a 4xx or 5xx. The message contains the status number and the
-              server's words: `detail` if that is text, each `msg` of a 422, otherwise the body.
-            - there is no server. The message contains `base_url`.
-            - the server sends nothing for `timeout_s`, or the connection breaks.
-            - the answer is not the JSON that it should be. (No promise for JSON that is nested too
-              deep for Python to read.)
+            - the server answers with a 4xx or 5xx. The message contains the status code and what
+              the server said: `detail` if it is text, each `msg` of a 422, otherwise the body.
+            - there is no server at that address. The message contains `base_url`.
+            - the server sends nothing for `timeout_s` seconds, or the connection breaks.
+            - the answer is not the expected JSON. (Unspecified: JSON that is nested too deeply for
+              Python to read.)
 
     Example:
         >>> ask("http://127.0.0.1:8000", "你好")

@@ -7,23 +7,23 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def load_chat_model(name_or_path):
-    """Load a chat model and its tokenizer from a folder, or by its name on the model hub.
+    """Load a chat model and its tokenizer, from a folder or by name from the model hub.
 
-    The model is in eval mode. It is on the GPU, if there is one, in the checkpoint's own dtype;
-    else on the CPU in float32. Each call loads what it is asked for, or gives again what an earlier
-    call with that name loaded.
+    The model is in eval mode. If there is a GPU, it is on the GPU in the checkpoint's own dtype;
+    otherwise, it is on the CPU in float32. Each call loads the model it is asked for, or returns
+    what an earlier call with the same name loaded.
 
     Args:
-        name_or_path: an existing folder ("~/" means your home), or a hub name such as
-            "Qwen/Qwen1.5-1.8B-Chat". What looks like a path (absolute, or beginning with "./",
-            "../" or "~/", or with more than one slash) is never looked up at the hub.
+        name_or_path: an existing folder ("~/" is your home directory), or a hub name such as
+            "Qwen/Qwen1.5-1.8B-Chat". Anything that looks like a path (absolute, or beginning with
+            "./", "../" or "~/", or with more than one slash) is never looked up on the hub.
 
     Returns:
         (model, tokenizer): a causal language model, and the tokenizer from the same place.
 
     Raises:
         FileNotFoundError: there is no such folder, and neither the hub nor its local cache has
-            a model of that name. The message contains `name_or_path` as it was given.
+            a model with that name. The message contains `name_or_path` exactly as given.
 
     Example:
         >>> model, tokenizer = load_chat_model("course/qwen/tiny")
@@ -42,7 +42,7 @@ def load_chat_model(name_or_path):
     else:
         device, dtype = "cpu", torch.float32
 
-    # the cache first: without a network, the hub would be tried for minutes
+    # the cache first: without a network, transformers would keep trying the hub for minutes
     try:
         model, tokenizer = _load(name, dtype, local_files_only=True)
     except OSError:
@@ -60,7 +60,7 @@ def _load(name, dtype, local_files_only):
     model, report = AutoModelForCausalLM.from_pretrained(
         name, dtype=dtype, local_files_only=local_files_only, output_loading_info=True
     )
-    # transformers makes them up and says so in a log line: the model would answer noise
+    # transformers fills them with random numbers and only logs it: the answers would be noise
     if report["missing_keys"]:
         raise ValueError(f"{name} lacks weights: {', '.join(sorted(report['missing_keys']))}")
     tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local_files_only)
@@ -68,7 +68,7 @@ def _load(name, dtype, local_files_only):
 
 
 def _require_at_the_hub(name):
-    """One question: transformers itself would ask ten times, and not say what was wrong."""
+    """Ask once: transformers itself would ask ten times, and not say what was wrong."""
     from huggingface_hub import model_info
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 

@@ -1,4 +1,4 @@
-"""Exercise 1.5: control tokens that a user types are only text."""
+"""Exercise 1.5: control tokens typed by a user are only text."""
 
 import re
 
@@ -10,26 +10,26 @@ def encode_chat(tokenizer, messages):
 
     A message that reads "<|im_end|>" becomes the ids of those ten characters, never the id of the
     control token. Nothing is removed, escaped or refused: decoding the ids gives back the rendered
-    template (in the Unicode form that the tokenizer itself gives to a text). For messages without
-    control tokens the ids are those of `tokenizer.apply_chat_template`, even where a token reaches
-    from the template into a message, as "\\n\\n" does when a message begins with a newline.
-    `tokenizer` itself is not changed: afterwards it treats control tokens as it did before.
+    template (in the Unicode form that the tokenizer itself converts text to). For messages without
+    control tokens, the ids are those of `tokenizer.apply_chat_template`, even where a token spans
+    the template and a message, as "\\n\\n" does when a message begins with a newline. `tokenizer`
+    itself is not changed: afterwards, it treats control tokens as it did before.
 
     Args:
         tokenizer: a fast tokenizer. Its chat template may be any that does not itself look for
-            control tokens in a message, as some do for "</think>". It may be a tokenizer that adds a
-            token of its own at the beginning of a text; a chat template's text does not get that one.
-            (No promise for one that puts a blank before a text, as Llama's does, or that drops blanks
-            beside a control token: `lstrip`, `rstrip`.)
-        messages: [{"role": "user", "content": "你好"}, ...], the system line included.
+            control tokens in messages, as some do for "</think>". The tokenizer may be one that adds
+            a token at the beginning of a text; the rendered template does not get that token.
+            (Unspecified: tokenizers that put a space before a text, as Llama's does, or that drop
+            whitespace next to a control token: `lstrip`, `rstrip`.)
+        messages: [{"role": "user", "content": "你好"}, ...], including the system message.
 
     Returns:
-        list[int]: the ids of the rendered template, always with the generation prompt or always
-        without it.
+        list[int]: the ids of the rendered template, either always with the generation prompt or
+        always without it.
 
     Example:
         >>> ids = encode_chat(tokenizer, [{"role": "user", "content": "What is <|im_end|>?"}])
-        >>> ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>"))  # system line, question
+        >>> ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>"))  # system message, question
         2
     """
     template = tokenizer.get_chat_template()
@@ -38,15 +38,15 @@ def encode_chat(tokenizer, messages):
     controls.sort(key=len, reverse=True)  # so that a token is found before one that it begins with
     control = re.compile("|".join(map(re.escape, controls)) or "(?!)")  # (?!) matches nothing
 
-    # 1. What is typed gets a stand-in: for each control token, a character that nobody uses.
+    # 1. Each typed control token is replaced by a stand-in, a character that is not used anywhere.
     used = set(template).union(*(message["content"] for message in messages))
     unused = (chr(code) for code in range(0xE000, 0xF900) if chr(code) not in used)
     stand_in = dict(zip(controls, unused))
     marked = [{**message, "content": control.sub(lambda m: stand_in[m[0]], message["content"])} for message in messages]
     rendered = tokenizer.apply_chat_template(marked, add_generation_prompt=True, tokenize=False)
 
-    # 2. The control tokens that are there now are the template's own. All the rest is text, for
-    #    a second tokenizer with the same vocabulary that has never heard of control tokens.
+    # 2. Any control tokens left are the template's own. Everything else is text, for a second
+    #    tokenizer with the same vocabulary that has never heard of control tokens.
     text_tokenizer = Tokenizer(tokenizer.backend_tokenizer.model)
     text_tokenizer.normalizer = tokenizer.backend_tokenizer.normalizer
     text_tokenizer.pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer

@@ -8,10 +8,10 @@ from tokenizers.decoders import DecodeStream
 
 
 class ModelHandler:
-    """One model, and its answers piece by piece, for a server with an event loop.
+    """One model that answers piece by piece, for a server with an event loop.
 
-    The event loop never waits for the model. Answers made at the same time do not mix. When 64 are
-    being read at once, all of them reach their end.
+    The event loop never waits for the model. Answers generated at the same time do not get mixed up.
+    When 64 are being read at once, all of them finish.
 
     Example:
         >>> handler = ModelHandler(model, tokenizer)
@@ -20,52 +20,53 @@ class ModelHandler:
     """
 
     def __init__(self, model, tokenizer):
-        """Args: model, tokenizer: as `load_chat_model` of exercise 1.1 returns them."""
+        """Args: model, tokenizer: as returned by `load_chat_model` from exercise 1.1."""
         self._model, self._tokenizer = model, tokenizer
-        # all steps of all answers stand in this one thread's queue, each behind the others'
+        # all answers queue their steps for this one thread, so they take turns
         self._model_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
     async def generate(self, prompt, *, stream=False, max_new_tokens=128, temperature=0.0):
-        """Answer one user message; to be read with `async for`.
+        """Answer one user message. Read the answer with `async for`.
 
-        The model is given the tokenizer's own chat template of the system line "You are a helpful
-        assistant." and the whole `prompt`, with the generation prompt. The answer ends at the
-        tokenizer's own end token. Whether the model's other ones
-        (`model.generation_config.eos_token_id`, a list) end it too is not graded.
+        The model's input is the system message "You are a helpful assistant." and the whole
+        `prompt`, in the tokenizer's own chat template, with the generation prompt. The answer ends
+        at the tokenizer's own end token. Whether it also ends at the model's other end tokens
+        (`model.generation_config.eos_token_id`, a list) is not graded.
 
         Args:
             prompt: what the user says.
-            stream: True gives the answer in pieces, each as soon as it can be. While the model
-                works on, all text up to the last space, newline or Chinese ideograph has come out
-                (the spaces and newlines at its end may wait), and no piece is empty. False gives it
-                as exactly one piece, which may be empty. Where a token ends within a character, its
-                text may wait for that character's rest.
-            max_new_tokens: the answer has at most this many tokens. A character that this limit
-                cuts in two is left out, and so may be the other text of its token.
-            temperature: an int or a float. 0 always takes the likeliest token. Above 0 each token is
-                drawn from softmax(logits / temperature), afresh in each answer (tested
-                from 0.002 to 50). The checkpoint's own settings change nothing: top_k, top_p, min_p,
+            stream: True yields the answer in pieces, each as early as possible. While the model is
+                still working, all text up to the last space, newline or Chinese ideograph has been
+                yielded (the spaces and newlines at its end may wait), and no piece is empty. False
+                yields the answer as exactly one piece, which may be empty. If a token ends inside a
+                character, its text may wait for the rest of that character.
+            max_new_tokens: the maximum number of tokens in the answer. If this limit cuts a
+                character in two, the character is left out; the rest of its token's text may be, too.
+            temperature: an int or a float. 0 always picks the most likely token. Above 0, each token
+                is sampled from softmax(logits / temperature), independently in each answer (tested
+                from 0.002 to 50). The checkpoint's own settings have no effect: top_k, top_p, min_p,
                 repetition_penalty, no_repeat_ngram_size, num_beams, min_length, min_new_tokens,
                 suppress_tokens, bad_words_ids.
 
         Yields:
-            Pieces of text. Joined they are the answer: nothing of the prompt, no special tokens,
-            no broken characters. (No promise for tokens whose bytes form no character, which a
-            high temperature may draw, nor for a U+FFFD that the model itself writes.)
+            Pieces of text. Joined together, they are the answer, with nothing from the prompt, no
+            special tokens and no broken characters. (Unspecified: tokens whose bytes do not form a
+            character, which a high temperature may pick, and a U+FFFD that the model itself writes.)
 
         Raises:
-            Whatever Exception the model raises, with its type and message, at once. The next answer
-            works. (No promise for StopIteration and StopAsyncIteration, which Python's generators change.)
+            Whatever Exception the model raises, with the same type and message, immediately. The
+            next answer works. (Unspecified: StopIteration and StopAsyncIteration, which Python's
+            generators replace.)
 
         The reader may leave at any time: by `aclose()` between two pieces, or by being cancelled
-        while it waits, even while other answers have to be made first. Then the model stops within
-        two steps after the one in progress, without anyone waiting for it, and no other answer is
-        disturbed.
+        while it waits, even while other answers are ahead of it in the queue. The model then stops
+        within two steps after the one in progress. No one has to wait for it to stop, and no other
+        answer is affected.
         """
         loop = asyncio.get_running_loop()
         steps = self._steps(prompt, max_new_tokens, temperature)
         pieces = []
-        # one step at a time: a reader who leaves or does not read asks for no more of them
+        # one step at a time: for a reader who leaves or stops reading, no more steps are run
         while (piece := await loop.run_in_executor(self._model_thread, next, steps, None)) is not None:
             if piece and stream:
                 yield piece
@@ -76,7 +77,7 @@ class ModelHandler:
 
     @torch.inference_mode()
     def _steps(self, prompt, max_new_tokens, temperature):
-        """Runs the model one step for each `next`; yields the text that the step completes."""
+        """Runs the model for one step per `next`; yields the text that the step completes."""
         messages = [
             {"role": "system", "content": "You are a helpful assistant."},
             {"role": "user", "content": prompt},
@@ -94,7 +95,7 @@ class ModelHandler:
             ids = _choose(output.logits[:, -1].float(), temperature)
             if ids.item() in end_ids:
                 return
-            # None as long as a character lacks some of its bytes
+            # None while a character is missing some of its bytes
             yield text.step(self._tokenizer.backend_tokenizer, ids.item()) or ""
 
 
@@ -102,6 +103,6 @@ def _choose(logits, temperature):
     """The next token's id, of shape (1, 1), from logits of shape (1, vocabulary)."""
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
-    # the largest is moved to 0, so that no temperature is too small to divide by
+    # the largest becomes 0, so that no temperature is too small to divide by
     logits = (logits - logits.max()) / temperature
     return torch.multinomial(logits.softmax(dim=-1), num_samples=1)
