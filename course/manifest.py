@@ -64,7 +64,9 @@ class Exercise:
         if not self.extra:
             return ""
         if os.name == "nt":
-            return marked(f"it cannot be checked on Windows: {self.extra} does not start there in the way that the check needs.")
+            return marked(
+                f"it cannot be checked on Windows: {self.extra} does not start there in the way the check needs."
+            )
         if importlib.util.find_spec(self.extra) is not None:
             return ""
         return marked(
@@ -117,7 +119,8 @@ def find(id: str) -> Exercise:
         return exercises()[str(id)]
     except KeyError:
         known = ", ".join(exercises())
-        raise UnknownExercise(words("There is no exercise {id}. The exercises are: {known}.", id=id, known=known)) from None
+        said = words("There is no exercise {id}. The exercises are: {known}.", id=id, known=known)
+        raise UnknownExercise(said) from None
 
 
 def shown(path: Path) -> str:

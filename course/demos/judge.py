@@ -25,7 +25,8 @@ class Watch:
 
     def __str__(self):
         return words(
-            "something else used your computer's cores: {before} before, {during} while it was measured, {after} after",
+            "something else was using your computer's cores:"
+            " {before} before the measurement, {during} during it, {after} after it",
             before=f"{self.before:.0%}",
             during=f"{self.during:.0%}",
             after=f"{self.after:.0%}",

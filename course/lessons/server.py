@@ -84,7 +84,7 @@ def serve(
             number, listener, host=host, solution=solution, model=model, tuned=tuned, thread=thread
         )
     except KeyboardInterrupt:
-        raise ServeError(words("Stopped before it answered.")) from None
+        raise ServeError(words("Stopped before the server answered.")) from None
     return _running[number]
 
 
@@ -112,7 +112,7 @@ def run(
     try:
         number = stage_number(stage)
         if host not in ("127.0.0.1", "localhost", "::1"):
-            print(words("Careful: on {host}, all who can reach this computer can use the server.", host=host))
+            print(words("Careful: on {host}, anyone who can reach this computer can use the server.", host=host))
         listener = _bind(host, port)
         with Server(
             number,
@@ -144,7 +144,7 @@ def run(
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)
-    print(words("The server has ended by itself."), file=sys.stderr)
+    print(words("The server stopped by itself."), file=sys.stderr)
     return 1
 
 
@@ -177,7 +177,7 @@ class Server:
     def __init__(self, stage, listener, *, host, solution, model, tuned=False, thread=False, to_terminal=False):
         self.stage, self.host, self.solution = stage, host, solution
         self._output = b""
-        print(words("Starting the server of stage {stage} ...", stage=stage), flush=True)
+        print(words("Starting the server for stage {stage} ...", stage=stage), flush=True)
         with listener:
             self.port = listener.getsockname()[1]
             self.process = _start(stage, listener, host, solution, model, tuned, thread, to_terminal)
@@ -260,8 +260,8 @@ class Server:
     def _description(self):
         values = {"stage": self.stage, "whose": _whose(self.solution)}
         if self.process.poll() is None:
-            return words("The server of stage {stage} with {whose} runs", **values)
-        return words("The server of stage {stage} with {whose} has ended", **values)
+            return words("The server for stage {stage} with {whose} is running", **values)
+        return words("The server for stage {stage} with {whose} has stopped", **values)
 
     def __repr__(self):
         return f"<{self._description()}: {self.url}>"
@@ -281,7 +281,7 @@ def _bind(host, port):
         ServeError: the port is taken, or there is no such host or port.
     """
     if not 0 <= port <= 65_535:
-        raise ServeError(words("There is no port {port}. Ports go from 1 to 65535; 0 finds a free one.", port=port))
+        raise ServeError(words("There is no port {port}. Ports go from 1 to 65535; 0 picks a free one.", port=port))
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -297,8 +297,8 @@ def _bind(host, port):
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             said = words(
-                "Port {port} is taken. Stop the program that uses it, or choose another port: "
-                "--port 0, in a notebook port=0, finds a free one.",
+                "Port {port} is in use. Stop the program that uses it, or choose another port: "
+                "--port 0 (in a notebook, port=0) picks a free one.",
                 port=port,
             )
         else:

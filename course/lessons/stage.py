@@ -74,7 +74,7 @@ def start_log(setup_logging) -> Path:
     try:
         setup_logging(folder)
     except OSError as error:
-        said = words("The log cannot be written: {error}. COURSE_WORK names another folder for it.", error=error)
+        said = words("The log cannot be written: {error}. Set COURSE_WORK to another folder.", error=error)
         raise NotReady(said) from None
     logging.getLogger().addHandler(logging.lastResort)
     return folder

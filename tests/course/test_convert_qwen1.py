@@ -413,7 +413,7 @@ def test_an_existing_target_is_left_alone(legacy, tmp_path, kind):
         if kind == "folder":
             (target / "notes.txt").write_text("mine")
     before = listing(tmp_path), sorted(tmp_path.rglob("*"))
-    with pytest.raises(ConversionError, match="exists already"):
+    with pytest.raises(ConversionError, match="already exists"):
         convert(legacy, target)
     assert (listing(tmp_path), sorted(tmp_path.rglob("*"))) == before
 

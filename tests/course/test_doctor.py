@@ -253,8 +253,8 @@ def test_problems_are_marked_in_words_and_mends_are_not_wrapped():
     command = "python -m pip install " + "x" * 100
     all_well, page = shown([Finding(True, "fine"), Finding(False, "the [bold] disk", command)])
     assert not all_well
-    assert "  ok   fine\n" in page and "  MEND the [bold] disk\n" in page
-    assert f"do: {command}\n" in page and "1 to mend" in page
+    assert "  ok   fine\n" in page and "  FIX  the [bold] disk\n" in page
+    assert f"do: {command}\n" in page and "1 to fix" in page
 
 
 def test_notes_are_no_problems():

@@ -55,9 +55,9 @@ def test_the_verdict_in_a_terminal_says_that_it_is_not_counted(tmp_path):
             ["1.3", "--url", "http://127.0.0.1:9"],
             "1.3 cannot be checked with --url: it needs your file. These can: 2.2, 3.7.",
         ),
-        (["--stage", "3", "--url", "http://127.0.0.1:9"], "--url goes with one exercise"),
-        (["2.2", "3.7", "--url", "http://127.0.0.1:9"], "--url goes with one exercise"),
-        (["3.7", "--file", str(find("3.7").solution_file), "--url", "http://127.0.0.1:9"], "--url goes with one"),
+        (["--stage", "3", "--url", "http://127.0.0.1:9"], "--url works with one exercise"),
+        (["2.2", "3.7", "--url", "http://127.0.0.1:9"], "--url works with one exercise"),
+        (["3.7", "--file", str(find("3.7").solution_file), "--url", "http://127.0.0.1:9"], "--url works with one"),
     ],
 )
 def test_what_cannot_be_done_is_said(arguments, says, tmp_path):
