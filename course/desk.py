@@ -1,4 +1,4 @@
-"""The desk: what a learner can ask for, and what is said to it. `course.cli` and `course.notebook` are
+"""The desk: what a learner can ask for, and the answers. `course.cli` and `course.notebook` are
 its two faces, and only print.
 
 A face says how a command is typed there: `typed("hint", "1.3")` is "course hint 1.3" in a terminal.
@@ -23,7 +23,7 @@ SHARED = 0.3
 
 
 class Refused(Exception):
-    """What was asked for cannot be had. The message says why, and what to do."""
+    """A request cannot be fulfilled. The message says why, and what to do."""
 
     def _render_traceback_(self):
         # what a notebook shows: the message, not the way to it
@@ -64,11 +64,11 @@ def check(exercise: Exercise, file=None, show: Callable[[str], None] = lambda li
 
     Args:
         exercise: what to check.
-        file: the answer; by default, and then it is kept, the learner's own.
-        show: called with a line that says what the check is at, whenever that has changed.
+        file: the answer; by default the learner's own, which is then kept.
+        show: called with a line that says which test is running, whenever that changes.
 
     Raises:
-        Refused: the grader did not start, or Ctrl-C came.
+        Refused: the grader did not start, or Ctrl-C was pressed.
     """
     own = file is None or Path(file).resolve() == exercise.work_file
     not_kept = ""

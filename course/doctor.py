@@ -1,7 +1,7 @@
-"""What could keep the course from running on this computer, and the one line that mends it.
+"""What could keep the course from running on this computer, and the one line that fixes it.
 
 Every check is a function that returns a Finding. None of them changes a file of yours; a model that
-COURSE_MODEL names is downloaded if it is not there yet.
+COURSE_MODEL names is downloaded if it is not on this computer yet.
 
 Not covered: whether a GPU works, and anything that only shows under load.
 """
@@ -37,7 +37,7 @@ BROWSERS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. A `mend` beside ok=True is only advice."""
+    """One thing that was checked. With ok=True, `mend` is only advice."""
 
     ok: bool
     what: str
@@ -45,13 +45,13 @@ class Finding:
 
 
 def diagnose() -> list[Finding]:
-    """Look at everything, the quick things first. It takes some seconds: the model is loaded."""
+    """Check everything, the quick things first. It takes a few seconds because it loads the model."""
     looks = (_environment, _kernel, _versions, _loopback, _disk, _threads, _browser, _fork_server, _model)
     return [_outliving(look) for look in looks]
 
 
 def show(findings, console=None) -> bool:
-    """Print the findings, readable without colour. True if nothing has to be mended."""
+    """Print the findings, readable without colour. True if there is nothing to fix."""
     from rich.console import Console
     from rich.text import Text
 
