@@ -78,36 +78,36 @@ const WORDS = {
   note2: [
     "Your message goes over both transports, one after the other. Watch the number of forward passes " +
       "when you stop an answer: the model stops, too.",
-    "同一条消息先后用两种方式发送。停止回答时请看模型的前向计算次数：它也停了。",
+    "同一条消息先后用两种方式发送。停止回答时，请看前向计算次数：模型也停了。",
   ],
   slow: [
     "The model is tiny: slow it down to about 25 steps a second, like a larger one, to see it work.",
     "模型很小，放慢到每秒约 25 步，和更大的模型一样快，才看得清。",
   ],
   steps: ["forward passes: {n}", "前向计算：{n} 次"],
-  running: ["{pieces} pieces · first after {ttft} s", "{pieces} 段 · {ttft} 秒后到第一段"],
+  running: ["{pieces} pieces · first after {ttft} s", "{pieces} 段 · 首段 {ttft} 秒"],
   done: [
     "{pieces} pieces · first after {ttft} s · {rate} pieces/s",
-    "{pieces} 段 · {ttft} 秒后到第一段 · 每秒 {rate} 段",
+    "{pieces} 段 · 首段 {ttft} 秒 · 每秒 {rate} 段",
   ],
   stopped: [
     "{pieces} pieces · first after {ttft} s · {rate} pieces/s · stopped",
-    "{pieces} 段 · {ttft} 秒后到第一段 · 每秒 {rate} 段 · 已停止",
+    "{pieces} 段 · 首段 {ttft} 秒 · 每秒 {rate} 段 · 已停止",
   ],
   broken: ["The connection broke.", "连接中断了。"],
 
   stage3: ["Stage 3: an OpenAI endpoint", "第 3 阶段：OpenAI 接口"],
   lead3: [
     "Each time, the whole conversation goes to your own server as POST /v1/chat/completions.",
-    "每一次，整个对话都以 POST /v1/chat/completions 发给你自己的服务器。",
+    "每次都把整个对话以 POST /v1/chat/completions 发给你自己的服务器。",
   ],
   fresh: ["New conversation", "新对话"],
-  firstAfter: ["first text after {ttft} s", "{ttft} 秒后到第一段文字"],
+  firstAfter: ["first text after {ttft} s", "首段文字 {ttft} 秒"],
   tokens: [
     "first text after {ttft} s · {rate} tokens/s · {prompt} + {completion} tokens · {reason}",
-    "{ttft} 秒后到第一段文字 · 每秒 {rate} 个 token · {prompt} + {completion} 个 token · {reason}",
+    "首段文字 {ttft} 秒 · 每秒 {rate} 个 token · {prompt} + {completion} 个 token · {reason}",
   ],
-  left: ["first text after {ttft} s · {pieces} pieces · stopped", "{ttft} 秒后到第一段文字 · {pieces} 段 · 已停止"],
+  left: ["first text after {ttft} s · {pieces} pieces · stopped", "首段文字 {ttft} 秒 · {pieces} 段 · 已停止"],
   brokeOff: ["The server broke off the answer: {words}", "服务器中断了回答：{words}"],
   lines: ["The log of the last request", "最近一次请求的日志"],
   noLines: ["Ask something, and its lines in work/logs/ appear here.", "发一条消息，它在 work/logs/ 里的日志行就会显示在这里。"],
@@ -116,7 +116,7 @@ const WORDS = {
   stage4: ["Stage 4: production", "第 4 阶段：生产环境"],
   lead4: [
     "Your question shares each step of the model with everyone who asks at the same time.",
-    "你的提问与同一时刻的所有提问共用模型的每一步。",
+    "同一时刻的所有提问共用模型的每一步，你的也在其中。",
   ],
   toDashboard: ["Dashboard", "仪表盘"],
   toChat: ["Chat", "聊天"],
@@ -130,7 +130,7 @@ const WORDS = {
   dashWaiting: ["waiting", "排队"],
   dashRate: ["Tokens per second", "每秒 token 数"],
   dashTokens: ["all answers together", "所有回答合计"],
-  dashFirst: ["Time to first token, ms", "到第一个 token 的时间（毫秒）"],
+  dashFirst: ["Time to first token, ms", "首 token 延迟（毫秒）"],
   dashMean: ["mean over the last second", "最近一秒的平均值"],
   dashEnded: ["Finished answers", "已结束的回答"],
   dashOutcomes: [
