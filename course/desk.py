@@ -195,7 +195,7 @@ def reset(exercise: Exercise) -> str:
         kept = records.write(exercise, stubs.stub(exercise.id))
     said = [words("{file} is the stub again.", file=shown(exercise.work_file))]
     if kept:
-        said.append(words("What was there is saved in {file}.", file=shown(kept)))
+        said.append(words("What was there before is kept in {file}.", file=shown(kept)))
     said.append(words("The notebook's cell has not changed: when you run it, it writes the file again."))
     return "\n".join(said)
 

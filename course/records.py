@@ -214,8 +214,8 @@ def _alone():
 
 def _cannot_keep(path, error):
     said = words(
-        "{path} cannot be written ({why}). What was there has not changed."
-        " Free some space, or set COURSE_WORK to a folder of your own.",
+        "Free some space, or set COURSE_WORK to a folder of your own: {path} cannot be written ({why})."
+        " What was there has not changed.",
         path=shown(path),
         why=error.strerror or error,
     )

@@ -237,7 +237,7 @@ def test_a_tiny_model_with_damaged_weights(monkeypatch, tmp_path):
 
 def test_a_model_that_says_nothing(monkeypatch):
     monkeypatch.setattr(doctor, "_answer", lambda path, text: "")
-    assert "says nothing" in broken(doctor._model).what
+    assert "gives no answer" in broken(doctor._model).what
 
 
 # what is shown

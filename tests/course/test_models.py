@@ -379,7 +379,7 @@ def test_modelscope_without_network(tmp_path):
         "    raise RuntimeError('name resolution failed')\n",
     )
     answer, _ = ask(tmp_path, **settings)
-    unavailable(answer, "ModelScope did not", "name resolution failed", "COURSE_HUB=huggingface")
+    unavailable(answer, "downloaded from ModelScope", "name resolution failed", "COURSE_HUB=huggingface")
 
 
 def test_modelscope_is_not_installed(tmp_path):
