@@ -427,7 +427,7 @@ def test_a_target_that_appears_meanwhile_is_left_alone(legacy, tmp_path, monkeyp
         target.mkdir()
 
     monkeypatch.setattr(convert_qwen1, "_write_tokenizer", slow)
-    with pytest.raises(ConversionError, match="appeared meanwhile"):
+    with pytest.raises(ConversionError, match="appeared in the meantime"):
         convert(legacy, target)
     assert list(tmp_path.iterdir()) == [target] and not list(target.iterdir())
 

@@ -1,4 +1,4 @@
-"""course doctor: each thing that can be broken is found, with the line that mends it."""
+"""course doctor: each thing that can be broken is found, with the line that fixes it."""
 
 import importlib.metadata
 import io

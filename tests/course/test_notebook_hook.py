@@ -122,7 +122,7 @@ def test_other_forms_of_the_marker_are_kept_too(session, head):
 @pytest.mark.parametrize("head", ["# exercise 0.1\n", "#| exercise\n", "x = 1\n#| exercise 0.1\n"])
 def test_what_only_looks_like_a_marker_is_said(session, head):
     said = session("import course", head + SOLVED.partition("\n")[2])
-    assert "not kept" in said[1] and not session.file.exists()
+    assert "not saved" in said[1] and not session.file.exists()
 
 
 def test_what_an_editor_wrote_is_kept_in_the_history(session):
