@@ -89,7 +89,7 @@ def load_all(wanted: dict[str, str | tuple[str, ...]], *, solution: bool = False
         raise NotReady(
             "\n".join(problems.values())
             + "\n"
-            + words("What you can do: work on it and check it (course check {id}),", id=next(iter(problems)))
+            + words("What you can do: finish it and check it (course check {id}),", id=next(iter(problems)))
             + "\n"
             + words("or serve the reference answers (solution=True, or course serve {stage} --solution).", stage=stage)
         )

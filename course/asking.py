@@ -26,8 +26,8 @@ def ask_before_sending(url: str, what: str, yes: bool) -> None:
     if yes or is_here(url):
         return
     print(words("{what} will be sent to {url}.", what=what, url=url), file=sys.stderr)
-    if not sys.stdin.isatty() or _asked(words("Go on? [y/N] ")) not in ("y", "yes"):
-        raise Refused(words("Nothing was sent. --yes answers this question."))
+    if not sys.stdin.isatty() or _asked(words("Continue? [y/N] ")) not in ("y", "yes"):
+        raise Refused(words("Nothing was sent. To skip this question, add --yes."))
 
 
 def _asked(question):

@@ -99,7 +99,7 @@ def _checked(exercise):
     verdict = check(exercise.id, exercise.solution_file)
     seconds = time.perf_counter() - start
     if not verdict.passed:
-        sys.exit(f"No times, for the reference answer did not pass.\n{verdict}")
+        sys.exit(f"No times, because the reference answer did not pass.\n{verdict}")
     return seconds
 
 
@@ -148,7 +148,7 @@ def _streams(runs, begin):
                 begin(f"stage {stage}'s server, {clients} clients at once")
                 seen = asyncio.run(measure(server.url + path, clients=clients, **body))
                 if seen.errors:
-                    sys.exit(f"No figures, for {seen.errors} of {clients} streams failed.")
+                    sys.exit(f"No figures, because {seen.errors} of {clients} streams failed.")
                 speed = f"{seen.tokens_per_s:.0f} pieces/s"
                 table.add_row(f"{clients} at once", speed, _s(seen.ttft_p50_s), _s(seen.ttft_p95_s))
     return table

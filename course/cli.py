@@ -19,7 +19,7 @@ app = typer.Typer(
     help="Serving Qwen: work on an exercise, check it, serve what you built.",
 )
 Id = Annotated[str, typer.Argument(help="an exercise, such as 1.3", show_default=False)]
-Yes = Annotated[bool, typer.Option("--yes", help="do not ask before another computer's server is used")]
+Yes = Annotated[bool, typer.Option("--yes", help="do not ask before sending requests to another computer")]
 
 
 class Format(StrEnum):
@@ -31,32 +31,32 @@ class Format(StrEnum):
 
 @app.command()
 def check(
-    ids: Annotated[list[str] | None, typer.Argument(help="exercises, such as 1.3; none: the last one again")] = None,
+    ids: Annotated[list[str] | None, typer.Argument(help="exercises, such as 1.3; by default, the last one")] = None,
     file: Annotated[Path | None, typer.Option(help="check this file instead of yours")] = None,
-    stage: Annotated[int | None, typer.Option(help="check all exercises of a stage")] = None,
+    stage: Annotated[int | None, typer.Option(help="check all exercises in a stage")] = None,
     all: Annotated[bool, typer.Option("--all", help="check every exercise")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
-    full: Annotated[bool, typer.Option("--full", help="every test, raw tracebacks included")] = False,
-    url: Annotated[str | None, typer.Option(help="check a server that runs already; this is not counted")] = None,
+    full: Annotated[bool, typer.Option("--full", help="show every test, with raw tracebacks")] = False,
+    url: Annotated[str | None, typer.Option(help="check a server that is already running; this is not counted")] = None,
     yes: Yes = False,
 ):
-    """Check an answer. The exit code is 0 only if all that was asked for passed.
+    """Check an answer. The exit code is 0 only if everything that you asked to check has passed.
 
-    With --url those tests are run that need nothing but the server's address: of 2.2 and 3.7 there are some.
+    With --url, only the tests that need nothing but the server's address are run: 2.2 and 3.7 have some.
     """
     if bool(ids) + (stage is not None) + all > 1:
-        raise desk.Refused(words("Say one of these: course check 1.3, course check --stage 1 or course check --all."))
+        raise desk.Refused(words("Use one of these: course check 1.3, course check --stage 1 or course check --all."))
     whole = all or stage is not None
     if whole:
         chosen = desk.of_stage(stage)
     else:
         chosen = [desk.chosen(id, "check", _typed) for id in ids or [None]]
     if file is not None and (whole or len(chosen) > 1):
-        raise desk.Refused(words("--file goes with one exercise: course check 1.3 --file my_answer.py"))
+        raise desk.Refused(words("--file works with one exercise only: course check 1.3 --file my_answer.py"))
     if file is not None and not file.is_file():
         raise desk.Refused(words("There is no file {file}.", file=file))
     if url is not None and (file is not None or whole or len(chosen) > 1):
-        raise desk.Refused(words("--url goes with one exercise: course check 3.7 --url http://127.0.0.1:8000"))
+        raise desk.Refused(words("--url works with one exercise only: course check 3.7 --url http://127.0.0.1:8000"))
     if url is not None:
         asking.ask_before_sending(url, words("Up to 200 requests"), yes)
     verdicts = [_checked(each, file, url, quiet=as_json) for each in chosen]
@@ -90,18 +90,18 @@ def all_passed(verdicts) -> bool:
 
 @app.command()
 def hint(
-    id: Annotated[str | None, typer.Argument(help="an exercise; none: that of the last check")] = None,
+    id: Annotated[str | None, typer.Argument(help="an exercise; by default, the last one checked")] = None,
 ):
-    """Show the hint for the test that failed last, or else the next one."""
+    """Show the hint for the test that failed last, or the next hint."""
     print(desk.hint(desk.chosen(id, "hint", _typed)))
 
 
 @app.command()
 def solution(
     id: Id,
-    anyway: Annotated[bool, typer.Option("--anyway", help="before you have passed")] = False,
+    anyway: Annotated[bool, typer.Option("--anyway", help="show it even before you have passed")] = False,
 ):
-    """Show the difference between your answer and the reference, without what is only style."""
+    """Show how your answer differs from the reference, apart from style."""
     from rich.console import Console
     from rich.syntax import Syntax
 
@@ -114,13 +114,13 @@ def solution(
 
 @app.command()
 def reset(id: Id):
-    """Put the stub back; what was there is kept."""
+    """Restore the stub, and keep a copy of what was there."""
     print(desk.reset(desk.chosen(id, "reset", _typed)))
 
 
 @app.command()
 def progress():
-    """Show every exercise, its points, and what comes next."""
+    """Show all exercises, their points, and what to do next."""
     from rich.console import Console
     from rich.table import Table
 
@@ -137,7 +137,7 @@ def progress():
 @app.command()
 def report(
     format: Annotated[Format, typer.Option(help="json, junit, gradescope or csv")],
-    output: Annotated[Path | None, typer.Option(help="a file; else standard output")] = None,
+    output: Annotated[Path | None, typer.Option(help="a file; by default, standard output")] = None,
     stage: Annotated[int | None, typer.Option(help="only this stage")] = None,
 ):
     """Check every exercise and export the scores. The exit code is 0 when the report is complete."""
@@ -153,15 +153,15 @@ def report(
 
 @app.command()
 def serve(
-    stage: Annotated[str, typer.Argument(help="a stage, such as 1, or an exercise of it")],
-    solution: Annotated[bool, typer.Option("--solution", help="serve the reference")] = False,
-    port: Annotated[int, typer.Option(help="where to listen")] = 8000,
-    host: Annotated[str, typer.Option(help="other than 127.0.0.1 lets others in")] = "127.0.0.1",
+    stage: Annotated[str, typer.Argument(help="a stage, such as 1, or one of its exercises")],
+    solution: Annotated[bool, typer.Option("--solution", help="serve the reference answers")] = False,
+    port: Annotated[int, typer.Option(help="the port to listen on")] = 8000,
+    host: Annotated[str, typer.Option(help="any address but 127.0.0.1 lets others in")] = "127.0.0.1",
     model: Annotated[str | None, typer.Option(help="a folder or a hub name")] = None,
-    tuned: Annotated[bool, typer.Option("--tuned", help="stage 4 on the course's fast slot model")] = False,
-    thread: Annotated[bool, typer.Option("--thread", help="stage 4 with its engine in a thread")] = False,
+    tuned: Annotated[bool, typer.Option("--tuned", help="run stage 4 on the course's fast slot model")] = False,
+    thread: Annotated[bool, typer.Option("--thread", help="run stage 4 with its engine in a thread")] = False,
 ):
-    """Run your own server, put together from your answers. Ctrl-C stops it."""
+    """Run your own server, built from your answers. Ctrl-C stops it."""
     from course.lessons.server import run
 
     raise typer.Exit(run(stage, solution=solution, port=port, host=host, model=model, tuned=tuned, thread=thread))
@@ -169,8 +169,8 @@ def serve(
 
 @app.command()
 def audit(
-    url: Annotated[str, typer.Argument(help="its base URL, such as http://127.0.0.1:8000/v1", show_default=False)],
-    model: Annotated[str | None, typer.Option(help="the model's name; otherwise the first one listed")] = None,
+    url: Annotated[str, typer.Argument(help="base URL, such as http://127.0.0.1:8000/v1", show_default=False)],
+    model: Annotated[str | None, typer.Option(help="the model's name; by default, the first one listed")] = None,
     api_key_env: Annotated[str | None, typer.Option(help="the environment variable that holds the API key")] = None,
     clients: Annotated[int, typer.Option(min=2, max=32, help="how many requests to send at once")] = 16,
     only: Annotated[list[str] | None, typer.Option(help="the id of a check to run; can be repeated")] = None,
@@ -186,7 +186,7 @@ def audit(
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def lab(context: typer.Context):
-    """Open JupyterLab on the first notebook. Options of jupyter lab are handed on."""
+    """Open the first notebook in JupyterLab. Options are passed on to jupyter lab."""
     from course import lab as jupyter
 
     jupyter.main(context.args)
@@ -194,7 +194,7 @@ def lab(context: typer.Context):
 
 @app.command()
 def doctor():
-    """Look for what would get in your way, and say how to mend it."""
+    """Look for anything that could get in your way, and say how to fix it."""
     from course import doctor as doctors
 
     findings = doctors.diagnose()
@@ -204,7 +204,7 @@ def doctor():
 
 @app.command()
 def convert_qwen1(source: Path, target: Path):
-    """Turn a legacy Qwen-1 checkpoint folder into a native Qwen2 one."""
+    """Convert a legacy Qwen-1 checkpoint folder into a native Qwen2 one."""
     from course.qwen.convert_qwen1 import ConversionError, convert
 
     try:

@@ -1,4 +1,4 @@
-"""The desk: what a learner can ask for, and what is said to it. `course.cli` and `course.notebook` are
+"""The desk: what a learner can ask for, and the answers. `course.cli` and `course.notebook` are
 its two faces, and only print.
 
 A face says how a command is typed there: `typed("hint", "1.3")` is "course hint 1.3" in a terminal.
@@ -23,7 +23,7 @@ SHARED = 0.3
 
 
 class Refused(Exception):
-    """What was asked for cannot be had. The message says why, and what to do."""
+    """A request cannot be fulfilled. The message says why, and what to do."""
 
     def _render_traceback_(self):
         # what a notebook shows: the message, not the way to it
@@ -55,7 +55,7 @@ def of_stage(stage: int | None) -> list[Exercise]:
     if not found:
         stages = sorted({each.stage for each in exercises().values()})
         known = ", ".join(map(str, stages))
-        raise Refused(words("There is no stage {stage}. There are: {known}.", stage=stage, known=known))
+        raise Refused(words("There is no stage {stage}. The stages are: {known}.", stage=stage, known=known))
     return found
 
 
@@ -64,11 +64,11 @@ def check(exercise: Exercise, file=None, show: Callable[[str], None] = lambda li
 
     Args:
         exercise: what to check.
-        file: the answer; by default, and then it is kept, the learner's own.
-        show: called with a line that says what the check is at, whenever that has changed.
+        file: the answer; by default the learner's own, which is then kept.
+        show: called with a line that says which test is running, whenever that changes.
 
     Raises:
-        Refused: the grader did not start, or Ctrl-C came.
+        Refused: the grader did not start, or Ctrl-C was pressed.
     """
     own = file is None or Path(file).resolve() == exercise.work_file
     not_kept = ""
@@ -86,7 +86,7 @@ def check(exercise: Exercise, file=None, show: Callable[[str], None] = lambda li
     if verdict.passed:
         verdict.mattered = exercise.mattered
     if not_kept:
-        verdict.what_next = words("This verdict is not kept. {why}", why=not_kept)
+        verdict.what_next = words("This verdict was not saved. {why}", why=not_kept)
     elif verdict.passed and own:
         verdict.what_next = _what_next(exercise)
     elif not verdict.passed and not verdict.not_written and not verdict.never_ran:
@@ -116,7 +116,7 @@ def check_elsewhere(exercise: Exercise, url: str, show: Callable[[str], None] = 
         raise Refused(f"{problem}\n{start}") from None
     left_out = len(exercise.tests) - len(here.tests)
     verdict.what_next = words(
-        "{left_out} tests were not run: they need your file. All of them: course check {id}",
+        "{left_out} tests were not run: they need your file. To run them all: course check {id}",
         left_out=left_out,
         id=exercise.id,
     )
@@ -126,7 +126,7 @@ def check_elsewhere(exercise: Exercise, url: str, show: Callable[[str], None] = 
 def _graded(exercise, show, grade):
     """What `grade(on_result)` gives."""
     try:
-        warming = words("checking {id}, and warming up the grader, once ...", id=exercise.id)
+        warming = words("checking {id} (the first check also warms up the grader) ...", id=exercise.id)
         show(_under_way(exercise) if is_warm() else warming)
         return grade(lambda ended: show(_under_way(exercise, ended)))
     except KeyboardInterrupt:
@@ -153,7 +153,7 @@ def hint(exercise: Exercise) -> str:
     text = words("Hint {number} of {most}: {hint}", number=number, most=most, hint=words(exercise.hints[number - 1]))
     if _left(exercise):
         return text
-    seen_all = words("You have seen all hints; course solution {id} is open now.", id=exercise.id)
+    seen_all = words("You have seen all hints. You can now run course solution {id}.", id=exercise.id)
     return f"{text}\n{seen_all}"
 
 
@@ -170,9 +170,9 @@ def solution(exercise: Exercise, anyway: bool, typed: Callable[..., str]) -> tup
     id = exercise.id
     if _left(exercise) and not (anyway or records.ever_passed(id)):
         hints = words(
-            "You have not passed {id} yet and there are hints left: {command}", id=id, command=typed("hint", id)
+            "You have not passed {id} yet, and there are hints left: {command}", id=id, command=typed("hint", id)
         )
-        anyhow = words("To look all the same: {command}", command=typed("solution", id, anyway=True))
+        anyhow = words("To see it anyway: {command}", command=typed("solution", id, anyway=True))
         raise Refused(f"{hints}\n{anyhow}")
     mine, reference = exercise.work_file, exercise.solution_file
     own = mine.read_text(encoding="utf-8", errors="replace") if mine.is_file() else ""
@@ -185,7 +185,7 @@ def solution(exercise: Exercise, anyway: bool, typed: Callable[..., str]) -> tup
     if shared < SHARED:
         return "python", stubs.without_marks(theirs)
     if not lines:
-        return "text", words("Apart from style, your answer is {file}.", file=shown(reference))
+        return "text", words("Apart from style, your answer is the same as {file}.", file=shown(reference))
     return "diff", "\n".join([*head, *lines])
 
 
@@ -195,8 +195,8 @@ def reset(exercise: Exercise) -> str:
         kept = records.write(exercise, stubs.stub(exercise.id))
     said = [words("{file} is the stub again.", file=shown(exercise.work_file))]
     if kept:
-        said.append(words("What was there is kept in {file}.", file=shown(kept)))
-    said.append(words("A notebook's cell stays as it is: it writes the file again when you run it."))
+        said.append(words("What was there before is kept in {file}.", file=shown(kept)))
+    said.append(words("The notebook's cell has not changed: when you run it, it writes the file again."))
     return "\n".join(said)
 
 
@@ -208,14 +208,13 @@ def keep_cell(source: str) -> str | None:
     id = stubs.exercise_of(source)
     if id is None:
         if stubs.looks_like_an_exercise(source):
-            return words("This cell was run, but not kept: an exercise's cell begins with #| exercise 1.3")
+            return words("This cell was run but not saved: an exercise's cell begins with #| exercise 1.3")
         return None
     if id not in exercises():
-        return words("There is no exercise {id}: this cell was run, but not kept.", id=id)
+        return words("There is no exercise {id}: this cell was run but not saved.", id=id)
     if answer_instead_of(source) is not None:
         return words(
-            "This cell is still the stub, so your code in {file} was run in its place."
-            " To start anew: course reset {id}",
+            "This cell is still the stub, so your code in {file} was run instead. To start over: course reset {id}",
             file=shown(find(id).work_file),
             id=id,
         )
@@ -225,7 +224,7 @@ def keep_cell(source: str) -> str | None:
         try:
             records.write(find(id), text)
         except records.CannotKeep as problem:
-            return words("This cell was run, but not kept. {problem}", problem=problem)
+            return words("This cell was run but not saved. {problem}", problem=problem)
     return None
 
 
@@ -256,14 +255,14 @@ def summary() -> str:
     if following:
         said = [words("Next: {id} {title}.", id=following.id, title=_titled(following))]
         left_out = left_out[: left_out.index(following)]
-        said += [words("Still open before it: {listed}.", listed=_listed(left_out))] if left_out else []
+        said += [words("Still to do before it: {listed}.", listed=_listed(left_out))] if left_out else []
     elif left_out:
-        wrong = any(row["state"] in ("not passed yet", "changed since its check") for row in standing)
+        wrong = any(row["state"] in ("not passed yet", "changed since the last check") for row in standing)
         listed = _listed(left_out)
         if wrong:
-            said = [words("Still open: {listed}.", listed=listed)]
+            said = [words("Still to do: {listed}.", listed=listed)]
         else:
-            said = [words("All that you have checked is passed; still open: {listed}.", listed=listed)]
+            said = [words("Everything you have checked has passed; still to do: {listed}.", listed=listed)]
     else:
         said = [words("All done.")]
     return " ".join([words("{score} of {most} points.", score=score, most=most), *said, *records.unread()])
@@ -290,7 +289,7 @@ def _what_next(exercise):
     following, still_open = _following(exercise.id)
     if following:
         return words("next: {id} {title}", id=following.id, title=_titled(following))
-    return words("still open: {listed}", listed=_listed(still_open)) if still_open else ""
+    return words("still to do: {listed}", listed=_listed(still_open)) if still_open else ""
 
 
 def _left(exercise):
@@ -313,7 +312,7 @@ def _hint_in_a_verdict(exercise, failed):
     if not left:
         return words("you have seen all hints; to see the difference: course solution {id}", id=id)
     if number:
-        return words("course hint {id} shows the last hint, which is about this and nearly the answer", id=id)
+        return words("course hint {id} shows the last hint, which is about exactly this and nearly the answer", id=id)
     return words("course hint {id} gives the next hint", id=id)
 
 

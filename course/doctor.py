@@ -1,7 +1,7 @@
-"""What could keep the course from running on this computer, and the one line that mends it.
+"""What could keep the course from running on this computer, and the one line that fixes it.
 
 Every check is a function that returns a Finding. None of them changes a file of yours; a model that
-COURSE_MODEL names is downloaded if it is not there yet.
+COURSE_MODEL names is downloaded if it is not on this computer yet.
 
 Not covered: whether a GPU works, and anything that only shows under load.
 """
@@ -37,7 +37,7 @@ BROWSERS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. A `mend` beside ok=True is only advice."""
+    """One thing that was checked. With ok=True, `mend` is only advice."""
 
     ok: bool
     what: str
@@ -45,13 +45,13 @@ class Finding:
 
 
 def diagnose() -> list[Finding]:
-    """Look at everything, the quick things first. It takes some seconds: the model is loaded."""
+    """Check everything, the quick things first. It takes a few seconds because it loads the model."""
     looks = (_environment, _kernel, _versions, _loopback, _disk, _threads, _browser, _fork_server, _model)
     return [_outliving(look) for look in looks]
 
 
 def show(findings, console=None) -> bool:
-    """Print the findings, readable without colour. True if nothing has to be mended."""
+    """Print the findings, readable without colour. True if there is nothing to fix."""
     from rich.console import Console
     from rich.text import Text
 
@@ -59,13 +59,13 @@ def show(findings, console=None) -> bool:
     problems = 0
     for finding in findings:
         problems += not finding.ok
-        mark = Text(f"  {words('ok'):<5}", "green") if finding.ok else Text(f"  {words('MEND'):<5}", "bold red")
+        mark = Text(f"  {words('ok'):<5}", "green") if finding.ok else Text(f"  {words('FIX'):<5}", "bold red")
         console.print(mark + Text(finding.what), soft_wrap=True)
         if finding.mend:
             lead = words("better: {mend}" if finding.ok else "do: {mend}", mend=finding.mend)
             console.print(Text(" " * 7 + lead, "" if finding.ok else "bold"), soft_wrap=True)
     if problems:
-        console.print("\n" + words("{problems} to mend. Then run course doctor again.", problems=problems))
+        console.print("\n" + words("{problems} to fix. Then run course doctor again.", problems=problems))
     else:
         console.print("\n" + words("All is well."))
     return not problems
@@ -120,7 +120,7 @@ def _outliving(look) -> Finding:
     except Exception as error:
         name = look.__name__.strip("_").replace("_", " ")
         said = f"{type(error).__name__}: {_first_line(error)}"
-        what = words("{look}: {said}; the cause is not known. Perhaps it helps:", look=name, said=said)
+        what = words("{look}: {said}; the cause is not known. This may help:", look=name, said=said)
         return Finding(False, what, _set_up())
 
 
@@ -130,7 +130,7 @@ def _environment() -> Finding:
     if installed == ROOT:
         return Finding(True, words("this is the course's own environment: {python}", python=python))
     if installed is None:
-        what = words("the course is not installed in the environment that runs this: {python}", python=python)
+        what = words("the course is not installed in this environment: {python}", python=python)
     else:
         what = words(
             "this environment belongs to another copy of the course, {folder}: {python}",
@@ -156,9 +156,9 @@ def _installed_from() -> Path | None:
 def _kernel() -> Finding:
     python = lab.kernel_python()
     if lab.is_this_interpreter(python):
-        return Finding(True, words("notebooks have a kernel of this environment, {kernel}", kernel=lab.KERNEL_TITLE))
+        return Finding(True, words("notebooks have a kernel for this environment, {kernel}", kernel=lab.KERNEL_TITLE))
     if python:
-        what = words("the kernel {kernel} runs {python}", kernel=lab.KERNEL_TITLE, python=python)
+        what = words("the kernel {kernel} runs another Python: {python}", kernel=lab.KERNEL_TITLE, python=python)
     else:
         what = words("the kernel {kernel} is missing", kernel=lab.KERNEL_TITLE)
     return Finding(False, what, f"{sys.executable} -m course.lab --install-kernel")
@@ -201,7 +201,7 @@ def _loopback() -> Finding:
     proxies = getproxies()
     if proxies:
         listed = ", ".join(proxies.values())
-        what = words("requests to 127.0.0.1 go astray, through a proxy ({proxies})", proxies=listed)
+        what = words("requests to 127.0.0.1 go through a proxy and do not arrive ({proxies})", proxies=listed)
         return Finding(False, what, _export("NO_PROXY", "127.0.0.1,localhost"))
     what = words("a server on 127.0.0.1 cannot be reached ({why})", why=answer[:80])
     return Finding(False, what, "sudo ip link set lo up" if sys.platform == "linux" else _set_up())
@@ -211,7 +211,7 @@ def _disk() -> Finding:
     work = work_folder()
     place = next(each for each in (work, *work.parents) if each.exists())
     if not os.access(place, os.W_OK):
-        what = words("{folder} cannot be written to", folder=place)
+        what = words("{folder} is not writable", folder=place)
         return Finding(False, what, f'sudo chown -R "$USER" "{place}"')
     free = shutil.disk_usage(place).free
     what = words("{free} GB free for your answers in {folder}", free=f"{free / 1e9:.1f}", folder=place)
@@ -223,14 +223,14 @@ def _disk() -> Finding:
 def _threads() -> Finding:
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads == "1":
-        return Finding(True, words("torch works with one thread"))
-    what = words("OMP_NUM_THREADS is {threads}; the tiny model is slower with more than one", threads=threads)
+        return Finding(True, words("torch uses one thread"))
+    what = words("OMP_NUM_THREADS is {threads}; the tiny model is slower with more than one thread", threads=threads)
     return Finding(False, what, _export("OMP_NUM_THREADS", "1"))
 
 
 def _fork_server() -> Finding:
     if not hasattr(os, "fork"):
-        return Finding(True, words("checks work, but each one loads torch anew: this system cannot fork"))
+        return Finding(True, words("checks work, but each one has to load torch: this system cannot fork"))
     from course.grading import forkserver
 
     try:
@@ -245,7 +245,7 @@ def _browser() -> Finding:
     if chromium:
         return Finding(True, words("the browser tests have a browser, {browser}", browser=chromium))
     install = "sudo apt-get install chromium" if sys.platform == "linux" else words("install Google Chrome")
-    return Finding(True, words("no Chromium here, so the browser tests are left out"), install)
+    return Finding(True, words("there is no Chromium, so the browser tests are skipped"), install)
 
 
 def _model() -> Finding:
@@ -264,7 +264,7 @@ def _model() -> Finding:
         what = words("{name} does not load: {why}", name=name, why=f"{type(error).__name__}: {_first_line(error)}")
         return Finding(False, what, mend)
     if not answer:
-        return Finding(False, words("{name} loads, but says nothing to 你好", name=name), mend)
+        return Finding(False, words("{name} loads, but gives no answer to 你好", name=name), mend)
     return Finding(True, words("{name} answers 你好 with {answer}", name=name, answer=answer))
 
 

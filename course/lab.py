@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     # the grader, which holds hundreds of MB ready, ends with it
     os.environ["COURSE_LAB"] = str(os.getpid())
-    print(words("Opening JupyterLab. To end it, press Ctrl-C twice in this window."), flush=True)
+    print(words("Opening JupyterLab. To stop it, press Ctrl-C twice in this window."), flush=True)
     _lab_app().launch_instance(lab_arguments(arguments))
 
 

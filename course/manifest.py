@@ -25,8 +25,8 @@ class Test:
     hint: int | None = None
     """Which rung of the ladder helps with it, from 1."""
     elsewhere: str = ""
-    """What of it `check --url` looks at in a server that runs already: "all", "all but ..."; "" for nothing, where it
-    needs the answer in a room."""
+    """What of it `check --url` looks at in a server that is already running: "all", "everything except ..."; "" for
+    nothing, where it needs the answer in a room."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ class Exercise:
         if not self.extra:
             return ""
         if os.name == "nt":
-            return marked(f"it is not checked on Windows: {self.extra} does not start there as the check needs it.")
+            return marked(
+                f"it cannot be checked on Windows: {self.extra} does not start there in the way the check needs."
+            )
         if importlib.util.find_spec(self.extra) is not None:
             return ""
         return marked(
@@ -117,7 +119,8 @@ def find(id: str) -> Exercise:
         return exercises()[str(id)]
     except KeyError:
         known = ", ".join(exercises())
-        raise UnknownExercise(words("There is no exercise {id}. There are: {known}.", id=id, known=known)) from None
+        said = words("There is no exercise {id}. The exercises are: {known}.", id=id, known=known)
+        raise UnknownExercise(said) from None
 
 
 def shown(path: Path) -> str:

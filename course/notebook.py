@@ -55,7 +55,7 @@ def load_ipython_extension(shell) -> None:
 def check(id: str | None = None) -> Verdict:
     """Checks your answer to an exercise, as `course check` does in a terminal.
 
-    Without an id it is the exercise of the last check.
+    Without an id, it checks the exercise you checked last.
     """
     progress = _Progress()
     try:
@@ -72,25 +72,25 @@ def check(id: str | None = None) -> Verdict:
 
 
 def hint(id: str | None = None) -> None:
-    """Shows the hint for the test that failed last, or else the next one.
+    """Shows the hint for the test that failed last, or the next hint.
 
-    Without an id it is the exercise of the last check.
+    Without an id, it is for the exercise you checked last.
     """
     print(desk.hint(desk.chosen(id, "hint", _typed)))
 
 
 def solution(id: str, anyway: bool = False) -> None:
-    """Shows the difference between your answer and the reference, once you passed or saw all hints."""
+    """Shows how your answer differs from the reference, once you have passed or seen all hints."""
     print(desk.solution(desk.chosen(id, "solution", _typed), anyway, _typed)[1])
 
 
 def reset(id: str) -> None:
-    """Puts an exercise's stub back into `work/`, and keeps what was there."""
+    """Restores an exercise's stub in `work/`, and keeps a copy of what was there."""
     print(desk.reset(desk.chosen(id, "reset", _typed)))
 
 
 def progress() -> "Standing":
-    """Shows every exercise, its points, and what comes next."""
+    """Shows all exercises, their points, and what to do next."""
     return Standing()
 
 

@@ -360,10 +360,10 @@ def machine():
 
 def show(result, console):
     console.print(", ".join(f"{key} {value}" for key, value in result["machine"].items()))
-    console.print(f"{TOKENS} tokens an answer, greedy, median of {result['rounds']} rounds")
+    console.print(f"{TOKENS} tokens per answer, greedy, median of {result['rounds']} rounds")
     texts = len(result["texts"])
-    console.print("All answers are the same text.\n" if texts == 1 else f"There are {texts} different answers.\n")
-    columns = ("tokens/s", "TTFT p50, ms", "p95", "between tokens p95, ms", "CPU a token, µs")
+    console.print("All answers have the same text.\n" if texts == 1 else f"There are {texts} different answers.\n")
+    columns = ("tokens/s", "TTFT p50, ms", "p95", "between tokens p95, ms", "CPU per token, µs")
     table = _table("server", columns)
     for row in sorted(result["servers"], key=lambda row: row["clients"]):
         shown = [f"{row[key]:,.1f}" if key.endswith("ms") else f"{row[key]:,.0f}" for key in FIGURES]

@@ -124,7 +124,7 @@ def standing() -> list[dict]:
             elif verdict is None:
                 row["state"] = marked("not checked")
             elif verdict["sha256"] != _sha256(file):
-                row["state"] = marked("changed since its check")
+                row["state"] = marked("changed since the last check")
             else:
                 row["state"] = marked("passed") if verdict["passed"] else marked("not passed yet")
                 row["score"] = verdict["score"]
@@ -139,10 +139,10 @@ def unread() -> list[str]:
     said = []
     if bad := sum(record is None for record in _records()):
         file = shown(_history() / "verdicts.jsonl")
-        said.append(words("{file}: {bad} of its lines cannot be read and are left out.", file=file, bad=bad))
+        said.append(words("{file}: {bad} of its lines cannot be read and are skipped.", file=file, bad=bad))
     if _hints() is None:
         file = shown(_history() / "hints.json")
-        said.append(words("{file} cannot be read: the hints that you saw are forgotten.", file=file))
+        said.append(words("{file} cannot be read: the record of the hints you have seen is lost.", file=file))
     return said
 
 
@@ -214,8 +214,8 @@ def _alone():
 
 def _cannot_keep(path, error):
     said = words(
-        "Make room, or set COURSE_WORK to a folder of yours: {path} cannot be written ({why})."
-        " What was there is as it was.",
+        "Free some space, or set COURSE_WORK to a folder of your own: {path} cannot be written ({why})."
+        " What was there has not changed.",
         path=shown(path),
         why=error.strerror or error,
     )

@@ -107,7 +107,7 @@ async def audit(server: Server, only=None, show=lambda result: None) -> list[Res
             except TimeoutError:
                 if left_s > CHECK_LIMIT_S:
                     result.status, result.sent = FAILED, server.last_sent
-                    result.got = f"this check did not end within {CHECK_LIMIT_S} s"
+                    result.got = f"this check did not finish within {CHECK_LIMIT_S} s"
                 else:
                     result.got = f"not finished: the audit's limit of {LIMIT_S} s is reached"
             result.seconds, result.requests = time.monotonic() - began, server.requests - before

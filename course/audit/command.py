@@ -21,7 +21,7 @@ def run(url, model, api_key_env, clients, only, as_json, junit, yes):
     """
     unknown = [id for id in only or [] if id not in CHECKS]
     if unknown:
-        raise Refused(words("There is no check {id}. There are: {known}.", id=unknown[0], known=", ".join(CHECKS)))
+        raise Refused(words("There is no check {id}. The checks are: {known}.", id=unknown[0], known=", ".join(CHECKS)))
     key = os.environ.get(api_key_env) if api_key_env else None
     if api_key_env and not key:
         raise Refused(words("The environment variable {name} is not set.", name=api_key_env))

@@ -34,7 +34,7 @@ async def at_once(*asked):
 async def clients_at_once(server):
     """concurrent requests get the same answers as when sent alone
 
-    If requests share state that should be their own, users read each other's answers. Keep all state of an answer with
+    If requests share state that should be separate, users read each other's answers. Keep all of an answer's state with
     its request."""
     questions = [f"What is special about the number {number}?" for number in range(3, 3 + server.clients)]
     await server.require_repeatable()
@@ -88,7 +88,7 @@ async def soon(burden, measure, usual_s, words, sent, usually=""):
 async def dropped_streams(server):
     """when a client drops a stream, the server stops generating it
 
-    Time spent generating for clients who have gone is taken from those still waiting. Abort when the connection
+    Time spent generating for clients that have gone is taken from those still waiting. Abort when the connection
     closes."""
 
     async def leave(stack):
@@ -105,7 +105,7 @@ async def dropped_answers(server):
     """when a client drops a non-streamed answer, the server stops generating it
 
     Nothing is written while the answer is generated, so no write can fail: the server itself must check whether the
-    client is still connected, and abort."""
+    client is still connected, and abort if it is not."""
     idle_s = await server.idle_s()
 
     async def leave(stack):
@@ -123,7 +123,7 @@ async def long_prompts(server):
     """the server keeps answering while it processes a long prompt
 
     If the event loop waits for the model, health checks fail under load, and the server is killed when it is needed
-    most. Run the model in a thread or a process of its own."""
+    most. Run the model in its own thread or process."""
 
     async def send(stack):
         asking = asyncio.ensure_future(server.ask("word " * 3000, max_tokens=1))
@@ -139,10 +139,10 @@ async def long_prompts(server):
 
 
 async def slow_readers(server):
-    """a client that does not read its stream holds up nobody else
+    """a client that does not read its stream does not hold up the others
 
-    A server that generates nothing until each write has been read stops for everybody as soon as one client stops
-    reading. Put each stream's text into a queue of its own."""
+    If a server generates nothing until each write has been read, it stops for everyone as soon as one client stops
+    reading. Put each stream's text into its own queue."""
 
     async def open_and_do_not_read(stack):
         for _ in range(SLOW):
@@ -155,8 +155,8 @@ async def slow_readers(server):
     beside_s = await server.first_text_s()
     await at_once(*reading)
     idle_s = await server.idle_s()
-    usually = f"beside {SLOW} streams that are read" if beside_s > idle_s else ""
-    sent = f"{SLOW} streams that nobody reads, then one more"
+    usually = f"next to {SLOW} streams that are read" if beside_s > idle_s else ""
+    sent = f"{SLOW} streams that are not read, then one more"
     return await soon(open_and_do_not_read, server.first_text_s, max(beside_s, idle_s), FIRST_TEXT, sent, usually)
 
 

@@ -13,8 +13,8 @@ KINDS = {str: "a string", int: "a whole number", list: "a list"}
 async def models(server):
     """GET /models lists the model
 
-    Clients let users choose from this list: a model that is missing from it cannot be chosen. List each model by the
-    name that requests use."""
+    Clients let users choose from this list, so a model that is missing from it cannot be chosen. List each model under
+    the name that requests use."""
     answer = await server.send("GET", "/models")
     listed = answer.json.get("data") if isinstance(answer.json, dict) else None
     if answer.status != 200 or not isinstance(listed, list):
@@ -29,7 +29,7 @@ async def answer_shape(server):
     """a non-streamed answer has the documented shape
 
     Clients read fields such as `choices[0].message.content` and `finish_reason` without checking; a missing one crashes
-    them. Fill them in every answer."""
+    them. Fill them in for every answer."""
     answer = await server.known()
     whole = answer.json
     for name, kind in WHOLE.items():
@@ -53,8 +53,8 @@ async def answer_shape(server):
 async def stream_shape(server):
     """a stream has the documented shape, up to its [DONE]
 
-    Clients join chunks by their id, and know from `finish_reason` and [DONE] that nothing is missing: without these, an
-    answer that was cut off looks complete. Fill the fields of every chunk, and end with both."""
+    Clients join chunks by their id, and rely on `finish_reason` and [DONE] to tell that nothing is missing: without
+    these, an answer that was cut off looks complete. Fill in the fields of every chunk, and end with both."""
     answer = await server.known_stream()
     kind = answer.headers.get("content-type", "")
     if not kind.startswith("text/event-stream"):
@@ -69,7 +69,7 @@ async def stream_shape(server):
         values = {written(chunk, name) for chunk in answer.chunks}
         if len(values) != 1 or values & {"missing", "null"}:
             values = shorten(", ".join(sorted(values)))
-            raise Failed(f"`{name}` should be the same in all chunks, and is {values}", answer.sent)
+            raise Failed(f"`{name}` should be the same in all chunks, but is {values}", answer.sent)
     if answer.chunks[0]["object"] != "chat.completion.chunk":
         raise Failed(f"`object` is {answer.chunks[0]['object']!r}; it should be 'chat.completion.chunk'", answer.sent)
     roles = [number for number, each in enumerate(answer.choices) if (each.get("delta") or {}).get("role")]
@@ -87,7 +87,7 @@ async def streaming(server):
     """a stream's text arrives while the model is generating it
 
     Text that is held back until the end is a stream in name only: people see nothing, and leave. Send each piece as
-    soon as it is decoded, and let nothing buffer it."""
+    soon as it is decoded, and do not let anything buffer it."""
     spread = []
     for _ in range(3):
         others = []
@@ -126,7 +126,7 @@ async def two_others(server):
 async def stream_text(server):
     """a stream has the same text as the non-streamed answer
 
-    Pieces that are cut or decoded wrongly lose spaces and characters, which short tests do not show. Decode all the
+    Pieces that are split or decoded wrongly lose spaces and characters, which short tests do not show. Decode all the
     tokens so far, and send what is new."""
     await server.require_repeatable()
     whole, streamed = await server.known(), await server.known_stream()
@@ -161,13 +161,13 @@ def check_usage(found, sent):
 
 
 async def stream_usage(server):
-    """a stream reports usage if it is asked to, and only then
+    """a stream reports usage if asked to, and only then
 
-    A client that did not ask may fail on a chunk without choices; one that asked has no other way to get the numbers.
-    Send it only if `stream_options.include_usage` is true."""
+    A client that did not ask for it may fail on a chunk without choices; a client that did has no other way to get the
+    numbers. Send it only if `stream_options.include_usage` is true."""
     unasked = await server.known_stream()
     if unasked.usage is not None:
-        raise Failed(f"`usage` was sent without being asked for: {shorten(json.dumps(unasked.usage))}", unasked.sent)
+        raise Failed(f"`usage` was sent without being requested: {shorten(json.dumps(unasked.usage))}", unasked.sent)
     asked = require_answer(await server.stream(stream_options={"include_usage": True}))
     if asked.usage is None:
         raise Failed("no `usage`, although `stream_options` asked for it", asked.sent)
@@ -183,8 +183,8 @@ async def stream_usage(server):
 async def official_client(server):
     """OpenAI's own client reads a stream to its end
 
-    It is stricter than most hand-written clients: a keep-alive sent as an event, for example, makes it raise. Send
-    keep-alives as comments, and nothing but JSON and [DONE] as data."""
+    It is stricter than most hand-written clients: a keep-alive sent as an event, for example, makes it raise an error.
+    Send keep-alives as comments, and nothing but JSON and [DONE] as data."""
     import openai
 
     server.count()

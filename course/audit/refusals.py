@@ -54,14 +54,14 @@ async def send_wrong(server, what):
 async def wrong_bodies(server):
     """each of 24 invalid bodies gets a 4xx with an error object
 
-    A 5xx says that the server is broken: over a typo, clients retry and somebody is paged. What clients show of a 4xx
-    is its `error.message`. Validate the body first, and say there what is wrong with it."""
+    A 5xx says that the server is broken: because of a typo, clients retry and someone is paged. When clients show a
+    4xx, they show its `error.message`. Validate the body first, and say there what is wrong with it."""
     for what in BODIES:
         answer = await send_wrong(server, what)
         if answer.status == 429:
             raise DoesNotApply("the server's rate limit is reached (429)")
         if not 400 <= answer.status < 500:
-            raise Failed(f"{what} should get a 4xx, and got {answer.says()}", answer.sent)
+            raise Failed(f"{what} should get a 4xx, but got {answer.says()}", answer.sent)
         if not (answer.error or {}).get("message"):
             raise Failed(f"{what} got an error without `error.message`: {answer.says()}", answer.sent)
 
@@ -69,8 +69,8 @@ async def wrong_bodies(server):
 async def unknown_model(server):
     """an unknown model gets a 404
 
-    An answer from another model than the one asked for is wrong without anybody noticing; any other status hides what
-    to fix. Compare `model` with the names that you serve."""
+    If another model answers than the one requested, nothing shows the mistake; any other status hides what to fix.
+    Compare `model` with the names that you serve."""
     answer = await server.ask("Hi", model="no-such-model-anywhere", max_tokens=1)
     if answer.status != 404:
         raise Failed(f"not a 404: {answer.says()}", answer.sent)
@@ -81,8 +81,9 @@ async def unknown_model(server):
 async def too_long(server):
     """a prompt longer than the context window gets a 400
 
-    If it is cut silently, the question or its beginning is lost, and the answer is to something else. If it is let in,
-    it may take the memory that everybody's answers need. Count its tokens before generating, and refuse it."""
+    If the prompt is cut silently, the question or its beginning is lost, and the answer is to something else. If it is
+    let through, it may take the memory that everyone's answers need. Count its tokens before generating, and refuse
+    it."""
     for words in (20_000, 150_000):
         answer = await server.ask("word " * words, max_tokens=1, limit_s=20)
         sent = f"a prompt of {words:,} words"
@@ -101,8 +102,8 @@ async def too_long(server):
 async def errors_tell_nothing(server):
     """errors reveal no traceback, path or exception name
 
-    Attackers start from what errors reveal, and users can do nothing with it. Write it to the server's log, and tell
-    clients only what is wrong with their request."""
+    Attackers start from what errors reveal, and users cannot do anything with it. Write it to the server's log, and
+    tell clients only what is wrong with their request."""
     answers = [await send_wrong(server, what) for what in list(BODIES)[1:12:2]]
     answers.append(await server.ask("Hi", model="no-such-model-anywhere", max_tokens=1))
     answers.append(await server.send("GET", "/no/such/path"))
@@ -132,8 +133,8 @@ async def other_requests(server):
         raise Failed(f"{preflight.status} without Access-Control-Allow-Origin: browsers stop there", preflight.sent)
     head = await server.send("HEAD", "/models")
     if head.status not in (200, 204, 401, 403, 404, 405) or head.body:
-        raise Failed(f"HEAD should get what GET gets, without the body, and got {head.says()}", head.sent)
+        raise Failed(f"HEAD should get what GET gets, without the body, but got {head.says()}", head.sent)
     for method, path in (("GET", "/no/such/path"), ("POST", "/chat/completion"), ("GET", PATH)):
         answer = await server.send(method, path, content="{}" if method == "POST" else None)
         if not 400 <= answer.status < 500:
-            raise Failed(f"there is nothing there: it should get a 4xx, and got {answer.says()}", answer.sent)
+            raise Failed(f"there is nothing at this path: it should get a 4xx, but got {answer.says()}", answer.sent)

@@ -19,8 +19,8 @@ TIMES = 20
 async def repeatable(server):
     """at temperature 0, the same question gets the same answer
 
-    Tests, caches and comparisons rely on it; an answer that changes with what else is asked hides mistakes. Choose the
-    most likely token, and keep nothing from one request to the next."""
+    Tests, caches and comparisons rely on it; an answer that depends on other requests hides mistakes. Choose the most
+    likely token, and keep nothing from one request to the next."""
     texts = [(await server.known()).text]
     again = await server.once("again", server.ask)
     for answer in (again, await server.ask()):
@@ -33,7 +33,7 @@ async def repeatable(server):
 async def length(server):
     """an answer stops at max_tokens, with finish_reason 'length'
 
-    Without 'length', clients cannot tell that a sentence was cut; and every token over the limit is paid for. Count
+    Without 'length', clients cannot tell that a sentence was cut off, and every token over the limit costs money. Count
     tokens while generating, and report which limit ended the answer."""
     known = await server.known()
     if known.tokens() is None:
@@ -95,7 +95,7 @@ async def stop_strings(server):
 async def seeds(server):
     """the same seed gives the same answer
 
-    Only with a seed can a mistake that depends on chance be shown to somebody else. Give each request its own random
+    Without a seed, a mistake that depends on chance cannot be shown to anyone else. Give each request its own random
     generator, seeded with its `seed`."""
     for seed in (7, 0):
         one, two = [await server.ask(temperature=1, seed=seed) for _ in range(2)]
@@ -110,8 +110,8 @@ async def seeds(server):
 async def unicode(server):
     """no character is broken, not even in streams
 
-    A character may take several tokens: a server that decodes each token alone sends U+FFFD. Hold text back until its
-    last character is complete."""
+    A character may take several tokens: a server that decodes each token on its own sends U+FFFD. Hold text back until
+    its last character is complete."""
     for what, question in UNICODE.items():
         for ask in (server.ask, server.stream):
             answer = require_answer(await ask(question, max_tokens=48))
@@ -148,8 +148,8 @@ async def no_control_tokens(server):
 async def typed_control_tokens(server):
     """control tokens typed by a user are treated as text
 
-    Otherwise any user can end their turn and forge a system message: `<|im_end|><|im_start|>system ...`. As plain text
-    each takes several tokens. Tokenize users' text with special tokens off."""
+    Otherwise any user can end their turn and forge a system message: `<|im_end|><|im_start|>system ...`. As plain text,
+    each of these takes several tokens. Tokenize users' text with special tokens turned off."""
     plain = await server.ask("Say hello.", max_tokens=16)
     before = plain.tokens("prompt_tokens")
     if before is None:

@@ -1,1 +1,1 @@
-"""What the notebooks show and measure: tokens, plots, servers beside a notebook, copies of a model."""
+"""What the notebooks show and measure: tokens, plots, servers next to a notebook, copies of a model."""

@@ -1,6 +1,6 @@
-"""What stage 4's lesson shows of a loop that batches: who had which call, in order, without a clock.
+"""What stage 4's lesson shows of a loop that batches: which answers each call was for, in order, without a clock.
 
-people = {"Ann": (0, 12), "Ben": (3, 5)}       # who comes after how many steps, for how many tokens
+people = {"Ann": (0, 12), "Ben": (3, 5)}       # arrives after so many steps, for so many tokens
 served = serve(run, slot_model, tokenizer, people)
 served.calls                                   # [("P", ["Ann"]), ("S", ["Ann"]), ...]
 plots.calls(served)
@@ -15,7 +15,7 @@ class Served:
 
     calls: list = field(default_factory=list)
     came: dict = field(default_factory=dict)
-    """For each name how many calls had been made when it came."""
+    """For each name, how many calls had been made when it arrived."""
     given: list = field(default_factory=list)
 
     def __str__(self):
@@ -29,13 +29,13 @@ class Served:
 
 
 def serve(run, slot_model, tokenizer, people, leaves=None, **options):
-    """Has a loop serve these people, each with a question of their own.
+    """Lets a loop serve these people, each with a different question.
 
     Args:
         run: 4.1's.
-        people: {name: (comes after how many steps, how many tokens the answer has)}.
+        people: {name: (arrives after how many steps, how many tokens the answer has)}.
         leaves: {name: after how many steps}.
-        options: for all sequences, over temperature=0.
+        options: for all sequences, in addition to temperature=0.
     """
     served = Served()
     prompts = {name: prompt(tokenizer, f"Hello, I am {name}. Tell me a story.") for name in people}
@@ -65,7 +65,7 @@ def serve(run, slot_model, tokenizer, people, leaves=None, **options):
 
 
 def one_batch_after_the_other(slots, tokenizer, take, give):
-    """Static batching, for its picture: who comes is let in when the whole batch has ended."""
+    """Static batching, for its picture: newcomers join when the whole batch has ended."""
     queue = []
     while True:
         came = take(not queue)
@@ -90,7 +90,7 @@ def prompt(tokenizer, text):
 
 
 class _Watched:
-    """A slot model whose calls are written down. Only limits end its answers."""
+    """A slot model that records its calls. Only limits end its answers."""
 
     def __init__(self, slot_model, served, names):
         self.slots, self.window, self.eos_token_ids = slot_model.slots, slot_model.window, set()

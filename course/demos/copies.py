@@ -1,4 +1,4 @@
-"""A small app with a model of its own, to see what each worker of exercise 2.5 has for itself."""
+"""A small app with its own model, to see what each worker of exercise 2.5 has to itself."""
 
 import contextlib
 import os
@@ -26,9 +26,9 @@ def build() -> FastAPI:
     """GET /who -> {"pid", "resident_mb", "own_mb", "model_mb", "let_in": {"memory": true, ...}}
 
     `own_mb` is the process's own memory, without the pages that it shares with others; `model_mb`
-    is how much more that became when the model was loaded. `let_in` says for each place where
-    requests are counted, which is this process's memory and COURSE_STORAGE if it is set, whether
-    this one was among the first 50.
+    is by how much that grew when the model was loaded. Requests are counted in this process's
+    memory, and in COURSE_STORAGE if it is set; `let_in` says for each of these whether this
+    request was among the first 50.
     """
     before = psutil.Process().memory_full_info().uss
     model = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
@@ -61,7 +61,7 @@ async def who():
 
 @contextlib.contextmanager
 def redis_if_there():
-    """COURSE_STORAGE is a Redis of its own for as long, where there is a redis-server."""
+    """If there is a redis-server, COURSE_STORAGE is a new Redis for the duration of the block."""
     if not shutil.which("redis-server"):
         yield
         return

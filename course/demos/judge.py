@@ -1,4 +1,4 @@
-"""Whether something else was at work on this computer while a lesson measured: then nothing is judged."""
+"""Whether something else was running on this computer while a lesson measured. If so, nothing is judged."""
 
 import contextlib
 import os
@@ -9,13 +9,13 @@ import psutil
 from course.words import words
 
 BUSY = 0.2
-"""Of all cores. Where something else has so much of them, a ratio of two times says little."""
+"""A share of all cores. If something else uses more, a ratio of two times says little."""
 LOOK_S = 0.3
-"""How long it looks, before and after a measurement."""
+"""How long it looks before and after a measurement."""
 
 
 class Watch:
-    """What share of all cores something else had `before`, `during` and `after` a measurement."""
+    """The share of all cores that something else used `before`, `during` and `after` a measurement."""
 
     before = during = after = 0.0
 
@@ -25,7 +25,8 @@ class Watch:
 
     def __str__(self):
         return words(
-            "something else used your computer's cores: {before} before, {during} while it was measured, {after} after",
+            "something else was using your computer's cores:"
+            " {before} before the measurement, {during} during it, {after} after it",
             before=f"{self.before:.0%}",
             during=f"{self.during:.0%}",
             after=f"{self.after:.0%}",
@@ -55,7 +56,7 @@ def _share(watch, name):
 
 
 def cpu_elsewhere() -> float:
-    """How many seconds of CPU have been used so far, but for this process and what it has started."""
+    """How many seconds of CPU have been used so far, except by this process and what it has started."""
     times = psutil.cpu_times()
     # a guest's time is in the user's already
     waits = ("idle", "iowait", "guest", "guest_nice")

@@ -1,4 +1,4 @@
-"""Stage 3's endpoint on an engine with few slots and nothing around it, and clients that may ask too much of it.
+"""Stage 3's endpoint on an engine with few slots and nothing around it, and clients that may ask for too much.
 
 server = overload.serve(slots=4)
 asked = await overload.flood(server.url, per_s=60, seconds=4)
@@ -26,7 +26,7 @@ from course.lessons.stage4 import PATH, load_engine
 
 QUESTION = [{"role": "user", "content": "Tell me a long story"}]
 TOKENS = 16
-"""At most so many has an answer."""
+"""The most that an answer has."""
 
 
 class Served:
@@ -34,10 +34,10 @@ class Served:
 
     Attributes:
         url: its address.
-        app: 3.7's endpoint, the reference's, around `chat_model`. It takes all who come.
+        app: the reference's endpoint of 3.7, around `chat_model`. It takes every request.
         entrance: the app that gets the requests; at first `app` itself.
         chat_model: whose `chat` makes the answers; at first `engine`.
-        engine: the engine, which answers as many at once as it has slots. All others wait in it.
+        engine: the engine, which answers as many requests at once as it has slots. The others wait in it.
     """
 
     def __init__(self, slots):
@@ -70,7 +70,7 @@ class Served:
 
 
 def serve(slots) -> Served:
-    """Start such a server; it ends with `stop()`.
+    """Start such a server; `stop()` ends it.
 
     Raises:
         RuntimeError: it did not start.
@@ -85,22 +85,22 @@ class Asked:
     at_s: float
     status: int = 0
     first_s: float | None = None
-    """When the first text came; None if none did."""
+    """When the first text arrived; None if none did."""
     ended_s: float | None = None
     tokens: int = 0
 
     @property
     def ttft_s(self):
-        """From asking to the first text; None if none came."""
+        """From the request to the first text; None if there was none."""
         return None if self.first_s is None else self.first_s - self.at_s
 
 
 async def ask(url, began, max_tokens=TOKENS, leave_after=None) -> Asked:
-    """One streamed answer, read from a plain socket: a client that costs little leaves the computer to the server.
+    """One streamed answer, read from a plain socket: a cheap client leaves the computer to the server.
 
     Args:
         began: the time that counts as 0, by `time.perf_counter`.
-        leave_after: after so many texts the client leaves; None means that it stays.
+        leave_after: the client leaves after this many texts; None means that it stays.
     """
     place = urlsplit(url)
     request = {"model": "tiny-qwen", "messages": QUESTION, "max_tokens": max_tokens, "temperature": 0, "stream": True}
@@ -126,7 +126,7 @@ async def ask(url, began, max_tokens=TOKENS, leave_after=None) -> Asked:
 
 
 async def flood(url, *, per_s, seconds, max_tokens=TOKENS) -> list[Asked]:
-    """Sends so many requests a second, whatever becomes of the earlier ones, as strangers do; waits for all."""
+    """Sends `per_s` requests a second, whatever happens to the earlier ones, as strangers do; waits for all of them."""
     began, asking = time.perf_counter(), []
     for number in range(round(per_s * seconds)):
         await asyncio.sleep(began + number / per_s - time.perf_counter())
@@ -135,7 +135,7 @@ async def flood(url, *, per_s, seconds, max_tokens=TOKENS) -> list[Asked]:
 
 
 async def capacity(url, *, clients, seconds=1.5, max_tokens=TOKENS) -> float:
-    """Answers a second, for so many clients of whom each asks again as soon as it has its answer."""
+    """Answers per second, for clients that each ask again as soon as they have their answer."""
     began = time.perf_counter()
 
     async def client():
@@ -150,7 +150,7 @@ async def capacity(url, *, clients, seconds=1.5, max_tokens=TOKENS) -> float:
 
 @dataclass
 class Load:
-    """What so many clients saw who asked at once; for `plots.loads`."""
+    """What this many concurrent clients saw; for `plots.loads`."""
 
     clients: int
     ttft_p95_s: float
@@ -158,7 +158,7 @@ class Load:
 
 
 async def at_once(url, *, clients, rounds=2, max_tokens=64) -> Load:
-    """So many clients, each of whom asks again so many times. The rate is that of the whole run."""
+    """Concurrent clients that each ask `rounds` times. The rate covers the whole run."""
     began = time.perf_counter()
 
     async def client():
@@ -171,11 +171,11 @@ async def at_once(url, *, clients, rounds=2, max_tokens=64) -> Load:
 
 
 async def watched(url, work):
-    """Awaits `work`, and reads /metrics five times a second meanwhile.
+    """Awaits `work`, and reads /metrics five times a second in the meantime.
 
     Returns:
         (what `work` returned, the times in seconds, the figures by name, a value for each time). Counters and sums
-        become what they have grown since the time before.
+        are given as their growth since the previous time.
     """
     began, at_s, read = time.perf_counter(), [], []
     work = asyncio.ensure_future(work)

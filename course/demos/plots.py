@@ -1,4 +1,4 @@
-"""What the lessons show: tokens as a table or in their places; waits, arrivals, loads, floods as plots."""
+"""What the lessons show: tokens as a table or in the text; waits, arrivals, loads and floods as plots."""
 
 import html
 
@@ -19,7 +19,7 @@ class Shown:
 
 
 def token_table(tokenizer, text_or_ids) -> Shown:
-    """The tokens of a text, or those of a list of ids: id, what it decodes to alone, bytes."""
+    """The tokens of a text or of a list of ids: the id, what it decodes to on its own, its bytes."""
     rows = [
         (id, repr(tokenizer.decode([id])), token_bytes(tokenizer, id).hex(" ")) for id in _ids(tokenizer, text_or_ids)
     ]
@@ -62,11 +62,11 @@ def token_bytes(tokenizer, id: int) -> bytes:
 
 
 def waits(series: dict[str, list[tuple[float, float]]], busy_s: tuple[float, float]) -> None:
-    """Plots how long each request waited, over the time when it was sent.
+    """Plots how long each request waited against the time it was sent.
 
     Args:
-        series: for each server its name and pairs (sent, waited), in seconds.
-        busy_s: from when to when the server had another request to work on.
+        series: for each server, its name and pairs (sent, waited), in seconds.
+        busy_s: when the server began and finished another request.
     """
     import matplotlib.pyplot as plt
 
@@ -94,10 +94,10 @@ def waits(series: dict[str, list[tuple[float, float]]], busy_s: tuple[float, flo
 
 
 def arrivals(series: dict[str, list[float]], title: str = "") -> None:
-    """Plots when each piece of an answer came: a line for each reader, a dot for each piece.
+    """Plots when each piece of an answer arrived: a line for each reader, a dot for each piece.
 
     Args:
-        series: for each reader a name and the times of its pieces, in seconds.
+        series: for each reader, a name and the times of its pieces, in seconds.
     """
     import matplotlib.pyplot as plt
 
@@ -107,7 +107,7 @@ def arrivals(series: dict[str, list[float]], title: str = "") -> None:
     axes.set_yticks(range(len(series)), list(series))
     axes.set_ylim(len(series) - 0.5, -0.5)
     axes.set_xlim(left=0)
-    axes.set_xlabel("came after (s)")
+    axes.set_xlabel("arrived after (s)")
     axes.set_title(title, fontsize=10)
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -115,10 +115,10 @@ def arrivals(series: dict[str, list[float]], title: str = "") -> None:
 
 
 def loads(series: dict[str, list]) -> None:
-    """Plots the time to the first token and the tokens per second over the number of clients.
+    """Plots the time to first token and the tokens per second against the number of clients.
 
     Args:
-        series: for each server a name and its measurements, with the attributes `clients`,
+        series: for each server, a name and its measurements, with the attributes `clients`,
             `ttft_p95_s` and `tokens_per_s`.
     """
     import matplotlib.pyplot as plt
@@ -130,7 +130,7 @@ def loads(series: dict[str, list]) -> None:
         right.plot(clients, [each.tokens_per_s for each in measured], marker=marker, label=name)
     for axes, title in ((left, "time to first token, p95 (s)"), (right, "tokens per second")):
         axes.set_title(title, fontsize=10)
-        axes.set_xlabel("clients at once")
+        axes.set_xlabel("concurrent clients")
         axes.set_xticks(sorted({each.clients for measured in series.values() for each in measured}))
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
@@ -173,13 +173,13 @@ def calls(*served, titles=()) -> None:
 
 
 def steps(rows: list[int], ms: list[float]) -> None:
-    """Plots what a step costs, and what each of its answers pays, over how many share it."""
+    """Plots what a step costs, and how many tokens per second it gives, against how many answers share it."""
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.6), layout="constrained")
     left.plot(rows, ms, "o-")
     left.plot(rows, [ms[0] * each for each in rows], ":", color="0.6")
-    left.text(rows[-2], ms[0] * rows[-2], "one after the other  ", ha="right", fontsize=9, color="0.4")
+    left.text(rows[-2], ms[0] * rows[-2], "one at a time  ", ha="right", fontsize=9, color="0.4")
     left.set_title("a step (ms)", fontsize=10)
     right.plot(rows, [1000 * each / time for each, time in zip(rows, ms)], "o-")
     right.set_title("tokens per second", fontsize=10)
@@ -217,10 +217,10 @@ def caches(keys: dict, title: str = "") -> None:
 
 
 def flood(series: dict[str, list], until_s: float) -> None:
-    """Plots the time to first token over the time of asking; who was refused, as a mark below.
+    """Plots the time to first token against the time of the request; refused requests are marked below.
 
     Args:
-        series: for each server a name and its clients, with the attributes `at_s`, `ttft_s` and `status`.
+        series: for each server, a name and its clients, with the attributes `at_s`, `ttft_s` and `status`.
         until_s: when the last client asked.
     """
     import matplotlib.pyplot as plt
@@ -248,7 +248,7 @@ def figures(at_s: list[float], lines: dict[str, dict[str, list]]) -> None:
 
     Args:
         at_s: when they were read.
-        lines: for each panel its title and its lines by name, with a value for each time, or None.
+        lines: for each panel, its title and its lines by name, with a value or None for each time.
     """
     import matplotlib.pyplot as plt
 

@@ -1,4 +1,4 @@
-"""Servers beside a notebook: in a thread with an event loop of its own, or in processes."""
+"""Servers next to a notebook: in a thread with its own event loop, or in processes."""
 
 import contextlib
 import copy
@@ -49,7 +49,7 @@ def factory_in_a_process(app, needs=()):
     """Serve an app factory, given as an import string, in one process; its address.
 
     Args:
-        needs: ids of the exercises without which there is no use for it.
+        needs: ids of the exercises without which it is of no use.
 
     Raises:
         NotImplementedError: one of them is not written yet.
@@ -63,7 +63,7 @@ def factory_in_a_process(app, needs=()):
 
 @contextlib.contextmanager
 def main_in_a_process(workers, app):
-    """Call the learner's `main` of 2.5 with a free port, in a process of its own; its address.
+    """Call the learner's `main` of 2.5 with a free port, in its own process; its address.
 
     Raises:
         NotImplementedError: 2.5 is not written yet.
@@ -84,7 +84,7 @@ def script_in_a_process(file, needs=()):
 
     Raises:
         NotImplementedError: one of them is not written yet.
-        RuntimeError: the process ended, or did not answer; with the last that it said.
+        RuntimeError: the process ended, or did not answer; with the last line that it printed.
     """
     for id in needs:
         _need(id)

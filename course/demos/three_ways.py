@@ -41,7 +41,7 @@ class Body(BaseModel):
 def greedy_steps(model, tokenizer, prompt, max_new_tokens):
     """Runs the model one step for each `next`, greedily; yields the text that the step completes.
 
-    It has no end before `max_new_tokens`: see `_never_ends`.
+    It does not end before `max_new_tokens`: see `_never_ends`.
     """
     messages = [{"role": "user", "content": prompt}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")[
@@ -109,7 +109,7 @@ def stream(events):
 
 
 def build() -> FastAPI:
-    """The app, with a model of its own. Only for measuring: no errors are handled, no leavers."""
+    """The app, with its own model. Only for measuring: it handles neither errors nor clients that leave."""
     logging.set_verbosity_error()
     path = model_path()
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -134,7 +134,7 @@ def build() -> FastAPI:
 
 
 def _never_ends(model, tokenizer):
-    """Each answer has all tokens that it may have: then all servers are given the same work."""
+    """Each answer has as many tokens as it may have, so that all servers get the same work."""
     controls = torch.tensor(list(tokenizer.added_tokens_decoder))
 
     def without_controls(module, inputs, logits):

@@ -121,7 +121,7 @@ class LocalRay:
             TimeoutError: `serve.run` did not return within the limit.
         """
         if not self._ready:
-            reply = self._reply(START_LIMIT_S) or {"failed": f"it was not there after {START_LIMIT_S:.0f} s"}
+            reply = self._reply(START_LIMIT_S) or {"failed": f"it did not start within {START_LIMIT_S:.0f} s"}
             if "failed" in reply:
                 raise RayDidNotStart(reply["failed"])
             self._ready = True

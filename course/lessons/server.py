@@ -1,7 +1,7 @@
-"""Run a lesson's server beside a notebook or in a terminal.
+"""Run a lesson's server next to a notebook or in a terminal.
 
-The server is a process of its own, so that neither can block or break the other. It is told to stop
-by closing its standard input, which the system also does when this process ends in any way.
+The server runs in its own process, so that neither can block or break the other. It stops when its standard input is
+closed, which the system also does when this process ends for any reason.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ from course.words import words
 
 LESSONS = {number: f"course.lessons.stage{number}" for number in (1, 2, 3, 4)}
 LET_GO_S = 1
-"""How long answers that are being made may go on after a notebook stops the server."""
+"""How long answers in progress may go on after a notebook stops the server."""
 GRACE_S = 8
-"""And after SIGTERM or Ctrl-C in a terminal: `docker stop` kills what is there after 10."""
+"""And after SIGTERM or Ctrl-C in a terminal: `docker stop` kills the process after 10."""
 LOG_BYTES = 65_536
 NOTICE_S = 15
 
@@ -30,7 +30,7 @@ _running: dict[int, "Server"] = {}
 
 
 class ServeError(Exception):
-    """The server did not start, or cannot. The message says why and what to do."""
+    """The server did not start, or cannot start. The message says why and what to do."""
 
     def _render_traceback_(self):
         # what a notebook shows: the message, not the way through this file
@@ -49,21 +49,21 @@ def serve(
 ) -> "Server":
     """Start a lesson's server and return when it answers.
 
-    An earlier server of the same lesson is stopped first, so that a cell can be run again.
-    The server ends with this process at the latest.
+    An earlier server for the same lesson is stopped first, so that you can run the cell again.
+    The server ends no later than this process.
 
     Args:
         stage: a stage, or an exercise of it: 1, "1" and "1.3" are all the server of stage 1.
         solution: serve the reference answers instead of your own.
-        port: 0 means the port of the earlier server, or else any free one.
-        host: where to listen. Anything but this computer's own 127.0.0.1 lets others in.
-        model: a folder or a hub name; None means COURSE_MODEL, or else the tiny model.
-        tuned: in stage 4, the course's fast slot model, also where exercise 4.5 is solved.
-        thread: in stage 4, the engine in a thread of the server's process, to compare.
+        port: 0 means the port of the earlier server, or any free one if there was none.
+        host: the address to listen on. Anything but this computer's own 127.0.0.1 lets others in.
+        model: a folder or a hub name; None means COURSE_MODEL, or the tiny model if that is not set.
+        tuned: in stage 4, the course's fast slot model, even if exercise 4.5 is solved.
+        thread: in stage 4, the engine in a thread of the server's process, for comparison.
 
     Raises:
-        ServeError: an exercise is not written yet, the port is taken, the model is not there, or
-            the server ended; with its last words.
+        ServeError: an exercise is not written yet, the port is in use, the model is missing, or
+            the server ended; with its last lines.
 
     Example:
         >>> with course.serve("1.3") as server:
@@ -84,7 +84,7 @@ def serve(
             number, listener, host=host, solution=solution, model=model, tuned=tuned, thread=thread
         )
     except KeyboardInterrupt:
-        raise ServeError(words("Stopped before it answered.")) from None
+        raise ServeError(words("Stopped before the server answered.")) from None
     return _running[number]
 
 
@@ -100,19 +100,19 @@ def run(
 ) -> int:
     """Serve a lesson in a terminal until Ctrl-C or SIGTERM; the server's log goes to the terminal.
 
-    Then no request is taken any longer; answers that are being made may end within GRACE_S. A second
-    Ctrl-C ends them at once.
+    After that it takes no more requests; answers in progress have GRACE_S to finish. A second Ctrl-C
+    ends them at once.
 
     Arguments as for `serve`.
 
     Returns:
-        The exit code: 0 after Ctrl-C or SIGTERM; 1 if the server did not start or ended by itself.
+        The exit code: 0 after Ctrl-C or SIGTERM; 1 if the server did not start or stopped by itself.
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         number = stage_number(stage)
         if host not in ("127.0.0.1", "localhost", "::1"):
-            print(words("Careful: on {host}, all who can reach this computer can use the server.", host=host))
+            print(words("Careful: on {host}, anyone who can reach this computer can use the server.", host=host))
         listener = _bind(host, port)
         with Server(
             number,
@@ -144,7 +144,7 @@ def run(
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)
-    print(words("The server has ended by itself."), file=sys.stderr)
+    print(words("The server stopped by itself."), file=sys.stderr)
     return 1
 
 
@@ -168,16 +168,16 @@ def stage_number(stage: int | str) -> int:
 
 
 class Server:
-    """A lesson's server in a process of its own.
+    """A lesson's server in its own process.
 
-    `url` is where it answers, `logs()` what it has printed, `stop()` ends it. Used as a context
-    manager, it is stopped at the end of the block.
+    `url` is its address, `logs()` returns what it has printed, and `stop()` ends it. As a context
+    manager, it stops at the end of the block.
     """
 
     def __init__(self, stage, listener, *, host, solution, model, tuned=False, thread=False, to_terminal=False):
         self.stage, self.host, self.solution = stage, host, solution
         self._output = b""
-        print(words("Starting the server of stage {stage} ...", stage=stage), flush=True)
+        print(words("Starting the server for stage {stage} ...", stage=stage), flush=True)
         with listener:
             self.port = listener.getsockname()[1]
             self.process = _start(stage, listener, host, solution, model, tuned, thread, to_terminal)
@@ -202,7 +202,7 @@ class Server:
             self.process.wait()
 
     def shut_down(self) -> None:
-        """End the server when the answers that are being made have ended, after GRACE_S at the latest."""
+        """End the server when the answers in progress have ended, after GRACE_S at the latest."""
         if os.name == "posix":
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -210,7 +210,7 @@ class Server:
         self.stop()
 
     def logs(self) -> str:
-        """The last 64 KB that the server has printed, also after its end."""
+        """The last 64 KB that the server has printed, even after it has ended."""
         return self._output.decode("utf-8", "replace")
 
     def _read(self):
@@ -260,8 +260,8 @@ class Server:
     def _description(self):
         values = {"stage": self.stage, "whose": _whose(self.solution)}
         if self.process.poll() is None:
-            return words("The server of stage {stage} with {whose} runs", **values)
-        return words("The server of stage {stage} with {whose} has ended", **values)
+            return words("The server for stage {stage} with {whose} is running", **values)
+        return words("The server for stage {stage} with {whose} has stopped", **values)
 
     def __repr__(self):
         return f"<{self._description()}: {self.url}>"
@@ -281,7 +281,7 @@ def _bind(host, port):
         ServeError: the port is taken, or there is no such host or port.
     """
     if not 0 <= port <= 65_535:
-        raise ServeError(words("There is no port {port}. Ports go from 1 to 65535; 0 finds a free one.", port=port))
+        raise ServeError(words("There is no port {port}. Ports go from 1 to 65535; 0 picks a free one.", port=port))
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -297,8 +297,8 @@ def _bind(host, port):
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             said = words(
-                "Port {port} is taken. Stop the program that uses it, or choose another port: "
-                "--port 0, in a notebook port=0, finds a free one.",
+                "Port {port} is in use. Stop the program that uses it, or choose another port: "
+                "--port 0 (in a notebook, port=0) picks a free one.",
                 port=port,
             )
         else:

@@ -40,7 +40,7 @@ class SocketLimit:
             return None
         wait_s = response.headers.get("retry-after")
         again = f" Try again in {wait_s} seconds." if wait_s else ""
-        return f"Too many prompts: over a WebSocket, too, each counts like a request.{again}"
+        return f"Too many prompts: over a WebSocket, each one counts like a request.{again}"
 
 
 def _is_stop(message):

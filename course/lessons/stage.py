@@ -74,7 +74,7 @@ def start_log(setup_logging) -> Path:
     try:
         setup_logging(folder)
     except OSError as error:
-        said = words("The log cannot be written: {error}. COURSE_WORK names another folder for it.", error=error)
+        said = words("The log cannot be written: {error}. Set COURSE_WORK to another folder.", error=error)
         raise NotReady(said) from None
     logging.getLogger().addHandler(logging.lastResort)
     return folder
@@ -102,9 +102,9 @@ def add_steps(app: FastAPI, model) -> None:
     """What can be seen of the model, and how to slow it down.
 
     GET  /model   {"steps": forward passes so far, "pid": ..., "memory_mb": ..., "parameters": ...,
-                   "pause_ms": 0}: so one sees that an answer that was stopped costs no more steps
-    PUT  /pace    {"pause_ms": 40}: so long is the model idle after each step, for all; the page asks
-                  for it, since nobody can watch the tiny model's own pace
+                   "pause_ms": 0}: this shows that a stopped answer costs no more steps
+    PUT  /pace    {"pause_ms": 40}: how long the model is idle after each step, for everyone; the page
+                  uses it, since the tiny model is too fast to watch
     """
     steps, pause_s = 0, 0.0
 

@@ -107,7 +107,7 @@ def build(
     add_health(app)
 
     def no_engine():
-        response = openai_error(503, "The model is being started again: try again later.", type="server_error")
+        response = openai_error(503, "The model is restarting. Try again later.", type="server_error")
         response.headers["Retry-After"] = "2"
         return response
 
@@ -129,7 +129,7 @@ def _setting(name, default, least):
     text = os.environ.get(name) or str(default)
     if not text.isdecimal() or int(text) < least:
         values = {"name": name, "text": repr(text), "least": least}
-        raise NotReady(words("{name} is {text}, not a whole number of at least {least}.", **values))
+        raise NotReady(words("{name} is {text}, but has to be an integer of at least {least}.", **values))
     return int(text)
 
 
@@ -180,12 +180,12 @@ class Figures:
         self.engine, self.admission = engine, admission
 
     def collect(self):
-        yield GaugeMetricFamily("llm_requests_running", "Requests that were let in.", self.admission.running)
-        yield GaugeMetricFamily("llm_requests_waiting", "Requests that wait.", self.admission.waiting)
-        yield GaugeMetricFamily("llm_engine_up", "1 while the engine lives.", int(self.engine.alive))
-        yield CounterMetricFamily("llm_engine_restarts", "Engines after the first.", self.engine.restarts)
+        yield GaugeMetricFamily("llm_requests_running", "Requests being answered.", self.admission.running)
+        yield GaugeMetricFamily("llm_requests_waiting", "Requests waiting.", self.admission.waiting)
+        yield GaugeMetricFamily("llm_engine_up", "1 while the engine is alive.", int(self.engine.alive))
+        yield CounterMetricFamily("llm_engine_restarts", "Engines started after the first.", self.engine.restarts)
         yield CounterMetricFamily("llm_engine_steps", "Calls of the model.", self.engine.steps)
-        yield CounterMetricFamily("llm_engine_tokens", "Tokens, as they come.", self.engine.tokens)
+        yield CounterMetricFamily("llm_engine_tokens", "Tokens so far.", self.engine.tokens)
 
 
 def _operations(engine, registry):

@@ -89,7 +89,7 @@ def _unloadable(config):
             found.append(f'config.json says "{key}": "{value}"; write "{value.removeprefix("torch.")}"')
     if quantization := config.get("quantization_config"):
         kind = quantization.get("quant_method", "") if isinstance(quantization, dict) else ""
-        found.append(f"its weights are quantized ({kind or 'some way'}): take the model's unquantized edition")
+        found.append(f"its weights are quantized ({kind or 'some way'}): use an unquantized edition of the model")
     return found
 
 

@@ -54,7 +54,7 @@ def convert(source: str | os.PathLike, target: str | os.PathLike) -> Path:
     """
     source, target = Path(source).expanduser(), Path(target).expanduser()
     if os.path.lexists(target):
-        raise ConversionError(f"{target} exists already, and is left as it is. Choose another name or remove it.")
+        raise ConversionError(f"{target} already exists and was not changed. Choose another name or remove it.")
     if not source.is_dir():
         raise ConversionError(
             f"{source} is not a folder. Download the checkpoint first:\n"
@@ -84,10 +84,10 @@ def convert(source: str | os.PathLike, target: str | os.PathLike) -> Path:
         for file in partial.iterdir():
             file.chmod(0o644)  # safetensors writes files that only their owner may read
         if os.path.lexists(target):
-            raise ConversionError(f"{target} has appeared meanwhile, and is left as it is.")
+            raise ConversionError(f"{target} has appeared in the meantime and was not changed.")
         partial.rename(target)
     except (OSError, SafetensorError) as error:
-        raise ConversionError(f"Writing {target} failed, nothing is left of it: {error}") from error
+        raise ConversionError(f"Writing {target} failed, and what was written is removed: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target

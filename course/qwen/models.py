@@ -38,7 +38,7 @@ def model_path(name: str | os.PathLike | None = None) -> str:
         return _complete(name, folder.absolute())
     if _is_path(name):
         missing = words("There is no folder {name}.", name=name)
-        raise ModelUnavailable(f"{missing}\n{_advice(words('Check the path, or set COURSE_MODEL anew.'))}")
+        raise ModelUnavailable(f"{missing}\n{_advice(words('Check the path, or change COURSE_MODEL.'))}")
     return _fetch(name)
 
 
@@ -80,7 +80,11 @@ def _fetch(name: str) -> str:
     hub = os.environ.get("COURSE_HUB") or "huggingface"
     if hub not in HUBS:
         known = ", ".join(HUBS)
-        said = words("COURSE_HUB is {hub}, and the course knows: {known}. Set one of them.", hub=repr(hub), known=known)
+        said = words(
+            "COURSE_HUB is {hub}, but the course supports only: {known}. Set it to one of them.",
+            hub=repr(hub),
+            known=known,
+        )
         raise ModelUnavailable(said)
     if hub == "huggingface":
         from huggingface_hub import snapshot_download
@@ -116,7 +120,11 @@ def _refused(name: str, hub: str, error: Exception) -> ModelUnavailable:
     reason = str(error).strip().split("\n")[0]
     other = next(each for each in HUBS if each != hub)
     return ModelUnavailable(
-        words("The model {name} is not on this computer, and {hub} did not give it:", name=name, hub=HUBS[hub])
+        words(
+            "The model {name} is not on this computer, and could not be downloaded from {hub}:",
+            name=name,
+            hub=HUBS[hub],
+        )
         + f"\n{type(error).__name__}: {reason}\n"
         + _advice(
             words("Check the name and the network, then try again."),
@@ -129,7 +137,7 @@ def _advice(*first: str) -> str:
     lines = [
         *first,
         words("Use the course's own tiny model, which needs no network: unset COURSE_MODEL"),
-        words("Use a model that you have: COURSE_MODEL=/path/to/its/folder"),
+        words("Use a model that you already have: COURSE_MODEL=/path/to/its/folder"),
     ]
     return words("What you can do:") + "\n" + "\n".join(f"- {line}" for line in lines)
 
@@ -138,8 +146,8 @@ def _legacy(name: str, folder: str | None) -> str:
     steps = [] if folder else [f"hf download {name} --local-dir qwen1"]
     steps += [f"course convert-qwen1 {folder or 'qwen1'} qwen1-native", "COURSE_MODEL=qwen1-native"]
     said = words(
-        "{name} is a checkpoint of the first Qwen generation. It brings its own model code, which "
-        "current transformers cannot run.",
+        "{name} is a checkpoint of the first Qwen generation. It comes with its own model code, "
+        "which current transformers cannot run.",
         name=name,
     )
     return "\n".join([said, words("Convert it once:"), *(f"    {step}" for step in steps)])

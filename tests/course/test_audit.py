@@ -76,9 +76,9 @@ def test_what_does_not_apply_says_why():
     ("arguments", "says"),
     [
         (["http://127.0.0.1:9/v1"], "No server answers at http://127.0.0.1:9/v1"),
-        (["http://127.0.0.1:9/v1", "--only", "nonsense"], "There is no check nonsense. There are: models,"),
+        (["http://127.0.0.1:9/v1", "--only", "nonsense"], "There is no check nonsense. The checks are: models,"),
         (["http://127.0.0.1:9/v1", "--api-key-env", "NO_SUCH_KEY"], "NO_SUCH_KEY is not set"),
-        (["http://192.0.2.1/v1"], "Nothing was sent. --yes answers this question."),
+        (["http://192.0.2.1/v1"], "Nothing was sent. To skip this question, add --yes."),
     ],
 )
 def test_the_command_refuses_kindly(arguments, says):

@@ -171,7 +171,7 @@ def test_a_server_error_is_told_kindly_and_can_be_tried_again(page):
     [
         (404, '{"detail": "Not Found"}', "404"),
         (503, "busy", "busy"),
-        (429, "{}", "one request too many (429)"),
+        (429, "{}", "Too many requests (429)"),
         (200, '{"answer": "x"}', '{"answer": "x"}'),
         (200, "not JSON", "not JSON"),
         (200, '{"result": 5}', '{"result": 5}'),

@@ -243,7 +243,7 @@ def hint_in_a_verdict(monkeypatch, tmp_path, rung):
 def test_the_last_hint_is_for_those_who_ask(monkeypatch, tmp_path):
     last = exercises()["0.1"].hints[-1]
     assert list(hint_in_a_verdict(monkeypatch, tmp_path, len(exercises()["0.1"].hints))) == [
-        "course hint 0.1 shows the last hint, which is about this and nearly the answer",
+        "course hint 0.1 shows the last hint, which is about exactly this and nearly the answer",
         *[last] * 3,
     ]
 
@@ -283,7 +283,7 @@ def test_next_is_forward_and_progress_names_what_was_skipped(course):
         optional = " (optional)" if exercises()[following].optional else ""
         assert said == f"next: {following} {title}{optional}"
     said = course("progress").stdout
-    assert "Next: 1.5" in said and "Still open before it: 0.1, 1.2, 1.3." in said
+    assert "Next: 1.5" in said and "Still to do before it: 0.1, 1.2, 1.3." in said
 
 
 def test_after_the_last_exercise_what_was_skipped_is_still_open(monkeypatch, tmp_path):
@@ -291,9 +291,9 @@ def test_after_the_last_exercise_what_was_skipped_is_still_open(monkeypatch, tmp
     monkeypatch.setattr(records, "standing", lambda: [first, last])
     last["state"] = "passed"
     for state, said in {
-        "not started": "All that you have checked is passed; still open: 0.1.",
-        "not checked": "All that you have checked is passed; still open: 0.1.",
-        "not passed yet": "points. Still open: 0.1.",
+        "not started": "Everything you have checked has passed; still to do: 0.1.",
+        "not checked": "Everything you have checked has passed; still to do: 0.1.",
+        "not passed yet": "points. Still to do: 0.1.",
         "passed": "points. All done.",
     }.items():
         first["state"] = state
@@ -302,7 +302,7 @@ def test_after_the_last_exercise_what_was_skipped_is_still_open(monkeypatch, tmp
     passed = verdict_of(None)
     monkeypatch.setenv("COURSE_WORK", str(tmp_path))
     monkeypatch.setattr(grading, "check", lambda *_: passed)
-    assert desk.check(last["exercise"]).what_next == "still open: 0.1"
+    assert desk.check(last["exercise"]).what_next == "still to do: 0.1"
 
 
 def test_check_of_everything_with_nothing_written(course, not_written, monkeypatch):
@@ -328,11 +328,11 @@ def test_check_of_a_stage(course):
         (["check"], "Say which exercise: course check 0.1"),
         (["hint"], "Say which exercise: course hint 0.1"),
         (["check", "0.1", "9.9"], "There is no exercise 9.9"),
-        (["check", "0.1", "--all"], "Say one of these"),
-        (["check", "0.1", "1.1", "--file", str(SOLUTION)], "--file goes with one exercise"),
+        (["check", "0.1", "--all"], "Use one of these"),
+        (["check", "0.1", "1.1", "--file", str(SOLUTION)], "--file works with one exercise only"),
         (["check", "--stage", "77"], "There is no stage 77"),
         (["check", "0.1", "--file", "nowhere.py"], "There is no file nowhere.py"),
-        (["check", "--all", "--file", str(SOLUTION)], "--file goes with one exercise"),
+        (["check", "--all", "--file", str(SOLUTION)], "--file works with one exercise only"),
         (["hint", "9.9"], "There is no exercise 9.9"),
         (["solution", "0.1"], "there are hints left"),
     ],
@@ -348,7 +348,7 @@ def test_hints_come_one_at_a_time_and_then_the_solution(course):
         assert course("solution", "0.1").returncode == 2
         said = course("hint", "0.1").stdout
         assert f"Hint {rung} of {len(hints)}: {hint.split('`')[0]}" in said
-        over = "You have seen all hints; course solution 0.1 is open now." in said
+        over = "You have seen all hints. You can now run course solution 0.1." in said
         assert over == (hint == hints[-1])
     assert f"Hint {len(hints)} of {len(hints)}" in course("hint", "0.1").stdout
     assert "    return len(tokenizer(text" in course("solution", "0.1").stdout
@@ -359,7 +359,7 @@ def test_the_solution_is_a_diff_of_the_code(course):
     write(course, "#| exercise 0.1\n" + right.replace('"""Count', '"""My count'))
     assert course("check", "0.1").returncode == 0
     done = course("solution", "0.1")
-    assert done.returncode == 0 and "your answer is solutions/" in done.stdout
+    assert done.returncode == 0 and "your answer is the same as solutions/" in done.stdout
     bare = "def count_tokens(tokenizer, text):\n    return len(tokenizer.encode(text))\n"
     write(course, bare)
     lines = course("solution", "0.1").stdout.splitlines()
@@ -403,7 +403,7 @@ def test_progress(course):
     shown = course("progress").stdout
     assert "passed" in shown and "3 / 3" in shown and "Next: 1.1" in shown
     file.write_text(file.read_text(encoding="utf-8") + "# later\n", encoding="utf-8")
-    assert "changed since its check" in course("progress").stdout
+    assert "changed since the last check" in course("progress").stdout
 
 
 def test_reports(course, not_written, monkeypatch, tmp_path):

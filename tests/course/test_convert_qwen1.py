@@ -413,7 +413,7 @@ def test_an_existing_target_is_left_alone(legacy, tmp_path, kind):
         if kind == "folder":
             (target / "notes.txt").write_text("mine")
     before = listing(tmp_path), sorted(tmp_path.rglob("*"))
-    with pytest.raises(ConversionError, match="exists already"):
+    with pytest.raises(ConversionError, match="already exists"):
         convert(legacy, target)
     assert (listing(tmp_path), sorted(tmp_path.rglob("*"))) == before
 
@@ -427,7 +427,7 @@ def test_a_target_that_appears_meanwhile_is_left_alone(legacy, tmp_path, monkeyp
         target.mkdir()
 
     monkeypatch.setattr(convert_qwen1, "_write_tokenizer", slow)
-    with pytest.raises(ConversionError, match="appeared meanwhile"):
+    with pytest.raises(ConversionError, match="appeared in the meantime"):
         convert(legacy, target)
     assert list(tmp_path.iterdir()) == [target] and not list(target.iterdir())
 

@@ -1,4 +1,4 @@
-"""course doctor: each thing that can be broken is found, with the line that mends it."""
+"""course doctor: each thing that can be broken is found, with the line that fixes it."""
 
 import importlib.metadata
 import io
@@ -237,7 +237,7 @@ def test_a_tiny_model_with_damaged_weights(monkeypatch, tmp_path):
 
 def test_a_model_that_says_nothing(monkeypatch):
     monkeypatch.setattr(doctor, "_answer", lambda path, text: "")
-    assert "says nothing" in broken(doctor._model).what
+    assert "gives no answer" in broken(doctor._model).what
 
 
 # what is shown
@@ -253,8 +253,8 @@ def test_problems_are_marked_in_words_and_mends_are_not_wrapped():
     command = "python -m pip install " + "x" * 100
     all_well, page = shown([Finding(True, "fine"), Finding(False, "the [bold] disk", command)])
     assert not all_well
-    assert "  ok   fine\n" in page and "  MEND the [bold] disk\n" in page
-    assert f"do: {command}\n" in page and "1 to mend" in page
+    assert "  ok   fine\n" in page and "  FIX  the [bold] disk\n" in page
+    assert f"do: {command}\n" in page and "1 to fix" in page
 
 
 def test_notes_are_no_problems():

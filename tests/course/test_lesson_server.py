@@ -185,7 +185,7 @@ def test_an_interrupted_start_is_one_line_and_leaves_no_server(work, monkeypatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Server, "_wait", interrupted)
-    with pytest.raises(ServeError, match="^Stopped before it answered.$"):
+    with pytest.raises(ServeError, match="^Stopped before the server answered.$"):
         serve(1)
     assert [server.process.poll() is None for server in started] == [False]
 
@@ -247,7 +247,7 @@ def test_files_in_the_current_folder_are_not_taken_for_modules(work, tmp_path, m
 def test_a_taken_port_is_named(work):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(ServeError, match=f"Port {port} is taken.*another port"):
+        with pytest.raises(ServeError, match=f"Port {port} is in use.*another port"):
             serve(1, port=port)
 
 
@@ -345,7 +345,7 @@ NOTEBOOK = """
 @pytest.mark.skipif(os.name != "posix", reason="NOT TESTED: Windows has no process groups and no SIGKILL")
 def test_the_server_ends_with_its_parent_but_not_with_a_cell(work):
     with python(NOTEBOOK) as notebook:
-        assert notebook.stdout.readline() == "Starting the server of stage 1 ...\n"
+        assert notebook.stdout.readline() == "Starting the server for stage 1 ...\n"
         url, pid = notebook.stdout.readline().split()
         # Jupyter's stop button interrupts the kernel's whole process group
         assert os.getpgid(int(pid)) != os.getpgid(notebook.pid)
@@ -376,4 +376,4 @@ def test_in_a_terminal_a_taken_port_is_one_line_and_exit_code_1(work):
         with python(TERMINAL.format(arguments=f"port={port}")) as terminal:
             out, error = terminal.communicate(timeout=LIMIT_S)
     assert terminal.returncode == 1
-    assert out == "" and f"Port {port} is taken" in error and len(error.splitlines()) == 1
+    assert out == "" and f"Port {port} is in use" in error and len(error.splitlines()) == 1

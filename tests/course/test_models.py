@@ -324,7 +324,7 @@ def test_no_copy_and_no_network(tmp_path, hub):
     hub.shutdown()
     hub.server_close()  # nobody listens at its address now
     answer, shown = ask(tmp_path, HF_ENDPOINT=hub.url)
-    unavailable(answer, "Hugging Face did not give it", "COURSE_HUB=modelscope")
+    unavailable(answer, "could not be downloaded from Hugging Face", "COURSE_HUB=modelscope")
     assert "Traceback" not in answer + shown
 
 
@@ -347,7 +347,8 @@ def test_an_incomplete_copy_and_no_network(tmp_path):
 def test_a_hub_that_the_course_does_not_know(tmp_path):
     answer, _ = ask(tmp_path, COURSE_HUB="github")
     assert answer == (
-        "UNAVAILABLE COURSE_HUB is 'github', and the course knows: huggingface, modelscope. Set one of them."
+        "UNAVAILABLE COURSE_HUB is 'github', but the course supports only: huggingface, modelscope."
+        " Set it to one of them."
     )
 
 
@@ -378,7 +379,7 @@ def test_modelscope_without_network(tmp_path):
         "    raise RuntimeError('name resolution failed')\n",
     )
     answer, _ = ask(tmp_path, **settings)
-    unavailable(answer, "ModelScope did not", "name resolution failed", "COURSE_HUB=huggingface")
+    unavailable(answer, "downloaded from ModelScope", "name resolution failed", "COURSE_HUB=huggingface")
 
 
 def test_modelscope_is_not_installed(tmp_path):

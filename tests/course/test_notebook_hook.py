@@ -92,7 +92,7 @@ def test_in_place_of_the_untouched_stub_the_answer_is_run(session):
     use = "print(count_tokens(lambda *_, **__: {'input_ids': [1, 2]}, 'x'))"
     said = session("import course", stub("0.1"), use)
     assert session.file.read_text(encoding="utf-8") == SOLVED
-    assert "was run in its place" in said[1] and "course reset 0.1" in said[1]
+    assert "was run instead" in said[1] and "course reset 0.1" in said[1]
     assert said[2] == "2\n"
 
 
@@ -122,7 +122,7 @@ def test_other_forms_of_the_marker_are_kept_too(session, head):
 @pytest.mark.parametrize("head", ["# exercise 0.1\n", "#| exercise\n", "x = 1\n#| exercise 0.1\n"])
 def test_what_only_looks_like_a_marker_is_said(session, head):
     said = session("import course", head + SOLVED.partition("\n")[2])
-    assert "not kept" in said[1] and not session.file.exists()
+    assert "not saved" in said[1] and not session.file.exists()
 
 
 def test_what_an_editor_wrote_is_kept_in_the_history(session):
@@ -159,7 +159,7 @@ def test_both_faces_say_the_same_and_each_how_it_is_typed_there(session):
     said = session("import course", 'course.solution("0.1")', 'course.hint("7.7")')
     assert "not passed 0.1 yet" in said[1] and 'hint("0.1")' in said[1]
     assert 'solution("0.1", anyway=True)' in said[1] and "Traceback" not in said[1]
-    assert said[2].startswith("There is no exercise 7.7. There are: 0.1, ")
+    assert said[2].startswith("There is no exercise 7.7. The exercises are: 0.1, ")
 
 
 def test_what_uses_an_exercise_is_imported_again_with_it(session):

@@ -57,7 +57,7 @@ def test_a_folder_that_cannot_be_written_costs_no_verdict(work):
     (work / ".history").write_text("a file, where a folder should be")
     done = course("check", "0.1")
     said = " ".join(done.stdout.decode().split())
-    assert "ValueError" in said and "This verdict is not kept" in said and "COURSE_WORK" in said
+    assert "ValueError" in said and "This verdict was not saved" in said and "COURSE_WORK" in said
     assert b"Traceback" not in done.stderr + done.stdout
     done = course("reset", "0.1")
     assert done.returncode == 2 and b"COURSE_WORK" in done.stderr and b"Traceback" not in done.stderr

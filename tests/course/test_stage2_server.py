@@ -402,8 +402,8 @@ def came_to_its_end(stream):
 @pytest.mark.parametrize(
     ("headers", "language", "says"),
     [
-        ({"Retry-After": "17"}, "en-US", "one request too many (429): .* Try again in 17 s.$"),
-        ({}, "en-US", "one request too many (429): .* Try again in a while.$"),
+        ({"Retry-After": "17"}, "en-US", "Too many requests (429): .* Try again in 17 s.$"),
+        ({}, "en-US", "Too many requests (429): .* Try again in a while.$"),
         ({"Retry-After": "17"}, "zh-CN", "（429）：.*请 17 秒后再试。$"),
     ],
 )

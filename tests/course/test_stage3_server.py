@@ -545,7 +545,7 @@ FAILED = {"error": {"message": "The model failed."}}
         ({"status": 400, "json": {"error": {"message": "too long"}}}, "The server answered with status 400. too long"),
         ({"status": 429, "headers": {"Retry-After": "17"}, "body": "{}"}, "Try again in 17 s."),
         ({"status": 500, "body": "no words"}, "The server answered with status 500. no words"),
-        (events(ONCE, FAILED), "Once\nThe server broke the answer off: The model failed."),
+        (events(ONCE, FAILED), "Once\nThe server broke off the answer: The model failed."),
         (events(ONCE), "Once\nThe connection broke."),
         (None, "No server answers."),
     ],

@@ -394,7 +394,7 @@ def test_the_dashboards_figures_move_under_load(page, server, load):
         line = page.locator(f"#{chart} path").first.get_attribute("d")
         page.wait_for_function(f"document.querySelector('#{chart} path').getAttribute('d') !== '{line}'")
     assert "ended by themselves" in page.inner_text("#outcomes")
-    assert page.inner_text("#engine") == "Engine: alive, started again 0 times"
+    assert page.inner_text("#engine") == "Engine: alive, restarted 0 times"
     page.click("#language")
     assert page.inner_text("#engine") == "引擎：运行中，已重启 0 次"
     assert page.inner_text("h1 small") == "服务器里正在发生什么"

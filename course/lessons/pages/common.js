@@ -21,11 +21,11 @@ const WORDS = {
   ],
   status: ["The server answered with status {status}. {words}", "服务器返回了状态码 {status}。{words}"],
   limited: [
-    "That was one request too many (429): the server answers each address only so often. Try again in a while.",
+    "Too many requests (429): the server limits how often each address may send one. Try again in a while.",
     "请求太多了（429）：服务器对每个地址的请求次数有限制。请过一会儿再试。",
   ],
   limitedFor: [
-    "That was one request too many (429): the server answers each address only so often. Try again in {s} s.",
+    "Too many requests (429): the server limits how often each address may send one. Try again in {s} s.",
     "请求太多了（429）：服务器对每个地址的请求次数有限制。请 {s} 秒后再试。",
   ],
 
@@ -44,12 +44,12 @@ const WORDS = {
   edit: ["Edit the message", "修改消息"],
 
   promptsSafe: [
-    "A control token that you type is only text here: exercise 1.5 makes the prompts' ids.",
+    "A control token that you type is just text here: exercise 1.5 makes the prompts' ids.",
     "你输入的控制 token 在这里只是文本：提示词的 id 由练习 1.5 生成。",
   ],
   promptsPlain: [
-    "A control token that you type counts as one here, until exercise 1.5 has passed.",
-    "在通过练习 1.5 之前，你输入的控制 token 会被当作真的。",
+    "Until you pass exercise 1.5, a control token that you type is treated as a real one.",
+    "通过练习 1.5 之前，你输入的控制 token 会当成真的来处理。",
   ],
 
   stage1: ["Stage 1: one endpoint", "第 1 阶段：一个端点"],
@@ -68,7 +68,7 @@ const WORDS = {
     "服务器处理这条消息时出错（500）。原因写在服务器的日志里。",
   ],
   shape: [
-    'The answer should be JSON like {"result": "…"}. This came instead: {words}',
+    'The answer should be JSON like {"result": "…"}. The server sent: {words}',
     '回答应该是 {"result": "…"} 这样的 JSON，实际收到：{words}',
   ],
 
@@ -76,68 +76,68 @@ const WORDS = {
   sendBoth: ["Send to both", "两种方式都发送"],
   story: ["Tell me a story", "讲一个故事。"],
   note2: [
-    "One message goes over both transports, one after the other. Watch the model's forward passes " +
-      "while you stop an answer: they stop, too.",
-    "同一条消息先后用两种方式发送。停止回答时请看模型的前向计算次数：它也停了。",
+    "Your message goes over both transports, one after the other. Watch the number of forward passes " +
+      "when you stop an answer: the model stops, too.",
+    "同一条消息先后用两种方式发送。停止回答时，请看前向计算次数：模型也停了。",
   ],
   slow: [
-    "The model is tiny: slow it down to some 25 steps a second, as a larger one, to watch it.",
-    "模型很小：像更大的模型那样放慢到每秒约 25 步，才看得清。",
+    "The model is tiny: slow it down to about 25 steps a second, like a larger one, to see it work.",
+    "模型很小，放慢到每秒约 25 步，和更大的模型一样快，才看得清。",
   ],
   steps: ["forward passes: {n}", "前向计算：{n} 次"],
-  running: ["{pieces} pieces · first after {ttft} s", "{pieces} 段 · {ttft} 秒后到第一段"],
+  running: ["{pieces} pieces · first after {ttft} s", "{pieces} 段 · 首段 {ttft} 秒"],
   done: [
     "{pieces} pieces · first after {ttft} s · {rate} pieces/s",
-    "{pieces} 段 · {ttft} 秒后到第一段 · 每秒 {rate} 段",
+    "{pieces} 段 · 首段 {ttft} 秒 · 每秒 {rate} 段",
   ],
   stopped: [
     "{pieces} pieces · first after {ttft} s · {rate} pieces/s · stopped",
-    "{pieces} 段 · {ttft} 秒后到第一段 · 每秒 {rate} 段 · 已停止",
+    "{pieces} 段 · 首段 {ttft} 秒 · 每秒 {rate} 段 · 已停止",
   ],
   broken: ["The connection broke.", "连接中断了。"],
 
   stage3: ["Stage 3: an OpenAI endpoint", "第 3 阶段：OpenAI 接口"],
   lead3: [
-    "The whole conversation goes to your own server as POST /v1/chat/completions, each time.",
-    "每一次，整个对话都以 POST /v1/chat/completions 发给你自己的服务器。",
+    "Each time, the whole conversation goes to your own server as POST /v1/chat/completions.",
+    "每次都把整个对话以 POST /v1/chat/completions 发给你自己的服务器。",
   ],
   fresh: ["New conversation", "新对话"],
-  firstAfter: ["first text after {ttft} s", "{ttft} 秒后到第一段文字"],
+  firstAfter: ["first text after {ttft} s", "首段文字 {ttft} 秒"],
   tokens: [
     "first text after {ttft} s · {rate} tokens/s · {prompt} + {completion} tokens · {reason}",
-    "{ttft} 秒后到第一段文字 · 每秒 {rate} 个 token · {prompt} + {completion} 个 token · {reason}",
+    "首段文字 {ttft} 秒 · 每秒 {rate} 个 token · {prompt} + {completion} 个 token · {reason}",
   ],
-  left: ["first text after {ttft} s · {pieces} pieces · stopped", "{ttft} 秒后到第一段文字 · {pieces} 段 · 已停止"],
-  brokeOff: ["The server broke the answer off: {words}", "服务器中断了回答：{words}"],
+  left: ["first text after {ttft} s · {pieces} pieces · stopped", "首段文字 {ttft} 秒 · {pieces} 段 · 已停止"],
+  brokeOff: ["The server broke off the answer: {words}", "服务器中断了回答：{words}"],
   lines: ["The log of the last request", "最近一次请求的日志"],
-  noLines: ["Ask something: its lines in work/logs/ appear here.", "发一条消息，它在 work/logs/ 里的日志行就会显示在这里。"],
+  noLines: ["Ask something, and its lines in work/logs/ appear here.", "发一条消息，它在 work/logs/ 里的日志行就会显示在这里。"],
   logidIs: ["X-Log-Id: {logid}", "X-Log-Id：{logid}"],
 
   stage4: ["Stage 4: production", "第 4 阶段：生产环境"],
   lead4: [
-    "What you ask shares each step of the model with all who ask at the same time.",
-    "你的提问与同一时刻的所有提问共用模型的每一步。",
+    "Your question shares each step of the model with everyone who asks at the same time.",
+    "同一时刻的所有提问共用模型的每一步，你的也在其中。",
   ],
   toDashboard: ["Dashboard", "仪表盘"],
   toChat: ["Chat", "聊天"],
   overloaded: [
-    "The server is full (503): too many are being answered or wait. Try again in a while.",
+    "The server is full (503): too many requests are running or waiting. Try again in a while.",
     "服务器已满（503）：正在回答和排队的请求太多。请过一会儿再试。",
   ],
-  dashboard: ["What happens in the server", "服务器里正在发生什么"],
+  dashboard: ["What is happening in the server", "服务器里正在发生什么"],
   dashRequests: ["Requests", "请求"],
   dashRunning: ["running", "正在回答"],
   dashWaiting: ["waiting", "排队"],
   dashRate: ["Tokens per second", "每秒 token 数"],
   dashTokens: ["all answers together", "所有回答合计"],
-  dashFirst: ["Time to first token, ms", "到第一个 token 的时间（毫秒）"],
-  dashMean: ["mean of the last second", "最近一秒的平均值"],
-  dashEnded: ["Answers that have ended", "已结束的回答"],
+  dashFirst: ["Time to first token, ms", "首 token 延迟（毫秒）"],
+  dashMean: ["mean over the last second", "最近一秒的平均值"],
+  dashEnded: ["Finished answers", "已结束的回答"],
   dashOutcomes: [
-    "{stop} ended by themselves · {length} by their limit · {cancelled} were left · {error} failed",
-    "{stop} 个自行结束 · {length} 个到达上限 · {cancelled} 个被中途离开 · {error} 个出错",
+    "{stop} ended by themselves · {length} reached their limit · {cancelled} were cancelled · {error} failed",
+    "{stop} 个自行结束 · {length} 个到达上限 · {cancelled} 个中途取消 · {error} 个出错",
   ],
-  dashEngine: ["Engine: {state}, started again {restarts} times", "引擎：{state}，已重启 {restarts} 次"],
+  dashEngine: ["Engine: {state}, restarted {restarts} times", "引擎：{state}，已重启 {restarts} 次"],
   engineUp: ["alive", "运行中"],
   engineDown: ["not alive", "未运行"],
   dashAgo: ["{s} s ago", "{s} 秒前"],
