@@ -168,16 +168,18 @@ def measure(rounds, console):
 
 
 def prefills(model, tokenizer, rounds):
-    """What a kept prefix is worth, and what four prompts in one pass would be."""
+    """What a kept prefix and a last layer for one token are worth, and what four prompts in one pass would be."""
     asked = [_ids(tokenizer, text) for text in ("What is a token?", "Hello!", "什么是 KV 缓存？", "Why stream?")]
     prefix = os.path.commonprefix(asked)
-    plain, kept = slots.SlotModel(model, slots=4), slots.SlotModel(model, slots=4, prefix=prefix)
+    plain, kept, whole = (slots.SlotModel(model, slots=4, prefix=each) for each in ([], prefix, []))
+    whole._last = None
     # the layers see the same rows and one product, whichever prompts they are from
     joined = sum(asked, [])
     ways = {
         "four prompts, one after the other": lambda: [plain.prefill(slot, ids) for slot, ids in enumerate(asked)],
         f"... with a prefix of {len(prefix)} ids kept": lambda: [kept.prefill(n, ids) for n, ids in enumerate(asked)],
         f"their {len(joined)} ids as one prompt": lambda: plain.prefill(0, joined),
+        "... through the whole of the last layer": lambda: whole.prefill(0, joined),
     }
     times = {name: [] for name in ways}
     for number in range(3 * rounds + 1):

@@ -15,6 +15,8 @@ tiny Qwen (`python -m course.qwen.measure_slots`, five rounds on a busy computer
 - The mask is kept between steps; a step writes one number a row into it [1.05, 1.05, 0.99, 1.06].
 - The prompts of a chat begin alike, with the default system line: its keys and values are kept (`prefix`), and a
   prefill computes only what follows [four short questions take 0.70 of the time with it].
+- A prefill's last layer computes keys and values of all tokens, and all else of the last one only
+  [a prompt of 99 ids takes 1.15 times as long without it].
 
 Exercise 4.5's plain one takes 1.74, 1.96, 1.52 and 1.36 times as long, transformers' `generate` 2.40, 2.63, 1.85 and
 1.25 times.
@@ -60,6 +62,7 @@ class SlotModel:
         self._eps = config.rms_norm_eps
         self._embeddings = model.model.embed_tokens.weight.detach().float()
         self._layers = [_Layer(layer, self._heads, self._kv_heads) for layer in model.model.layers]
+        self._last = self._layers[-1]
         self._norm = model.model.norm.weight.detach().float()
         self._head = _Linear(model.lm_head.weight)
         self._inv_freq = model.model.rotary_emb.inv_freq.detach().float()
@@ -90,7 +93,7 @@ class SlotModel:
         self._lengths[slot] = len(ids)
         self._mask[slot] = -torch.inf
         self._mask[slot, : len(ids)] = 0
-        return self._logits(x[-1:])[0]
+        return self._logits(x)[0]
 
     @torch.inference_mode()
     def step(self, slots, ids):
@@ -164,7 +167,7 @@ class SlotModel:
         return torch.bmm(scores.softmax(-1), values)
 
     def _run_prompt(self, slot, ids, known):
-        """Runs `ids` behind the `known` positions of a slot; returns the last layer's output."""
+        """Runs `ids` behind the `known` positions of a slot; returns the last token's output of the layers: (1, hidden)."""
         count, heads = len(ids), self._heads + 2 * self._kv_heads
         end = known + count
         turns = self._turns[known:end, None].expand(-1, heads, -1).clone()
@@ -180,11 +183,14 @@ class SlotModel:
             cache[0, slot, :, known:end] = key
             cache[1, slot, :, known:end] = value
             keys, values = cache[:, slot, :, :end]
+            causal = not known
+            if layer is self._last:  # only the last token's output is wanted, and that one sees all
+                x, query, sees, causal = x[-1:], query[:, -1:], None, False
             seen = F.scaled_dot_product_attention(
-                query[None], keys[None], values[None], attn_mask=sees, is_causal=not known, enable_gqa=True
+                query[None], keys[None], values[None], attn_mask=sees, is_causal=causal, enable_gqa=True
             )
-            x = self._after_attention(x, seen[0].transpose(0, 1).reshape(count, -1), layer)
-        return x
+            x = self._after_attention(x, seen[0].transpose(0, 1).reshape(len(x), -1), layer)
+        return x[-1:]
 
     def _after_attention(self, x, seen, layer):
         x = x + layer.output(seen)
