@@ -167,7 +167,7 @@ class SlotModel:
         return torch.bmm(scores.softmax(-1), values)
 
     def _run_prompt(self, slot, ids, known):
-        """Runs `ids` behind the `known` positions of a slot; returns the last token's output of the layers: (1, hidden)."""
+        """Runs `ids` behind the `known` positions of a slot; returns the layers' output for the last, (1, hidden)."""
         count, heads = len(ids), self._heads + 2 * self._kv_heads
         end = known + count
         turns = self._turns[known:end, None].expand(-1, heads, -1).clone()
