@@ -81,14 +81,16 @@ class WithRealRotary(slots.SlotModel):
         return torch.stack(turned, dim=-1).flatten(-2)
 
 
-class WithIndexPut(slots.SlotModel):
-    def _store(self, cache, store, new):
-        cache[store] = new
+class WithRmsNorm(slots.SlotModel):
+    def __init__(self, model, **options):
+        super().__init__(model, **options)
+        self._eps = model.config.rms_norm_eps
+        root = model.config.hidden_size**0.5
+        for weight in (self._norm, *(each for layer in self._layers for each in (layer.norm, layer.mlp_norm))):
+            weight /= root
 
-
-class WithNewMasks(slots.SlotModel):
-    def _mask_of(self, slot, place, longest, gathered):
-        return torch.zeros(len(slot), longest).masked_fill(torch.arange(longest) > place[:, None], -torch.inf)
+    def _normed(self, x, weight):
+        return F.rms_norm(x, x.shape[-1:], weight, self._eps)
 
 
 def variants(model):
@@ -101,9 +103,8 @@ def variants(model):
         "q, k, v apart; gate, up apart": (_with_linear(OneByOne, model), lowest),
         "slots far apart: caches gathered": (slots.SlotModel(model, slots=256), partial(_every, 4)),
         "scaled_dot_product_attention": (WithSdpa(model, slots=64), lowest),
+        "rms_norm": (WithRmsNorm(model, slots=64), lowest),
         "rotary in real numbers": (WithRealRotary(model, slots=64), lowest),
-        "index_put_ for index_copy_": (WithIndexPut(model, slots=64), lowest),
-        "a new mask each step": (WithNewMasks(model, slots=64), lowest),
         "exercise 4.5, the plain one": (load("4.5", "SlotModel", solution=True)(model, slots=64), lowest),
     }
     return found
