@@ -81,14 +81,16 @@ class WithRealRotary(slots.SlotModel):
         return torch.stack(turned, dim=-1).flatten(-2)
 
 
-class WithIndexPut(slots.SlotModel):
-    def _store(self, cache, store, new):
-        cache[store] = new
+class WithRmsNorm(slots.SlotModel):
+    def __init__(self, model, **options):
+        super().__init__(model, **options)
+        self._eps = model.config.rms_norm_eps
+        root = model.config.hidden_size**0.5
+        for weight in (self._norm, *(each for layer in self._layers for each in (layer.norm, layer.mlp_norm))):
+            weight /= root
 
-
-class WithNewMasks(slots.SlotModel):
-    def _mask_of(self, slot, place, longest, gathered):
-        return torch.zeros(len(slot), longest).masked_fill(torch.arange(longest) > place[:, None], -torch.inf)
+    def _normed(self, x, weight):
+        return F.rms_norm(x, x.shape[-1:], weight, self._eps)
 
 
 def variants(model):
@@ -101,9 +103,8 @@ def variants(model):
         "q, k, v apart; gate, up apart": (_with_linear(OneByOne, model), lowest),
         "slots far apart: caches gathered": (slots.SlotModel(model, slots=256), partial(_every, 4)),
         "scaled_dot_product_attention": (WithSdpa(model, slots=64), lowest),
+        "rms_norm": (WithRmsNorm(model, slots=64), lowest),
         "rotary in real numbers": (WithRealRotary(model, slots=64), lowest),
-        "index_put_ for index_copy_": (WithIndexPut(model, slots=64), lowest),
-        "a new mask each step": (WithNewMasks(model, slots=64), lowest),
         "exercise 4.5, the plain one": (load("4.5", "SlotModel", solution=True)(model, slots=64), lowest),
     }
     return found
@@ -168,16 +169,18 @@ def measure(rounds, console):
 
 
 def prefills(model, tokenizer, rounds):
-    """What a kept prefix is worth, and what four prompts in one pass would be."""
+    """What a kept prefix and a last layer for one token are worth, and what four prompts in one pass would be."""
     asked = [_ids(tokenizer, text) for text in ("What is a token?", "Hello!", "什么是 KV 缓存？", "Why stream?")]
     prefix = os.path.commonprefix(asked)
-    plain, kept = slots.SlotModel(model, slots=4), slots.SlotModel(model, slots=4, prefix=prefix)
+    plain, kept, whole = (slots.SlotModel(model, slots=4, prefix=each) for each in ([], prefix, []))
+    whole._last = None
     # the layers see the same rows and one product, whichever prompts they are from
     joined = sum(asked, [])
     ways = {
         "four prompts, one after the other": lambda: [plain.prefill(slot, ids) for slot, ids in enumerate(asked)],
         f"... with a prefix of {len(prefix)} ids kept": lambda: [kept.prefill(n, ids) for n, ids in enumerate(asked)],
         f"their {len(joined)} ids as one prompt": lambda: plain.prefill(0, joined),
+        "... through the whole of the last layer": lambda: whole.prefill(0, joined),
     }
     times = {name: [] for name in ways}
     for number in range(3 * rounds + 1):
