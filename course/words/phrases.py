@@ -60,14 +60,14 @@ FACT_PHRASES = {
         "{count} calls",
         "{count} lines",
     ],
-    "course/grading/kit/scripted_handler.py": [", which is the value if it is left out"],
+    "course/grading/kit/scripted_handler.py": [", the default when it is left out"],
     "tests/stage1/test_1_2_chat.py": [
         "; the model's generation_config has do_sample=False",
         "with another model",
         "with the same model",
     ],
     "tests/stage1/test_1_3_chat_endpoint.py": [
-        '200 {"status": "ok"} at once, however many answers are held or waiting',
+        '200 {"status": "ok"} at once, however many answers are paused or waiting',
     ],
     "tests/stage1/test_1_4_client.py": [
         "breaks the connection",

@@ -35,12 +35,12 @@ MANY = 20
 """Requests at once to each of two apps."""
 
 NO_ADDRESSES = (
-    "this machine has no second loopback address, so whether each client has its own count is not"
-    " known. On macOS: sudo ifconfig lo0 alias 127.0.0.2"
+    "this machine has no second loopback address, so the test cannot tell whether each client"
+    " has its own count. On macOS: sudo ifconfig lo0 alias 127.0.0.2"
 )
 NO_REDIS = (
-    "there is no redis-server, so whether two apps on one Redis share their count is not known."
-    " To fix that: apt-get install redis-server, or brew install redis"
+    "there is no redis-server, so the test cannot tell whether two apps on one Redis"
+    " share their count. To fix that: apt-get install redis-server, or brew install redis"
 )
 
 _numbers = itertools.count(2)
