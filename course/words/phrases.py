@@ -76,12 +76,12 @@ FACT_PHRASES = {
         "redirects to /chat/",
         "sends nothing for longer than timeout_s",
     ],
-    "tests/stage2/test_2_1_model_handler.py": ["about 17 are unlikely ones"],
+    "tests/stage2/test_2_1_model_handler.py": ["about 17 unlikely ones"],
     "tests/stage2/test_2_4_websocket_chat.py": [
         "aclose() what generate returned",
-        "aclose() what generate returned, or cancel who reads it",
+        "aclose() what generate returned, or cancel its reader",
         "when the client leaves, cancel the task that answers, and aclose() what generate returned",
-        "who listens must not wait for a place in the queue",
+        "the task that listens must not wait for a place in the queue",
     ],
     "tests/stage3/sequence_cases.py": [
         ", each after one with seed=5",

@@ -74,7 +74,7 @@ def test_why_is_added_in_chinese_too(chinese):
 
 
 def test_a_fact_in_words_is_chinese_and_data_stay(chinese):
-    assert words.fact("no traceback: people leave all the time, and that is no error").startswith("没有 traceback")
+    assert words.fact("no traceback: people leave all the time, which is not an error").startswith("没有 traceback")
     # a template, with a phrase of the course's in its hole
     assert words.fact("generate; the client leaves before the first piece") == "generate；客户端在第一个片段之前断开"
     # what an answer says is never taken for a finding
