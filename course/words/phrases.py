@@ -19,11 +19,11 @@ PHRASES = {
     "tests/stage3/test_3_4_request_log.py": ["the logging call"],
     "tests/stage3/sequence_cases.py": ["{call} raises {raised}"],
     "tests/stage3/test_3_5_sequence.py": ["take returns"],
-    "tests/stage3/test_3_6_chat_model.py": ["chat gives"],
+    "tests/stage3/test_3_6_chat_model.py": ["chat yields"],
     "tests/stage3/test_3_7_chat_completions.py": [
-        "a body that is cut",
+        "a truncated body",
         "the model fails at the call",
-        "the model failed at the call, and the status is {status}",
+        "the model failed at the call, but the status is {status}",
     ],
     "tests/stage4/test_4_2_admission.py": [
         "a request",
@@ -87,7 +87,7 @@ FACT_PHRASES = {
         ", each after one with seed=5",
         "0.50 reaches it",
         "0.50 + 0.30 reach it",
-        "at temperature 2 0.38 + 0.29 do not reach it",
+        "at temperature 2, 0.38 + 0.29 do not reach it",
     ],
     "tests/stage3/test_3_1_four_actions.py": [
         "def actions",
@@ -100,8 +100,8 @@ FACT_PHRASES = {
     ],
     "tests/stage3/test_3_2_respond.py": [
         "neither closed nor cancelled",
-        "held before its second piece",
-        "held before its third piece",
+        "paused before its second piece",
+        "paused before its third piece",
     ],
     "tests/stage3/test_3_3_handler_factory.py": ["nothing is closed"],
     "tests/stage3/test_3_4_request_log.py": [
@@ -110,7 +110,7 @@ FACT_PHRASES = {
         "after a piece",
         "on a WebSocket",
     ],
-    "tests/stage3/test_3_5_sequence.py": ["made at once", "one after another"],
+    "tests/stage3/test_3_5_sequence.py": ["created at once", "one after another"],
     "tests/stage3/test_3_7_chat_completions.py": ["in one piece", "no text"],
     "tests/stage4/test_4_1_engine.py": [
         "{sent}; here {name}",
