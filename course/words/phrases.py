@@ -37,7 +37,7 @@ PHRASES = {
         "refused and in the app",
     ],
     "tests/stage4/test_4_3_metrics.py": [
-        "the gauge does not go down where {what}",
+        "the gauge does not go down when {what}",
         "an answer is read to the end",
         "the answer fails",
         "the answer fails before its first object",
@@ -117,7 +117,7 @@ FACT_PHRASES = {
         "nothing runs",
         "a runs",
         "b runs",
-        "a runs, b has just come",
+        "a runs, b has just arrived",
     ],
     "tests/stage4/test_4_2_admission.py": [
         "Admission(app, {limits}); one request too many",
