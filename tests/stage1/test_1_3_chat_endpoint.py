@@ -260,7 +260,7 @@ def test_post_chat_answers(room):
     notes = room.notes()
     mistake = "POST /chat does not return 200"
     if notes["swapped"]:
-        mistake = "chat is given the tokenizer before the model: load() returns (model, tokenizer)"
+        mistake = "chat gets the tokenizer before the model: load() returns (model, tokenizer)"
     elif not notes["loads"]:
         mistake = "load is never called: give the app its start-up with FastAPI(lifespan=...)"
     require(reply.status == 200, mistake, sent=asked, **facts)
@@ -335,7 +335,7 @@ def test_start_up_loads_the_model_once(room):
     loads = room.notes()["loads"]
     require(
         loads == 1,
-        "load is called again after an error in chat: the model is still there",
+        "load is called again after an error in chat: the model is still loaded",
         expected="1 call in all",
         got=f"{loads} calls",
     )

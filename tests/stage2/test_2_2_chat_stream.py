@@ -357,7 +357,7 @@ def test_each_piece_is_sent_as_soon_as_it_is_there(shared_room):
             "a blocking call inside async def: time.sleep stops the event loop and every stream"
             if blocking
             else "the stream sleeps between its pieces: send each one as soon as it is ready",
-            expected="no sleep: the handler's pieces come at the model's own pace",
+            expected="no sleep: the handler's pieces arrive at the model's own pace",
             got=sleeps[0],
         )
 
@@ -493,7 +493,7 @@ def test_an_error_after_the_first_piece_is_an_event(shared_room):
             "after the error event, the stream breaks instead of ending: raise nothing once it is sent",
             sent=sent,
             expected=expected,
-            got="the connection broke before the whole answer had come",
+            got="the connection broke before the whole answer had arrived",
             where=where,
         )
 
@@ -531,7 +531,7 @@ def require_stopped(model, after, most=3):
         after <= most,
         f"the model ran {after} more steps after the client had left",
         expected=f"at most {most} steps: close what generate returned, or cancel its reader",
-        got=f"{after} steps of an answer that nobody reads",
+        got=f"{after} steps of an answer that no one reads",
     )
 
 
@@ -577,7 +577,7 @@ def leave_without_having_read(room):
         " send, the model keeps working",
         sent=sent,
         expected=expected,
-        got=f"{steps} steps of an answer that nobody reads" if steps else "it was not closed",
+        got=f"{steps} steps of an answer that no one reads" if steps else "it was not closed",
     )
 
 

@@ -503,7 +503,7 @@ def test_the_model_stops_when_the_client_leaves(shared_room):
         steps <= 3,
         f"with the limit added, the model ran {steps} more steps after the client had left",
         expected="at most 3 steps",
-        got=f"{steps} steps of an answer that nobody reads",
+        got=f"{steps} steps of an answer that no one reads",
     )
 
 
@@ -657,7 +657,7 @@ def test_two_apps_on_one_redis_share_a_count(shared_room, another_room, redis_ur
     )
     require(
         (let_in, refused) == (5, len(streams) - 5),
-        "concurrent requests are not limited right: as many as the limit allows get in, all others get 429",
+        "concurrent requests are not limited correctly: as many as the limit allows get in, all others get 429",
         sent=sent,
         expected=f"5 are admitted, {len(streams) - 5} get 429",
         got=f"{let_in} are admitted, {refused} get 429",

@@ -167,7 +167,7 @@ def require_stopped(steps, event, remedy):
         steps <= 3,
         f"the model ran {steps} more steps after {event}",
         expected=f"at most 3 steps: {remedy}",
-        got=f"{steps} steps that nobody reads",
+        got=f"{steps} steps that no one reads",
     )
 
 
@@ -821,7 +821,7 @@ def test_who_leaves_takes_the_waiting_prompts_along(shared_room):
             steps <= 3,
             f"the client left, and the model still spent {steps} steps on waiting prompts",
             expected="at most 3 steps: drop what waits",
-            got=f"{steps} steps that nobody reads",
+            got=f"{steps} steps that no one reads",
         )
 
 

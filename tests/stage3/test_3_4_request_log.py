@@ -1694,7 +1694,7 @@ def test_new_logids_are_different_for_each(shared_room, room):
         "two requests get the same logid: too few are possible",
         sent=f"{MANY} requests, one after another",
         expected="a different one for each",
-        got=f"{again} that had been given before, such as {many[0]}" if again else None,
+        got=f"{again} that had already been given, such as {many[0]}" if again else None,
     )
     both = sorted(set(many) & {each for ids in found["after"] for each in ids})
     require(
@@ -1744,8 +1744,8 @@ def test_pieces_are_not_delayed(shared_room):
         all(here),
         "the middleware holds pieces back: they go out later than the app sends them",
         sent="an app that sends a piece, and waits",
-        expected="the piece is there while the app waits",
-        got=f"piece {len(here)} of 3 is not there",
+        expected="the piece arrives while the app waits",
+        got=f"piece {len(here)} of 3 has not arrived",
     )
 
 

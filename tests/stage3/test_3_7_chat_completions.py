@@ -377,7 +377,7 @@ def test_created_is_the_time_in_whole_seconds(shared_room):
         created = each.get("created")
         require(
             whole_number(created) and abs(created - before) < 3600,
-            "`created` is not the time now, in whole seconds since 1970",
+            "`created` is not the current time, in whole seconds since 1970",
             expected=int(before),
             got=created,
         )
@@ -656,7 +656,7 @@ def test_any_text_survives(shared_room):
             broken = [e for e in stream.events if e.json is None and e.data.strip() != "[DONE]"]
             if broken:
                 fail(
-                    "an event's data is not JSON where the text has quotes, backslashes or newlines: json.dumps is one"
+                    "an event's data is not JSON when the text has quotes, backslashes or newlines: json.dumps is one"
                     " way to write it",
                     sent=f"a piece among {TEXTS}",
                     got=str(broken[0]),
@@ -1252,7 +1252,7 @@ def require_stopped(room, stream, pieces):
         else f"the client left {what}, but the model kept working",
         sent=f"{what} that its client leaves {when}",
         expected=f"at most {MOST_STEPS} steps: close what chat returned, or cancel its reader",
-        got=f"{after} steps of an answer that nobody reads",
+        got=f"{after} steps of an answer that no one reads",
     )
     room.wait(
         lambda: chat.talk("hi")["left"],

@@ -1522,7 +1522,7 @@ def test_a_refusal_is_a_whole_response(shared_room):
         starts = seen["types"].count("http.response.start")
         only = set(seen["types"]) == {"http.response.start", "http.response.body"}
         whole = seen["whole"] and starts == 1 and only
-        require(whole, "a refusal is not one whole response", sent=how, expected="a start and a body", got=got)
+        require(whole, "a refusal is not one complete response", sent=how, expected="a start and a body", got=got)
         length = dict(seen["headers"]).get("content-length")
         require(
             length is None or length == str(len(seen["body"].encode())),

@@ -249,7 +249,7 @@ def must_have_worked(outcomes, calls, options=None):
     for index, outcome in enumerate(outcomes):
         if "raised" in outcome:
             sent = made if index == 0 else said(calls[index - 1])
-            what = "making the slot model" if index == 0 else f"`{calls[index - 1][0]}`"
+            what = "creating the slot model" if index == 0 else f"`{calls[index - 1][0]}`"
             fail(f"{what} raised {outcome['raised'][0]}", sent=sent, got=outcome["said"], where=outcome["where"])
 
 

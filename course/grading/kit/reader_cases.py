@@ -203,7 +203,7 @@ def answers_at_once_do_not_mix(talk, asks, texts):
     probe.release()
     for number, text in zip(numbers, texts, strict=True):
         reader = talk.finish(number, MIXED)
-        sent = f"{talk.as_call(reader['ask'])}, and {len(texts) - 1} others at once"
+        sent = f"{talk.as_call(reader['ask'])}, and {len(texts) - 1} others at the same time"
         talk.require_end(reader, "", MIXED, sent=sent)
         came, expected = joined(reader["pieces"]), f"{text!r}, as it came when asked alone"
         require(came == text, MIXED, sent=sent, expected=expected, got=shown(reader))
@@ -237,16 +237,16 @@ def all_at_once_finish(talk, asks, what, pool):
     probe.release()
     if not talk.until("all ended"):
         if not talk.turns():
-            talk.blocked(f"{many} {what} at once", "the requests were being answered")
+            talk.blocked(f"{many} concurrent {what}", "the requests were being answered")
         ended = sum(reader["end"] is not None for reader in talk.look_at_all())
         raise talk.room.hung(
-            f"{many} {what} at once hang: the readers fill a thread pool, and the work they"
+            f"{many} concurrent {what} hang: the readers fill a thread pool, and the work they"
             " wait for is stuck in its queue",
-            sent=f"{many} {what} at once, each being read; the default pool has {pool} threads",
+            sent=f"{many} concurrent {what}, each being read; the default pool has {pool} threads",
             expected=f"all {many} finish",
             got=f"{ended} have finished, and the rest are stuck",
         )
     for reader in talk.look_at_all():
         text = "Yes" if "Say yes" in reader["ask"]["prompt"] else ""
-        sent = f"{talk.as_call(reader['ask'])}, and {many - 1} others at once"
-        talk.require_end(reader, text, f"one of {many} {what} at once got an incomplete answer", sent=sent)
+        sent = f"{talk.as_call(reader['ask'])}, and {many - 1} others at the same time"
+        talk.require_end(reader, text, f"one of {many} concurrent {what} got an incomplete answer", sent=sent)
