@@ -19,8 +19,8 @@ from course.grading.verdict import TestResult, Verdict
 from course.manifest import find, shown
 from course.words import marked
 
-NOT_RUN = "not run: the message above comes first"
-NOT_ELSEWHERE = marked("not run: it needs your file and a model by script, which `course check` gives it without --url")
+NOT_RUN = "not run: fix the problem above first"
+NOT_ELSEWHERE = marked("not run: it needs your file and a scripted model; run `course check` without --url")
 
 
 def check(id: str, file: str | Path | None = None, on_result=None, only: list[str] | None = None) -> Verdict:
@@ -89,7 +89,7 @@ def check_elsewhere(id: str, url: str, on_result=None) -> Verdict:
 
 def _tested(the_exercise, file, on_result, elsewhere=None):
     """A TestResult for each test of the manifest."""
-    results, problem = {}, "the grader's process ended before it had reported"
+    results, problem = {}, "the grader's process ended before it reported a result"
     limit_s = 60 + the_exercise.limit_s * (len(the_exercise.tests) + 2)
     try:
         for event in _events(the_exercise, file, limit_s, elsewhere):

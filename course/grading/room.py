@@ -35,7 +35,7 @@ from course.grading.where import last_error
 from course.manifest import shown
 
 START_LIMIT_S = 60.0
-AWAITED = "an async generator is awaited: it is read with `async for`, which awaits each of its pieces"
+AWAITED = "an async generator is awaited: read it with `async for`, which awaits each piece"
 METHOD = "fork" if hasattr(os, "fork") and os.environ.get("COURSE_START") != "spawn" else "spawn"
 
 
@@ -107,13 +107,13 @@ class Room:
             raise self._not_loaded(raised) from None
         if found.get("missing"):
             name = found["missing"]
-            raise NotLoaded(f"the file defines no `{name}`: exercise {self.exercise.id} asks for one of that name")
+            raise NotLoaded(f"the file defines no `{name}`: exercise {self.exercise.id} needs that name")
         if found.get("not_a_class"):
-            raise NotLoaded(f"`{found['not_a_class']}` has to be a class")
+            raise NotLoaded(f"`{found['not_a_class']}` is not a class")
         if found.get("signature"):
             name = found["signature"]
             raise NotLoaded(
-                f"`{name}` has another signature than exercise {self.exercise.id} asks for",
+                f"the signature of `{name}` is not the one that exercise {self.exercise.id} asks for",
                 expected=name + signature_text(needs[name]),
                 got=name + found["problem"],
             )
@@ -139,7 +139,7 @@ class Room:
         """As `serve`, with the number that `stop_server` takes."""
         served = self._ask("serve", {**_named(scene), "arguments": arguments}, "start-up")
         if "no_app" in served:
-            raise Mistake(f"there is no app to serve: create_app has to return the FastAPI app, not {served['no_app']}")
+            raise Mistake(f"there is no app to serve: create_app must return the FastAPI app, not {served['no_app']}")
         if not served["started"]:
             error, where = self.last_error()
             raise Ended(
@@ -314,7 +314,7 @@ class Room:
             reply = future.result(timeout=self.limit_s if METHOD == "fork" else START_LIMIT_S)
         except FutureTimeoutError:
             what = f" ({label})" if label and " " in label else ""
-            raise self.hung(f"the answer hangs{what}: it did not come to an end") from None
+            raise self.hung(f"the answer hangs{what}: it never ended") from None
         if "ended" in reply:
             raise self._ended()
         if "error" in reply:

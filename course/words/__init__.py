@@ -1,7 +1,7 @@
 """The course's words in the reader's language: English, and Chinese where COURSE_LANG=zh.
 
 The code is written in English. `words` looks a finished English text up in `zh.po`, a message or a template: there
-"`{name}` has to be a class" stands for every text of that form. What has no translation stays English. `fact` does
+"`{name}` is not a class" stands for every text of that form. What has no translation stays English. `fact` does
 the same for what a test says it sent, expected and got. That has a context of its own: an answer's own words are
 never taken for a finding.
 

@@ -19,11 +19,11 @@ PHRASES = {
     "tests/stage3/test_3_4_request_log.py": ["the logging call"],
     "tests/stage3/sequence_cases.py": ["{call} raises {raised}"],
     "tests/stage3/test_3_5_sequence.py": ["take returns"],
-    "tests/stage3/test_3_6_chat_model.py": ["chat gives"],
+    "tests/stage3/test_3_6_chat_model.py": ["chat yields"],
     "tests/stage3/test_3_7_chat_completions.py": [
-        "a body that is cut",
+        "a truncated body",
         "the model fails at the call",
-        "the model failed at the call, and the status is {status}",
+        "the model failed at the call, but the status is {status}",
     ],
     "tests/stage4/test_4_2_admission.py": [
         "a request",
@@ -37,7 +37,7 @@ PHRASES = {
         "refused and in the app",
     ],
     "tests/stage4/test_4_3_metrics.py": [
-        "the gauge does not go down where {what}",
+        "the gauge does not go down when {what}",
         "an answer is read to the end",
         "the answer fails",
         "the answer fails before its first object",
@@ -60,14 +60,14 @@ FACT_PHRASES = {
         "{count} calls",
         "{count} lines",
     ],
-    "course/grading/kit/scripted_handler.py": [", which is the value if it is left out"],
+    "course/grading/kit/scripted_handler.py": [", the default when it is left out"],
     "tests/stage1/test_1_2_chat.py": [
         "; the model's generation_config has do_sample=False",
         "with another model",
         "with the same model",
     ],
     "tests/stage1/test_1_3_chat_endpoint.py": [
-        '200 {"status": "ok"} at once, however many answers are held or waiting',
+        '200 {"status": "ok"} at once, however many answers are paused or waiting',
     ],
     "tests/stage1/test_1_4_client.py": [
         "breaks the connection",
@@ -76,18 +76,18 @@ FACT_PHRASES = {
         "redirects to /chat/",
         "sends nothing for longer than timeout_s",
     ],
-    "tests/stage2/test_2_1_model_handler.py": ["about 17 are unlikely ones"],
+    "tests/stage2/test_2_1_model_handler.py": ["about 17 unlikely ones"],
     "tests/stage2/test_2_4_websocket_chat.py": [
         "aclose() what generate returned",
-        "aclose() what generate returned, or cancel who reads it",
+        "aclose() what generate returned, or cancel its reader",
         "when the client leaves, cancel the task that answers, and aclose() what generate returned",
-        "who listens must not wait for a place in the queue",
+        "the task that listens must not wait for a place in the queue",
     ],
     "tests/stage3/sequence_cases.py": [
         ", each after one with seed=5",
         "0.50 reaches it",
         "0.50 + 0.30 reach it",
-        "at temperature 2 0.38 + 0.29 do not reach it",
+        "at temperature 2, 0.38 + 0.29 do not reach it",
     ],
     "tests/stage3/test_3_1_four_actions.py": [
         "def actions",
@@ -100,8 +100,8 @@ FACT_PHRASES = {
     ],
     "tests/stage3/test_3_2_respond.py": [
         "neither closed nor cancelled",
-        "held before its second piece",
-        "held before its third piece",
+        "paused before its second piece",
+        "paused before its third piece",
     ],
     "tests/stage3/test_3_3_handler_factory.py": ["nothing is closed"],
     "tests/stage3/test_3_4_request_log.py": [
@@ -110,14 +110,14 @@ FACT_PHRASES = {
         "after a piece",
         "on a WebSocket",
     ],
-    "tests/stage3/test_3_5_sequence.py": ["made at once", "one after another"],
+    "tests/stage3/test_3_5_sequence.py": ["created at once", "one after another"],
     "tests/stage3/test_3_7_chat_completions.py": ["in one piece", "no text"],
     "tests/stage4/test_4_1_engine.py": [
         "{sent}; here {name}",
         "nothing runs",
         "a runs",
         "b runs",
-        "a runs, b has just come",
+        "a runs, b has just arrived",
     ],
     "tests/stage4/test_4_2_admission.py": [
         "Admission(app, {limits}); one request too many",

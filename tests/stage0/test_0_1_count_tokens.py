@@ -38,19 +38,19 @@ def test_counts_what_the_tokenizer_makes(room):
     compare(
         room,
         ["What is a token?", "Tokenization isn't about blanks.", "unbelievably streaming"],
-        "that is not the number of tokens: ask the tokenizer, it returns the ids",
+        "the result is not the number of tokens: ask the tokenizer, which returns the ids",
     )
-    compare(room, ["  Hi there \n", "\r\n"], "blanks and newlines at the ends are tokens, too: nothing is cut off")
-    compare(room, [LONG], "a long text has more tokens: nothing is cut off")
+    compare(room, ["  Hi there \n", "\r\n"], "spaces and newlines at the ends are not counted: they are tokens, too")
+    compare(room, [LONG], "a long text is cut: count all of its tokens")
 
 
 def test_counts_chinese_and_repeated_tokens(room):
     compare(
         room,
         ["你好，你能做什么？", "the the the the", "a\n\n  b 👍🏽"],
-        "that is not the number of tokens of this text: count the ids, each of them",
+        "the result is not the number of tokens in this text: count every id",
     )
 
 
 def test_an_empty_text_has_no_tokens(room):
-    compare(room, [""], "an empty text has 0 tokens: nothing is to be added to it")
+    compare(room, [""], "the result for an empty text is not 0: do not add any tokens")

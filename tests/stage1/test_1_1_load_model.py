@@ -206,7 +206,7 @@ AT_OTHER = f"/the/room/{OTHER}"
 def require_loaded(seen, name):
     if "raised" in seen:
         fail(
-            f"load_chat_model raised {seen['raised'][0]} for a model that is there",
+            f"load_chat_model raised {seen['raised'][0]} for a model that exists",
             sent=sent(name),
             expected="(model, tokenizer)",
             got=seen["said"],
@@ -226,13 +226,13 @@ def test_returns_a_causal_language_model_and_a_tokenizer(room):
     require_loaded(seen, AT_OTHER)
     require(
         seen["models"] == [True, False],
-        "load_chat_model has to return two things: first the model, then the tokenizer",
+        "load_chat_model does not return two things: first the model, then the tokenizer",
         expected="(model, tokenizer)",
         got=f"({', '.join(seen['returned'])})",
     )
     require(
         seen["shape"].get("value") == [1, 3, 3072] and seen["generates"],
-        "this model cannot say the next token: load it as a causal language model",
+        "this model does not predict the next token: load it as a causal language model",
         expected="a model with generate(), and with logits for each of 3072 tokens",
         got=f"{seen['returned'][0]}, logits of shape {seen['shape'].get('value', 'unknown')}",
     )
@@ -244,7 +244,7 @@ def test_each_call_loads_the_weights_it_is_asked_for(room):
         require_loaded(seen, AT_OTHER if name == OTHER else name)
         require(
             seen["difference"] == "",
-            "the model's weights are not those of the folder that this call asked for",
+            "the model's weights are not the ones in the folder that this call names",
             sent="; then ".join(map(sent, names[: names.index(name) + 1])),
             expected=f"the weights in {name}/model.safetensors, not rounded",
             got=seen["difference"],
@@ -259,7 +259,7 @@ def test_the_tokenizer_is_from_the_same_place(room):
         read = seen["read"].get("value")
         require(
             isinstance(read, dict),
-            "load_chat_model did not return a tokenizer that can be used",
+            "load_chat_model did not return a usable tokenizer",
             sent=sent(name),
             expected="(model, tokenizer)",
             got=f"({', '.join(seen['returned'])})",
@@ -291,7 +291,7 @@ def test_float32_on_the_cpu(room):
     require_loaded(seen, str(TINY))
     require(
         len(seen["parameters"]) == 1 and seen["parameters"][0] in seen["allowed"],
-        "without a GPU, the model's parameters have to be float32 on the CPU",
+        "the model's parameters are not float32 on the CPU, as they should be without a GPU",
         sent="load_chat_model(a folder whose weights are stored in float16)",
         expected=" or ".join(" on ".join(kind) for kind in seen["allowed"]),
         got=", ".join(" on ".join(kind) for kind in seen["parameters"]),
@@ -309,7 +309,7 @@ def test_a_hub_name_in_the_cache_loads(room):
     require_loaded(seen, CACHED_NAME)
     require(
         seen["difference"] == "",
-        "the model is not the one that the hub's cache has under this name",
+        "the model is not the one stored under this name in the hub's cache",
         sent=sent(CACHED_NAME),
         got=seen["difference"],
     )
@@ -342,7 +342,7 @@ def test_what_does_not_exist_is_a_file_not_found_error(room):
             )
         require(
             "FileNotFoundError" in seen["raised"],
-            f"{what} has to raise FileNotFoundError, not {seen['raised'][0]}",
+            f"{what} raises {seen['raised'][0]} instead of FileNotFoundError",
             sent=sent(name),
             expected="FileNotFoundError",
             got=seen["said"],
@@ -357,7 +357,7 @@ def test_the_error_says_the_name_as_it_was_given(room):
         if "FileNotFoundError" in seen.get("raised", []):
             require(
                 name in seen["message"],
-                "the FileNotFoundError does not say the name as it was given",
+                "the FileNotFoundError does not contain the name exactly as it was given",
                 sent=sent(name),
                 expected=f"a message that contains {name}",
                 got=seen["message"] or "an error without a message",
@@ -371,7 +371,7 @@ def test_a_path_is_never_looked_up_at_the_hub(room):
         require(
             "raised" in seen,
             "load_chat_model returned something for a missing folder: a path is never a hub name",
-            sent=f"{sent(name)}; the hub has a {CACHED_NAME}",
+            sent=f"{sent(name)}; the hub has a model {CACHED_NAME}",
             expected="FileNotFoundError",
             got=f"({', '.join(seen['returned'])})",
         )

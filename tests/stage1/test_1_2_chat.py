@@ -216,7 +216,7 @@ def reply_of(call, result):
 def require_prompt(call, result, mistake):
     require_returned(call, result)
     if result["read"] is None:
-        fail("chat did not ask the model that it was given", sent=sent(call))
+        fail("chat did not call the model it was given", sent=sent(call))
     same_text = result["read_text"] == result["expected_text"]
     require(
         result["read"] == result["expected"],
@@ -237,17 +237,17 @@ def wrong_in_the_prompt(call, result):
     if expected.startswith(read.rstrip()) and call["text"].strip() in read:
         return "the generation prompt is missing: add_generation_prompt=True"
     if "".join(read.split()) == "".join(expected.split()):
-        return "the model did not read the blanks and newlines as they are"
+        return "the spaces and newlines do not reach the model unchanged"
     if call.get("template") or "<|im_start|>" not in read:
         return None
     if call["text"].strip() not in read:
-        return "the model did not read the text as it was written"
+        return "the text does not reach the model unchanged"
     if call.get("system", "You are a helpful assistant.") not in read:
-        return "the model did not read the system line"
+        return "the system line does not reach the model"
     for pair in call.get("history") or []:
         for said in pair:
             if said not in read:
-                return "the model did not read all turns of the history"
+                return "not all turns of the history reach the model"
     return None
 
 
@@ -263,7 +263,7 @@ def require_nothing_kept(earlier, call, result):
     kept = [each for each in earlier if each["text"] in read and each["text"] not in expected]
     if kept:
         fail(
-            "an earlier call came back in a later one: something is kept between calls",
+            "an earlier call shows up in a later one: something is kept between calls",
             sent=f"{sent(kept[0])}; later {sent(call)}",
             expected=expected,
             got=read,
@@ -279,7 +279,7 @@ def test_the_model_reads_the_chat_template(room):
             {"text": "\n\n 1 + 1?\n", "history": []},
             {"text": "Hi", "history": [], "system": ""},
         ],
-        "the model did not read the chat template of system line and text, with generation prompt",
+        "the model's prompt is wrong: it should be the chat template of system line and text, with generation prompt",
     )
 
 
@@ -294,7 +294,7 @@ def test_the_model_reads_the_history(room):
             {"text": "Still there?", "history": [["Say nothing.", ""], *EARLIER[:1]]},
             {"text": "How many were there?", "history": MANY, "max_new_tokens": 600},
         ],
-        "the model did not read the chat template of the whole conversation, oldest turn first",
+        "the model's prompt is wrong: it should be the chat template of the whole conversation, oldest turn first",
     )
 
 
@@ -314,7 +314,7 @@ def test_the_reply_is_the_new_tokens_as_text(room):
     [result] = room.play(talk, calls=[call], say=LONG)
     # special tokens have a test of their own
     reply = without_end(reply_of(call, result))
-    mistake = "the reply is not what the model said, all of it and nothing else"
+    mistake = "the reply is not exactly what the model said"
     if "helpful assistant" in reply:
         mistake = "the reply contains the prompt: the new tokens begin after it"
     elif LONG.startswith(reply):
@@ -331,7 +331,7 @@ def test_the_reply_is_the_new_tokens_as_text(room):
     reply = without_end(reply_of(call, result))
     require(
         reply == "",
-        "the model ended its turn at once, and the reply is not empty",
+        "the model ended its turn at once, but the reply is not empty",
         sent=f"{sent(call)}; the model says only <|im_end|>",
         expected="a reply without words",
         got=reply,
@@ -384,7 +384,7 @@ def test_a_new_history_comes_back(room):
         returned = result["returned"]
         require(
             isinstance(returned, list) and len(returned) == 2,
-            "chat has to return two things: the reply and the history",
+            "chat does not return two things: the reply and the history",
             sent=sent(call),
             expected="(reply, history)",
             got=returned,
@@ -392,7 +392,7 @@ def test_a_new_history_comes_back(room):
         reply, history = returned
         require(
             result["is_list"],
-            "the history that comes back has to be a list",
+            "the history that chat returns is not a list",
             sent=sent(call),
             got=result["history_type"],
         )
@@ -400,7 +400,7 @@ def test_a_new_history_comes_back(room):
         expected = [*given, [call["text"], reply]]
         require(
             stripped(history) == stripped(expected),
-            "the history that came back is not the one given, with (text, reply) at its end",
+            "the history that chat returns is not the one it got with (text, reply) added",
             sent=sent(call),
             expected=expected,
             got=history,
@@ -446,7 +446,7 @@ def test_nothing_is_kept_between_calls(room):
     for result, which in ((again, "with another model"), (results[-1], "with the same model")):
         require(
             result["steps"] > 0,
-            "the model was not asked: a reply of an earlier call is kept and given again",
+            "the model was not called: chat returned a stored reply from an earlier call",
             sent=f"{sent(calls[0])}, as before, {which}",
             got=result["returned"],
         )
@@ -455,7 +455,7 @@ def test_nothing_is_kept_between_calls(room):
     if isinstance(returned, list) and len(returned) == 2:
         require(
             results[0]["history_at_the_end"] == returned[1],
-            "a history that an earlier call returned was changed by a later call",
+            "a later call changed the history that an earlier call had returned",
             sent="; ".join(map(sent, calls)),
             expected=returned[1],
             got=results[0]["history_at_the_end"],
@@ -473,7 +473,7 @@ def test_temperature_0_takes_the_likeliest_token(room):
             after = ", after a call with temperature=3.0" if number == 2 else ""
             require(
                 set(reply) == {"x"},
-                f"at temperature 0 the likeliest token was not always taken{after}",
+                f"at temperature 0, the likeliest token was not always taken{after}",
                 sent=f"{sent(call)}; the model's generation_config has {call.get('settings', {'do_sample': True})}",
                 expected=f"only x, the likeliest of {CLOSE}",
                 got=reply,
@@ -521,9 +521,9 @@ def test_above_0_the_temperature_draws(room):
         replies = [reply_of(call, result) for result in results[number : number + 2]]
         require(
             replies[0] != replies[1],
-            "above temperature 0 repeated calls all gave the same reply",
+            "above temperature 0, repeated calls all gave the same reply",
             sent=f"twice {sent(call)}; {len(FLAT)} letters are nearly equally likely{words}",
-            expected="tokens drawn anew in each call",
+            expected="newly drawn tokens in each call",
             got=replies,
         )
     colder, hotter = (reply_of(call, result) for call, result in zip((cold, hot), results[6:8], strict=True))
@@ -536,7 +536,7 @@ def test_above_0_the_temperature_draws(room):
     )
     require(
         len(set(colder)) == 2,
-        "a low temperature is taken for 0: two tokens are equally likely, and only one came",
+        "a low temperature is treated as 0: two tokens are equally likely, but only one was drawn",
         sent=f"{sent(cold)}; the logits are {two}",
         expected="s and t about equally often",
         got=colder,
@@ -553,9 +553,9 @@ def test_above_0_the_temperature_draws(room):
         results = room.play(talk, calls=[{**every, "max_new_tokens": 120}] * 2)
         require(
             any(map(has_unlikely, results)),
-            "above temperature 0 the less likely tokens are cut off, as top_k or top_p do",
+            "above temperature 0, the less likely tokens are cut off, as with top_k or top_p",
             sent=f"{sent(every)}, again and again; all tokens are nearly equally likely",
-            expected=f"all of them, also those from id {UNLIKELY} on",
+            expected=f"all of them, including those from id {UNLIKELY} on",
             got=f"ids up to {max([0, *results[0]['new_ids'], *results[1]['new_ids']])}",
         )
 
@@ -578,7 +578,7 @@ def test_at_most_max_new_tokens(room):
         reply = reply_of(call, result)
         most = call.get("max_new_tokens", 256)
         facts = {
-            "sent": f"{sent(call)}; the model says x and never ends",
+            "sent": f"{sent(call)}; the model says x and never stops",
             "expected": f"{most} new tokens",
         }
         require(
@@ -589,14 +589,14 @@ def test_at_most_max_new_tokens(room):
         )
         require(
             len(reply) == most,
-            "the reply was cut before max_new_tokens, though the model had not ended",
+            "the reply was cut before max_new_tokens, although the model was not done",
             **facts,
             got=f"{len(reply)} tokens",
         )
         # a loop may look one step further than it needs
         require(
             result["steps"] <= most + 2,
-            "the model made more than max_new_tokens tokens, of which some were thrown away",
+            "the model made more than max_new_tokens tokens, and some were thrown away",
             **facts,
             got=f"{result['steps']} steps of the model",
         )
@@ -608,14 +608,14 @@ def test_refuses_an_empty_text_and_a_negative_temperature(room):
         what = "an empty text" if call["text"] == "" else "a negative temperature"
         if "raised" not in result:
             fail(
-                f"{what} was accepted: it has to be a ValueError",
+                f"{what} was accepted: it should raise ValueError",
                 sent=sent(call),
                 expected="ValueError",
                 got=result["returned"],
             )
         require(
             "ValueError" in result["raised"],
-            f"{what} has to be a ValueError, not {result['raised'][0]}",
+            f"{what} raises {result['raised'][0]} instead of ValueError",
             sent=sent(call),
             expected="ValueError",
             got=result["said"],

@@ -207,7 +207,7 @@ def all_arrive(room, count):
 def health_answers(room, http, when, before):
     """Requires that GET /health answers, and what it answered before. That this is right is another test's concern."""
     blocked = f"the event loop is blocked: /health does not answer while {when}"
-    at_once = '200 {"status": "ok"} at once, however many answers are held or waiting'
+    at_once = '200 {"status": "ok"} at once, however many answers are paused or waiting'
     if room.notes()["blocking"]:
         fail(
             blocked,
@@ -221,14 +221,14 @@ def health_answers(room, http, when, before):
         fail(
             blocked,
             expected=at_once,
-            got="nothing: a blocking call inside async def keeps the event loop's own thread",
+            got="nothing: a blocking call inside async def ties up the event loop's own thread",
             where=room.where() or None,
         )
     if not health.done():
         fail(
-            f"/health waits its turn behind /chat: it does not answer while {when}",
+            f"/health waits in line behind /chat: it does not answer while {when}",
             expected=at_once,
-            got="nothing: it waits for a thread of a pool that is all taken, or for a lock",
+            got="nothing: it waits for a lock, or for a free thread in a busy pool",
             where=room.where() or None,
         )
     reply = health.reply()
@@ -236,7 +236,7 @@ def health_answers(room, http, when, before):
         fail(f"/health is not 200 while {when}", **http.facts(reply))
     require(
         reply.data == before.data,
-        f"/health answers something else while {when}",
+        f"/health returns something else while {when}",
         expected=str(before),
         **http.facts(reply),
     )
@@ -253,28 +253,28 @@ def test_post_chat_answers(room):
     asked = 'POST /chat {"text": "你好"}'
     if reply.status == 422:
         fail(
-            "POST /chat refuses a right body: `text` is a field of the JSON body, not of the URL",
+            "POST /chat refuses a valid body: `text` is a field of the JSON body, not of the URL",
             sent=asked,
             **facts,
         )
     notes = room.notes()
-    mistake = "POST /chat does not answer 200"
+    mistake = "POST /chat does not return 200"
     if notes["swapped"]:
-        mistake = "chat is given the tokenizer before the model: load() returns (model, tokenizer)"
+        mistake = "chat gets the tokenizer before the model: load() returns (model, tokenizer)"
     elif not notes["loads"]:
-        mistake = "load is never called: the app is not given its start-up, FastAPI(lifespan=...)"
+        mistake = "load is never called: give the app its start-up with FastAPI(lifespan=...)"
     require(reply.status == 200, mistake, sent=asked, **facts)
     replies = notes["replies"]
     require(
         len(replies) == 1,
-        f"one POST /chat has to call chat once, not {len(replies)} times",
+        f"one POST /chat calls chat {len(replies)} times instead of once",
         sent=asked,
         **facts,
     )
     expected = {"result": replies[0]}
     require(
         reply.data == expected,
-        "POST /chat answers 200 but not with this JSON: chat's reply under `result`, nothing else",
+        "POST /chat returns 200 with the wrong JSON: it should be chat's reply under `result`, nothing else",
         sent=asked,
         expected=expected,
         **facts,
@@ -286,8 +286,8 @@ def test_post_chat_answers(room):
     if replies and good(reply):
         require(
             isinstance(reply.data, dict) and reply.data.get("result") == replies[-1],
-            "the result is not chat's reply as it is: nothing is stripped, cut or replaced",
-            sent="a text of 3,000 letters between blanks and newlines",
+            "`result` is not exactly chat's reply: do not strip, cut or replace anything",
+            sent="a text of 3,000 letters between spaces and newlines",
             expected=ascii(replies[-1]),
             got=ascii(reply.text),
         )
@@ -298,7 +298,7 @@ def test_health_says_ok(shared_room):
     reply = http.get("/health")
     require(
         reply.status == 200 and reply.data == {"status": "ok"},
-        "GET /health answers something else",
+        "GET /health does not return the expected answer",
         sent="GET /health",
         expected='200 {"status": "ok"}',
         **http.facts(reply),
@@ -319,14 +319,14 @@ def test_start_up_loads_the_model_once(room):
         got="load was not called",
     )
     until(lambda: {"serves_while_it_loads", "loaded"} & room.notes().keys(), 2.0)
-    mistake = "the first request is not answered"
+    mistake = "the first request gets no answer"
     if room.notes().get("serves_while_it_loads"):
-        mistake = "a request that comes while the model is still being loaded is not answered: let it wait"
+        mistake = "a request that arrives while the model is still loading gets no answer: let it wait"
     answered(http, post(http, "first"), "first", mistake)
     loads = room.notes()["loads"]
     require(
         loads == 1,
-        "load is to be called once: it returns the model and the tokenizer together",
+        "load is not called exactly once: one call returns the model and the tokenizer together",
         expected="1 call after start-up and one POST /chat",
         got=f"{loads} calls",
     )
@@ -335,7 +335,7 @@ def test_start_up_loads_the_model_once(room):
     loads = room.notes()["loads"]
     require(
         loads == 1,
-        "load is called again after an error in chat: the model is still there",
+        "load is called again after an error in chat: the model is still loaded",
         expected="1 call in all",
         got=f"{loads} calls",
     )
@@ -346,13 +346,13 @@ def test_two_apps_do_not_mix(room):
     for name in ("one", "two", "one"):
         reply = post(named[name], "hi")
         if not good(reply):
-            mistake = f"of two apps in one program, one answers {reply.status}"
+            mistake = f"with two apps in one program, one returns {reply.status}"
             fail(mistake, sent=f'app {name}, {{"text": "hi"}}', **named[name].facts(reply))
         require(
             f"{name} asks the model of {name} with the tokenizer of {name}" in reply.text,
-            "two apps in one program mix: keep an app's model and chat in create_app, not in the module",
+            "two apps in one program share state: keep an app's model and chat in create_app, not in the module",
             sent=f'create_app is called twice; to app {name}: {{"text": "hi"}}',
-            expected=f"the chat of app {name} is given what the load of app {name} returned",
+            expected=f"the chat of app {name} gets what the load of app {name} returned",
             got=str(reply),
         )
 
@@ -372,7 +372,7 @@ def test_text_reaches_chat_unchanged(shared_room):
         came = shared_room.notes()["texts"]
         require(
             came[-1:] == [text],
-            "the text does not reach chat as it was sent: nothing is stripped, cut or replaced",
+            "the text does not reach chat exactly as it was sent: do not strip, cut or replace anything",
             sent={"text": text},
             expected=ascii(text),
             **({"got": ascii(came[-1])} if came else http.facts(reply)),
@@ -387,14 +387,15 @@ def test_a_text_has_1_to_4000_code_points(shared_room):
             if expected == 422 and not good(reply):
                 require(
                     reply.status == 422,
-                    f"a text that is too long is 422, not {reply.status}",
+                    f"a text that is too long gets {reply.status} instead of 422",
                     sent=f"POST /chat with {letter!r} * {count}",
                     expected=expected,
                     **http.facts(reply),
                 )
             require(
                 good(reply) if expected == 200 else reply.status == 422,
-                f"a text of {count} {name} is {'allowed' if expected == 200 else 'too long'}:"
+                f"a text of {count} {name} is"
+                f" {'refused, but short enough' if expected == 200 else 'accepted, but too long'}:"
                 " count code points, as len(text) does",
                 sent=f"POST /chat with {letter!r} * {count}",
                 expected=expected,
@@ -403,16 +404,17 @@ def test_a_text_has_1_to_4000_code_points(shared_room):
     accented = "e\u0301"
     escaped = json.dumps({"text": "😀" * 4000})
     for text, what, is_allowed in (
-        (accented * 2000, "2,000 times e with an accent of its own", True),
-        (accented * 2001, "2,001 times e with an accent of its own", False),
-        (f" {'a' * 3999}\n", "3,999 letters between a blank and a newline", False),
+        (accented * 2000, "2,000 times e with a separate accent", True),
+        (accented * 2001, "2,001 times e with a separate accent", False),
+        (f" {'a' * 3999}\n", "3,999 letters between a space and a newline", False),
         (escaped, "4,000 emoji, in JSON as \\ud83d\\ude00", True),
     ):
         body = escaped if text is escaped else json.dumps({"text": text}, ensure_ascii=False)
         reply = http.post("/chat", content=body.encode(), headers={"content-type": "application/json"})
         require(
             good(reply) if is_allowed else reply.status == 422,
-            f"a text of {what} is {'allowed' if is_allowed else 'too long'}: count code points, as len(text) does",
+            f"a text of {what} is {'refused, but short enough' if is_allowed else 'accepted, but too long'}:"
+            " count code points, as len(text) does",
             sent=f"POST /chat {body[:60]}...",
             expected=200 if is_allowed else 422,
             **http.facts(reply),
@@ -420,7 +422,7 @@ def test_a_text_has_1_to_4000_code_points(shared_room):
     reply = post(http, "")
     require(
         reply.status == 422,
-        "an empty text is 422",
+        "an empty text does not get 422",
         sent={"text": ""},
         expected=422,
         **http.facts(reply),
@@ -445,7 +447,7 @@ def test_other_bodies_are_422(shared_room):
         reply = http.post("/chat", content=body.encode(), headers={"content-type": "application/json"})
         require(
             reply.status == 422,
-            f"{what} is 422: it is the sender's mistake, and says so",
+            f"{what} does not get 422: the sender should learn that the body is wrong",
             sent=f"POST /chat {body}",
             expected=422,
             **http.facts(reply),
@@ -476,7 +478,7 @@ def test_health_answers_while_the_model_works(room):
         raise room.hung("POST /chat neither calls chat nor answers")
     if not room.notes()["texts"]:
         fail("POST /chat does not call chat", **http.facts(waiting.reply()))
-    health_answers(room, http, "one answer is being made", before)
+    health_answers(room, http, "one answer is being generated", before)
 
 
 def test_health_answers_while_64_requests_wait(room):
@@ -484,7 +486,7 @@ def test_health_answers_while_64_requests_wait(room):
     before = http.get("/health")
     _held = [start(http, f"number {number}") for number in range(MANY)]
     all_arrive(room, MANY)
-    health_answers(room, http, f"{MANY} answers are held or waiting", before)
+    health_answers(room, http, f"{MANY} answers are paused or waiting", before)
 
 
 def test_requests_at_once_get_their_answers(room):
@@ -497,19 +499,19 @@ def test_requests_at_once_get_their_answers(room):
     rests_s = 1.6 * LINE_S
     until(lambda: resting.check(rests_s), 0.3 * room.limit_s)  # an answer that polls never rests
     room.set("go")
-    mixed = "requests at once mix: keep each one's data in local names, not in app.state or globals"
+    mixed = "concurrent requests mix: keep each one's data in local variables, not in app.state or globals"
     for text, each in zip(texts, waiting, strict=True):
         reply = each.reply(limit_s=5.0)
         if reply.status in (409, 429, 503):
             fail(
-                f"one of {CROWD} requests at once was refused: let it wait for its turn",
+                f"one of {CROWD} concurrent requests was refused: let it wait its turn",
                 sent={"text": text},
                 expected=200,
                 **http.facts(reply),
             )
         came = reply.status if not good(reply) else "something else"
         another = good(reply) and "re: <" in reply.text
-        mistake = f"one of {CROWD} requests at once gets {came}, and not its answer"
+        mistake = f"one of {CROWD} concurrent requests gets {came} instead of its answer"
         answered(http, reply, text, mixed if another else mistake)
 
 
@@ -539,7 +541,7 @@ def wrong_in_the_500(reply, error):
     text, name = reply.text, type(error).__name__
     content_type = reply.headers.get("content-type", "")
     if reply.status != 500:
-        return f"when chat raises, the status is 500, not {reply.status}"
+        return f"when chat raises, the status is {reply.status} instead of 500"
     if not text.strip():
         return "the 500 has no body: say in words that it failed"
     shown = None
@@ -552,7 +554,7 @@ def wrong_in_the_500(reply, error):
     elif re.search(r"\w\.py\b", text):
         shown = "the name of a source file"
     elif content_type.startswith("text/html") or "<html" in text.lower():
-        return "the 500 is an HTML page: it has to be JSON or plain text"
+        return "the 500 is an HTML page: it should be JSON or plain text"
     return shown and f"the 500 shows {shown}: that belongs in the server's log"
 
 
@@ -571,9 +573,9 @@ def test_an_error_in_chat_is_in_the_servers_log(room):
 
         require(
             until(logged, 2.0),
-            "an error in chat is swallowed: the server's log says nothing of it",
+            "an error in chat is swallowed: the server's log does not mention it",
             sent=f"POST /chat, and chat raises {error!r}",
-            expected="the log names the error: call a logger's exception(), or let it go on to the server",
+            expected="the log names the error: call a logger's exception(), or let it reach the server",
             got=f"a {waiting.reply().status}, and a log without {' and without '.join(names)}",
         )
 
@@ -581,7 +583,7 @@ def test_an_error_in_chat_is_in_the_servers_log(room):
 def test_after_an_error_the_next_request_is_answered(room):
     http = Http(room, room.serve(app))
     before = http.get("/health")
-    mistake = "after an error in chat the next request is not answered normally"
+    mistake = "after an error in chat, the next request gets no normal answer"
     raised = []
     for text in ("break ValueError", "fine 1", *ERRORS, "fine 2"):
         waiting = start(http, text)
@@ -595,21 +597,21 @@ def test_after_an_error_the_next_request_is_answered(room):
         answered(http, waiting.reply(), text, mistake, sent)
     start(http, BREAKS_ONCE).wait(1.0)
     again = start(http, BREAKS_ONCE)
-    sent = "the same text twice; chat raised at the first time alone"
+    sent = "the same text twice; chat raised only the first time"
     if not again.wait(3.0):
         raise room.hung(mistake, sent=sent)
     answered(http, again.reply(), BREAKS_ONCE, mistake, sent)
     many = [start(http, "break KeyError") for _ in range(MANY_ERRORS)]
     until(lambda: all(each.done() for each in many), 5.0)
     waiting = start(http, "fine again")
-    sent = f"chat raised in {MANY_ERRORS} requests at once; then {json.dumps({'text': 'fine again'})}"
+    sent = f"chat raised in {MANY_ERRORS} concurrent requests; then {json.dumps({'text': 'fine again'})}"
     if not waiting.wait(5.0):
         raise room.hung(mistake, sent=sent)
     answered(http, waiting.reply(), "fine again", mistake, sent)
     health = http.get("/health")
     require(
         (health.status, health.data) == (before.status, before.data),
-        "after an error in chat /health answers something else",
+        "after an error in chat, /health returns something else",
         expected=str(before),
         **http.facts(health),
     )

@@ -18,7 +18,7 @@ from course.grading.mistakes import fail, require
 TEXT = '你好\r\n\n "quoted" 👍🏽 <b>&amp;</b> '
 RESULT = "re: 你好\n"
 
-ASYNC = "ask is to be an ordinary function, not async def"
+ASYNC = "ask is an async def: it should be an ordinary function"
 
 
 # in the room
@@ -119,9 +119,9 @@ def a_chat_error(outcome, when, **facts):
         return outcome["message"]
     if "raised" in outcome:
         kind = outcome["raised"][0]
-        mistake = f"{when}, {kind} comes out of ask: the caller only expects ChatError"
+        mistake = f"{when}, ask raises {kind}: the caller only expects ChatError"
     else:
-        mistake = f"{when}, ask returns as if nothing were wrong: it has to raise ChatError"
+        mistake = f"{when}, ask returns as if nothing were wrong: it should raise ChatError"
     fail(mistake, expected="ChatError", **facts, **described(outcome))
 
 
@@ -154,14 +154,14 @@ def test_sends_one_post_to_chat(shared_room):
     require(len(sent) == 1, f"ask sends {len(sent)} requests, not one", **facts)
     request = server.requests[0]
     require(request.method == "POST", f"ask sends a {request.method}, not a POST", **facts)
-    require(request.path == "/chat", "ask does not ask for /chat", **facts)
+    require(request.path == "/chat", "ask does not send its request to /chat", **facts)
     data = request.data
     require(
         isinstance(data, dict) and data.get("text") == TEXT,
         "the request's body is not the text as JSON: httpx does that with json={...}",
         **facts,
     )
-    require(data == {"text": TEXT}, "the request's body holds more than the text: a server may refuse that", **facts)
+    require(data == {"text": TEXT}, "the request's body contains more than the text: a server may refuse that", **facts)
 
 
 def test_a_slash_or_a_path_in_base_url(shared_room):
@@ -177,7 +177,7 @@ def test_a_slash_or_a_path_in_base_url(shared_room):
             server.requests.clear()
             require(
                 target in asked,
-                "the request went to another path than {base_url}/chat",
+                "the request did not go to {base_url}/chat",
                 sent=f'ask("{server.url}{end}", ...)',
                 expected=target,
                 got=", ".join(asked) or "no request",
@@ -185,7 +185,7 @@ def test_a_slash_or_a_path_in_base_url(shared_room):
 
 
 def test_returns_the_result(shared_room):
-    mistake = "ask does not return the server's result, exactly as it came"
+    mistake = "ask does not return the server's result unchanged"
     for result in (RESULT, "", "  two blanks  ", '{"result": "nested"}', "null", "😀" * 2000):
         for ensure_ascii in (True, False):
             body = json.dumps({"result": result}, ensure_ascii=ensure_ascii)
@@ -216,7 +216,7 @@ def test_works_in_a_running_event_loop(room):
         came_back(
             room.play(ask_in_a_coroutine, base_url=server.url),
             "re: ",
-            "ask fails where an event loop already runs, as in a notebook cell",
+            "ask fails where an event loop is already running, as in a notebook cell",
             sent="ask(base_url, ...), called inside a coroutine",
             expected=RESULT,
         )
@@ -243,7 +243,7 @@ def test_a_4xx_or_5xx_is_a_chat_error(shared_room):
         message = a_chat_error(outcome, f"when the server answers {status}", sent=sent)
         require(
             str(status) in message,
-            "the ChatError does not say which status came",
+            "the ChatError does not name the status",
             sent=sent,
             expected=f"a message with {status} in it",
             **described(outcome),
@@ -281,7 +281,7 @@ def test_the_error_says_what_the_server_said(shared_room):
         missing = [each for each in words if each not in message]
         if missing:
             fail(
-                "the ChatError does not say what the server said",
+                "the ChatError does not contain what the server said",
                 sent=f"the server answers {status} {body}",
                 expected=f"a message with {' and '.join(missing)} in it",
                 **described(outcome),
@@ -294,7 +294,7 @@ def test_no_server_is_a_chat_error(shared_room):
     message = a_chat_error(outcome, "when there is no server", sent=f'ask("{nobody.url}", ...)')
     require(
         nobody.url in message,
-        "the ChatError does not say where there is no server: put base_url into it",
+        "the ChatError does not say which server was not found: put base_url into it",
         sent=f'ask("{nobody.url}", ...)',
         expected=f"a message with {nobody.url} in it",
         **described(outcome),
@@ -303,11 +303,11 @@ def test_no_server_is_a_chat_error(shared_room):
 
 BROKEN = {
     "before any answer": [],
-    "by a reset": [RESET],
+    "because of a reset": [RESET],
     "in the middle of the body": [head(200, content_length=100) + b'{"result": "a'],
     "in the middle of a chunk": [head(200, transfer_encoding="chunked") + b'20\r\n{"result'],
     "in the middle of the body of a 500": [head(500, content_length=100) + b'{"detail": "a'],
-    "by an answer that is not HTTP": [b"SSH-2.0-OpenSSH_9.6\r\n"],
+    "because of an answer that is not HTTP": [b"SSH-2.0-OpenSSH_9.6\r\n"],
 }
 
 
@@ -341,7 +341,7 @@ def test_other_200s_are_chat_errors(shared_room):
         with ScriptedServer([answer]) as server:
             outcome = shared_room.play(ask, base_url=server.url)
         sent = f"the server answers {said}"
-        a_chat_error(outcome, "when a 200 is not the JSON it should be", sent=sent)
+        a_chat_error(outcome, "when a 200 does not contain the expected JSON", sent=sent)
 
 
 def test_nothing_is_sent_twice(shared_room):
@@ -369,8 +369,8 @@ def test_nothing_is_sent_twice(shared_room):
 def test_a_silent_server_is_given_up(room):
     scripts = {
         "sends nothing": [SILENCE],
-        "falls silent after the headers": [head(200, content_length=100), SILENCE],
-        "falls silent in the middle of the body": [
+        "goes silent after the headers": [head(200, content_length=100), SILENCE],
+        "goes silent in the middle of the body": [
             head(200, content_length=100) + b'{"result": "a',
             SILENCE,
         ],
@@ -400,7 +400,7 @@ def test_a_slow_server_is_waited_for(room):
         short = [each for each in seen["timeouts"] if each is not None and each < 0.9 * asked_for]
         require(
             not short,
-            "ask gives up too early: hand timeout_s, 60 by default, to httpx, which otherwise waits 5 s",
+            "ask gives up too early: pass timeout_s (60 by default) to httpx, which otherwise waits only 5 s",
             sent="ask(base_url, ...)" if timeout_s is None else f"ask(..., timeout_s={timeout_s})",
             expected=f"httpx waits {asked_for} seconds for the server to send something",
             got=f"it waits {short[0] if short else ''} seconds",
@@ -419,6 +419,6 @@ def test_a_slow_server_is_waited_for(room):
     came_back(
         outcome,
         "slowly",
-        "timeout_s is how long the server may send nothing, not how long the whole answer takes",
-        sent=f"{len(pieces)} pieces, one each {pause:.2f} s; ask(..., timeout_s={timeout_s})",
+        "timeout_s limits the whole answer: it should only limit how long the server may send nothing",
+        sent=f"{len(pieces)} pieces, one every {pause:.2f} s; ask(..., timeout_s={timeout_s})",
     )

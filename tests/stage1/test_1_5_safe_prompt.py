@@ -250,7 +250,7 @@ def require_the_templates_ids(sent, result):
     wanted, found = controls_of(expected), controls_of(result)
     added = result["added_by_the_tokenizer"]
     if added and found.count(added) > wanted.count(added):
-        mistake = f"the tokenizer put a {added} of its own before a text: add_special_tokens=False"
+        mistake = f"the tokenizer added its own {added} before a text: add_special_tokens=False"
     elif result["text"] != expected["text"]:
         mistake = "without control tokens in the messages, the ids do not say what the template renders"
     elif result["pieces"] == expected["pieces"]:
@@ -293,7 +293,7 @@ def require_only_the_templates_controls(sent, result):
     if result["text"] == expected["text"]:
         require(
             result["pieces"] == expected["pieces"],
-            "control ids are where a message only says their text, and not where the template writes them",
+            "control ids are misplaced: where a message only spells them out, not where the template writes them",
             **facts,
         )
 
@@ -314,7 +314,7 @@ def test_without_control_tokens_the_ids_are_the_templates(room):
     kinds = {nearest(result) is result["expected"][0] for _, result in results}
     require(
         len(kinds) == 1,
-        "the generation prompt is there in some calls and not in others",
+        "some calls add the generation prompt and others do not",
         sent="; ".join(sent for sent, _ in results),
     )
 
@@ -357,7 +357,7 @@ def test_a_text_that_looks_like_a_stand_in_is_kept(room, another_room):
         # removing control tokens has a test of its own
         require(
             rare in result["text"] and marks in result["text"],
-            "rare characters came out as something else: a stand-in was taken from what users type",
+            "rare characters were changed: a placeholder was taken from what users may type",
             sent=sent,
             **where_they_differ(nearest(result)["text"], result["text"]),
         )
@@ -374,8 +374,8 @@ def test_a_text_that_looks_like_a_stand_in_is_kept(room, another_room):
         expected = nearest(result)["text"]
         require(
             result["text"].count(typed) == expected.count(typed),
-            "a stand-in can be typed: a message that has it came out as something else",
-            sent=f"what the template was given in a call before: {typed!r}",
+            "a placeholder can be typed: a message that contains it was changed",
+            sent=f"what the template got in an earlier call: {typed!r}",
             **where_they_differ(expected, result["text"]),
         )
 
@@ -399,7 +399,7 @@ def test_calls_do_not_disturb_each_other(room):
     for sent, result in results:
         require(
             not result["changed"],
-            "encode_chat changed the tokenizer, which others use too: make the changes in a copy of it",
+            "encode_chat changed the tokenizer, which others use too: change a copy instead",
             sent=f"{sent}; the tokenizer's state before and after",
             expected="the same state",
             got=f"another {' and '.join(result['changed'])}",
@@ -429,7 +429,7 @@ def test_returns_a_list_of_ints(room):
     returned = result["returned"]
     require(
         result["type"] == "list" and all(type(id) is int for id in returned),
-        "encode_chat has to return a plain list of ints",
+        "encode_chat does not return a plain list of ints",
         sent=sent,
         expected="a list: [3070, 2155, ...]",
         got=returned if result["type"] == "list" else f"a {result['type']}",

@@ -176,22 +176,22 @@ def test_the_model_is_given_the_chat_template(room):
         conversations = room.probe.report()["conversations"]
         if len(conversations) <= number:
             talk.require_end(reader)
-            fail("generate does not ask the model", sent=as_call(call))
+            fail("generate does not call the model", sent=as_call(call))
         given = conversations[number]
         sent = as_call(call)
-        mistake = "the model is not given the chat template: apply_chat_template makes its ids"
+        mistake = "the model does not get the chat template: build its ids with apply_chat_template"
         if len(call["prompt"]) > MANY_WORDS:
             sent = f"generate({MANY_WORDS} words, stream=True)"
             given["prompt"] = given["prompt"].replace("word " * 100, "... ")
-            mistake = "a long prompt is cut: the model is given the whole prompt"
+            mistake = "a long prompt is cut: pass the whole prompt to the model"
         elif given["prompt"] == expected["text"]:
             mistake = "the prompt was encoded piece by piece: its text is the template's, its ids are not"
         elif template:
             mistake = "the prompt does not follow the tokenizer's own chat_template"
         elif "<|im_start|>" not in given["prompt"]:
-            mistake = "the model is given no chat template: apply_chat_template makes its ids"
+            mistake = "the model gets no chat template: build its ids with apply_chat_template"
         elif "helpful assistant" not in given["prompt"]:
-            mistake = "the model is given no system line: the chat template begins with one"
+            mistake = "the model gets no system line: the chat template begins with one"
         elif not given["prompt"].endswith("assistant\n"):
             mistake = "the generation prompt is missing: add_generation_prompt=True"
         require(
@@ -217,10 +217,10 @@ def test_the_pieces_are_the_answer(shared_room):
                 if not isinstance(piece, str):
                     fail("a piece is not text", **{**facts, "got": piece})
             if "helpful assistant" in said or "Say text" in said:
-                fail("the prompt comes out too: the answer begins after it (skip_prompt)", **facts)
+                fail("the prompt is in the output, too: the answer begins after it (skip_prompt)", **facts)
             if "<|" in said:
-                fail("special tokens come out: skip_special_tokens=True leaves them out", **facts)
-            require(said == text, "the pieces joined are not what the model said", **facts)
+                fail("special tokens are in the output: skip_special_tokens=True leaves them out", **facts)
+            require(said == text, "the joined pieces are not what the model said", **facts)
 
 
 def test_max_new_tokens_counts_new_tokens(shared_room):
@@ -239,7 +239,7 @@ def test_max_new_tokens_counts_new_tokens(shared_room):
         counts = [count for count, text in enumerate(so_far) if said.endswith(text.rstrip())]
         require(
             max(counts) == most,
-            "the answer has another number of tokens than max_new_tokens: it counts new ones only",
+            "the answer does not have max_new_tokens tokens: the limit counts new tokens only",
             sent=as_call(call),
             expected=f"{most} tokens" + (", the default" if most == 128 else ""),
             got=f"{max(counts)} tokens" if max(counts) else repr(said),
@@ -255,7 +255,7 @@ def test_no_character_is_broken(shared_room):
         facts = {"sent": as_call(call), "expected": text, "got": said}
         if "\ufffd" in said:
             fail(
-                "broken characters: a token may end within one, so a token alone cannot be decoded",
+                "some characters are broken: a token may end inside one, so it cannot be decoded alone",
                 **facts,
             )
         require(plain_end(said).endswith(text), "characters are lost on the way", **facts)
@@ -274,16 +274,16 @@ def test_a_cut_character_is_left_out(shared_room):
             call = ask(f"Say it cut to {count}, {stream}", stream=stream, max_new_tokens=count)
             said = talk.answer(call)["said"]
             facts = {"sent": as_call(call), "expected": repr(expected), "got": repr(said)}
-            mistake = "a character that max_new_tokens cuts in two comes out broken: leave it out"
+            mistake = "a character that max_new_tokens cuts in two appears broken: leave it out"
             if said.startswith("\ufffd"):
-                mistake = "what is left of one answer's cut character comes out in the next answer"
+                mistake = "the rest of one answer's cut character appears in the next answer"
             require("\ufffd" not in said, mistake, **facts)
             require(expected in said, "whole characters before the cut one are lost", **facts)
             # one who counts otherwise has more of the text: that is another test's concern
             texts = [cut.rstrip("\ufffd") for cut in so_far[count:]]
             require(
                 any(plain_end(said).endswith(text) for text in texts),
-                "something comes out in the place of the cut character: leave it out",
+                "something appears in place of the cut character: leave it out",
                 **facts,
             )
 
@@ -297,10 +297,10 @@ def test_no_piece_is_empty(shared_room):
         empty = sum(piece == "" for piece in pieces)
         require(
             not empty,
-            "an empty piece comes out: yield only what has text in it",
+            "an empty piece is yielded: yield only pieces with text",
             sent=as_call(call),
             expected="no piece is empty, and an empty answer has no pieces",
-            got=f"{len(pieces)} pieces, of them {empty} empty: {pieces}",
+            got=f"{len(pieces)} pieces, {empty} of them empty: {pieces}",
         )
 
 
@@ -312,7 +312,7 @@ def test_without_stream_there_is_one_piece(shared_room):
         pieces = talk.answer(call := ask(f"Tell text {number}", **options))["pieces"]
         require(
             len(pieces) == 1 and isinstance(pieces[0], str),
-            "without stream=True there is exactly one piece, even for an empty answer",
+            "without stream=True, generate does not yield exactly one piece, as it should even for an empty answer",
             sent=as_call(call),
             expected="1 piece of text",
             got=f"{len(pieces)} pieces: {pieces}",
@@ -337,7 +337,7 @@ def test_temperature_0_is_greedy(shared_room):
         others = sum(id != first for id in ids)
         require(
             len(ids) >= 12 and others == 0,
-            "temperature 0 does not always take the likeliest token: it samples",
+            "at temperature 0, generate does not always take the likeliest token: it samples",
             sent=as_call(call),
             expected="greedy, whatever the checkpoint's generation_config says (do_sample=False)",
             got=f"{others} of {len(ids)} tokens were not the likeliest",
@@ -361,7 +361,7 @@ def test_a_temperature_above_0_samples_at_it(shared_room):
     for call, ids in zip(asks, drawn, strict=True):
         seconds, unlikely = ids.count(second), sum(id in others for id in ids)
         if call["options"]["temperature"] > 1:
-            right, expected = unlikely >= 6, "about 17 are unlikely ones"
+            right, expected = unlikely >= 6, "about 17 unlikely ones"
             got = f"{unlikely} are"
         else:
             right = seconds > 0 and unlikely <= 3
@@ -369,16 +369,16 @@ def test_a_temperature_above_0_samples_at_it(shared_room):
             got = f"{seconds} are the second likeliest, {unlikely} unlikelier"
         require(
             right,
-            "the tokens are not drawn at the temperature that was asked for"
+            "the tokens are not drawn at the given temperature"
             if any(id != first for ids in drawn for id in ids)
-            else "the temperature is not used: the tokens have to be drawn at it (do_sample=True)",
+            else "the temperature is not used: draw the tokens with do_sample=True",
             sent=as_call(call),
             expected=f"of {len(ids)} tokens {expected}",
             got=got,
         )
     require(
         drawn[0] != drawn[1],
-        "two answers are drawn alike: what each of them seeds (manual_seed) is no longer random",
+        "two answers draw the same tokens: seeding each answer (manual_seed) makes it no longer random",
         sent=f"{as_call(asks[0])}, then {as_call(asks[1])}; the logits are the same",
         expected="other tokens each time",
         got=f"{len(drawn[0])} tokens, the same ones twice",
@@ -388,7 +388,7 @@ def test_a_temperature_above_0_samples_at_it(shared_room):
     twice = talk.answer(call)["new_ids"]
     require(
         twice[len(once) :] != once,
-        "the same prompt gets the same answer again: what is seeded with the prompt is no longer random",
+        "the same prompt gets the same answer again: a seed taken from the prompt makes it no longer random",
         sent=f"{as_call(call)}, twice; the logits are the same",
         expected="other tokens each time",
         got=f"{len(once)} tokens, the same ones twice",
@@ -431,9 +431,9 @@ def test_above_0_no_token_is_cut_off(shared_room):
         return  # nothing is drawn: another test decides about that
     require(
         any(letter in said for letter in last),
-        "above temperature 0 the less likely tokens are cut off, as top_k or top_p do",
+        "above temperature 0, the less likely tokens are cut off, as with top_k or top_p",
         sent=f"{as_call(call)}; the logits of {len(FLAT)} letters are nearly equal",
-        expected=f"all of them, also the last ones: {' '.join(last)}",
+        expected=f"all of them, including the last ones: {' '.join(last)}",
         got=said,
     )
 
@@ -487,7 +487,7 @@ def test_an_error_in_the_model_reaches_the_reader(room):
         room.probe.fail(step, message, error)
         call = ask(f"Break at {step} with {error}", stream=stream)
         [number] = talk.begin(call)
-        reader = talk.finish(number, "the model's error is lost: its reader waits for ever")
+        reader = talk.finish(number, "the model's error is lost: its reader waits forever")
         facts = {"sent": as_call(call), "expected": f"{error}: {message}"}
         end = reader["end"]
         if not isinstance(end, dict):
@@ -498,7 +498,7 @@ def test_an_error_in_the_model_reaches_the_reader(room):
             )
         require(
             end["raised"][0] == error and end["message"] == message,
-            "another error than the model's reaches the reader",
+            "the error that reaches the reader is not the model's",
             got=end["said"],
             where=end["where"],
             **facts,
@@ -513,7 +513,7 @@ def test_after_an_error_the_next_answer_works(room):
         [broken] = talk.begin(ask(f"Break at {step}", stream=stream))
         talk.until("ended", broken)
         room.probe.mend()
-        mistake = "after an error in the model the next answer does not come"
+        mistake = "after an error in the model, the next answer never arrives"
         [number] = talk.begin(ask(f"Count after {step}", stream=stream))
         talk.require_end(talk.finish(number, mistake), COUNTING, mistake)
 

@@ -108,7 +108,7 @@ def require_blank_lines(stream):
     """Requires an event, where there are the lines of one."""
     require(
         bool(stream.events) or not stream.unfinished,
-        "no event came: each event ends with a blank line",
+        "no event arrived: each event ends with a blank line",
         expected='data: {"token": "Hello"}\n\n',
         got=stream.text,
     )
@@ -126,9 +126,9 @@ def accepted(room, stream):
         raise room.hung("POST /chat_stream got no answer")
     skip_if_limited(room, stream)
     if stream.status != 200:
-        mistake, reply = "POST /chat_stream does not answer 200", stream.reply()
+        mistake, reply = "POST /chat_stream does not return 200", stream.reply()
         if stream.status == 422:
-            mistake = "POST /chat_stream refuses a right body"
+            mistake = "POST /chat_stream refuses a valid body"
         if stream.status == 422 and '"query"' in reply.text:
             mistake += ": prompt, max_new_tokens and temperature are fields of one JSON body"
         fail(mistake, sent=stream.sent, **facts(room, reply))
@@ -159,13 +159,13 @@ def test_each_piece_is_an_event(shared_room):
     found = tokens(stream) if shared_room.elsewhere else pieces_of(stream, len(pieces))
     if not found:
         fail(
-            "no event came: an event is a line that begins with `data:`, and a blank line",
+            "no event arrived: an event is a line that begins with `data:`, then a blank line",
             got=reply.text,
         )
     first = found[0]
     require(
         first.name == "",
-        "a piece is an event without a name: a browser's onmessage hears no others",
+        "a piece is an event with a name: a browser's onmessage only gets events without one",
         expected='data: {"token": "Hello"}\n\n',
         got=str(first),
     )
@@ -174,7 +174,7 @@ def test_each_piece_is_an_event(shared_room):
             data = event.json
             require(
                 isinstance(data, dict) and list(data) == ["token"] and isinstance(data["token"], str),
-                "the data of a piece is not this JSON: its text under `token`, nothing else",
+                "the data of a piece is not the expected JSON: its text under `token`, nothing else",
                 sent=asked("hi"),
                 expected='{"token": "a text"}',
                 got=event.data,
@@ -182,14 +182,14 @@ def test_each_piece_is_an_event(shared_room):
         return
     require(
         first.json == {"token": "Hello"},
-        "the data of a piece is not this JSON: its text under `token`, nothing else",
+        "the data of a piece is not the expected JSON: its text under `token`, nothing else",
         sent="the handler's first piece: Hello",
         expected='{"token": "Hello"}',
         got=first.data,
     )
     require(
         [event.json for event in found] == [{"token": piece} for piece in pieces],
-        "each piece is one event, in order, and there are no others",
+        "the events are wrong: each piece should be one event, in order, with no others in between",
         expected=pieces,
         got="".join(map(str, found)),
     )
@@ -213,13 +213,13 @@ def test_any_text_survives(shared_room):
         if text == piece:
             continue
         later = TEXTS[number + 1 :]
-        mistake = f"the piece {piece!r} does not arrive as it was"
+        mistake = f"the piece {piece!r} does not arrive unchanged"
         if event.json is None:
             mistake += ": its data is not JSON. json.dumps is one way to write it"
         elif len(found) < len(TEXTS) and text in later:
-            mistake = f"the piece {piece!r} is lost: a later one comes in its place"
+            mistake = f"the piece {piece!r} is lost: a later one arrives in its place"
         elif later and text == piece + later[0]:
-            mistake = f"the pieces {piece!r} and {later[0]!r} come as one event"
+            mistake = f"the pieces {piece!r} and {later[0]!r} arrive as one event"
         elif unicodedata.normalize("NFC", str(text)) == unicodedata.normalize("NFC", piece):
             fail(f"{mistake}: it looks the same", expected=ascii(piece), got=ascii(text))
         fail(mistake, sent=sent, expected=repr(piece), got=repr(text))
@@ -239,18 +239,18 @@ def test_done_says_how_many_pieces_there_were(shared_room):
         if not done:
             require(
                 not stream.unfinished,
-                "the last event does not count: it, too, ends with a blank line",
+                "the last event does not count: it, too, must end with a blank line",
                 expected=expected,
                 got=reply.text[-60:],
             )
             fail(
-                "the stream ends without `event: done`: nobody can know that it is whole",
+                "the stream ends without `event: done`: the client cannot know that it is complete",
                 expected=expected,
                 got=reply.text,
             )
         require(
             len(done) == 1 and stream.events[-1].name == "done",
-            "`done` is the last event, and there is one",
+            "`done` is not the last event, or there is more than one",
             got=reply.text,
         )
         data = done[0].json
@@ -298,7 +298,7 @@ def test_no_pieces_is_an_answer_too(shared_room):
     reply = stream.reply()
     require(
         reply.status == 200,
-        "an answer without any pieces is a 200 with `done` and nothing else",
+        "for an answer without pieces, the status is not 200",
         expected='200 and event: done, data: {"pieces": 0}',
         **facts(shared_room, reply),
     )
@@ -307,7 +307,7 @@ def test_no_pieces_is_an_answer_too(shared_room):
     pieces = done[0].json.get("pieces") if done and isinstance(done[0].json, dict) else 0
     require(
         not pieces_of(stream, 0) and not named(stream, "error") and not pieces,
-        "an answer without any pieces is `done` with 0 pieces and nothing else",
+        "for an answer without pieces, the stream is not just a `done` with 0 pieces",
         expected='event: done\ndata: {"pieces": 0}\n\n',
         got=reply.text,
     )
@@ -330,7 +330,7 @@ def test_each_piece_is_sent_as_soon_as_it_is_there(shared_room):
         late = stream.wait(lambda count=came: len(tokens(stream)) > count, 0.5)
         if late and number < len(pieces):
             fail(
-                "each piece comes late: it is sent when the next one is there",
+                "each piece arrives late: it is sent only when the next one is ready",
                 expected=f"piece {number} while the model works on piece {number + 1}",
                 got=f"{came} pieces",
                 where=where,
@@ -339,11 +339,11 @@ def test_each_piece_is_sent_as_soon_as_it_is_there(shared_room):
         stream.ended(WAIT_S)
         if text_came and not stream.events:
             break  # that nothing ends an event is another test's concern
-        require(bool(tokens(stream)), "no event came at all", got=str(stream))
+        require(bool(tokens(stream)), "no event arrived at all", got=str(stream))
         fail(
-            "nothing streams: all pieces came after the model had finished"
+            "nothing streams: all pieces arrived after the model had finished"
             if came == 0
-            else f"after {came} pieces nothing more came until the model had finished",
+            else f"after {came} pieces, nothing more arrived until the model had finished",
             expected=f"piece {number} while the model works on piece {number + 1}",
             got=f"{came} pieces, and {len(tokens(stream))} at the end",
             where=where,
@@ -356,8 +356,8 @@ def test_each_piece_is_sent_as_soon_as_it_is_there(shared_room):
         fail(
             "a blocking call inside async def: time.sleep stops the event loop and every stream"
             if blocking
-            else "the stream sleeps between its pieces: send each as soon as it is there",
-            expected="no sleep: the handler's pieces come at the model's own pace",
+            else "the stream sleeps between its pieces: send each one as soon as it is ready",
+            expected="no sleep: the handler's pieces arrive at the model's own pace",
             got=sleeps[0],
         )
 
@@ -376,14 +376,14 @@ def test_streams_do_not_wait_for_each_other(shared_room):
         ended = second.ended(WAIT_S)
         require(
             "second" not in first.text,
-            "streams mix: one client's pieces reached another one",
+            "streams mix: one client's pieces reached another client",
             sent=[asked("first"), asked("second")],
             got=str(first),
         )
         if not ended:
             shared_room.turns()  # says so if the event loop is blocked
             raise shared_room.hung(
-                "one stream waits for the other: the second client got no answer while the first one's model was held",
+                "one stream waits for another: the second client got no answer while the first one's model was paused",
                 expected="pieces for each client as its own model makes them",
             )
         whole(shared_room, second)
@@ -398,7 +398,7 @@ def test_an_error_before_the_first_piece_is_no_stream(shared_room):
         sent = f"a handler whose model raises {error} before its first piece"
         stream = Stream(shared_room, url, asked("hi"))
         if not stream.ended(WAIT_S):
-            raise shared_room.hung("when the model fails before its first piece, no answer comes", sent=sent)
+            raise shared_room.hung("when the model fails before its first piece, no answer arrives", sent=sent)
         if stream.broken:
             raise shared_room.broken(
                 "when the model fails before its first piece, the connection breaks: answer with a 500",
@@ -406,13 +406,13 @@ def test_an_error_before_the_first_piece_is_no_stream(shared_room):
             )
         reply = stream.reply()
         if not Model(shared_room).talks():
-            fail("POST /chat_stream does not ask the handler", **facts(shared_room, reply))
+            fail("POST /chat_stream does not call the handler", **facts(shared_room, reply))
         require(
             400 <= reply.status < 600,
-            f"the model failed before its first piece, and the status is {reply.status}: wait for"
-            " that piece before you begin to answer"
+            f"the model failed before its first piece, but the status is {reply.status}: wait for"
+            " that piece before you start the response"
             if error == ERRORS[0]
-            else f"a {error} before the first piece has the status {reply.status}: the model may raise any Exception",
+            else f"a {error} before the first piece gets the status {reply.status}: the model may raise any Exception",
             sent=sent,
             expected="a 4xx or 5xx",
             got=str(reply),
@@ -420,7 +420,7 @@ def test_an_error_before_the_first_piece_is_no_stream(shared_room):
         )
         require(
             not reply.headers.get("content-type", "").startswith("text/event-stream"),
-            f"a {reply.status} is not an event stream: answer with JSON or plain text",
+            f"a {reply.status} is sent as an event stream: answer with JSON or plain text",
             sent=sent,
             got=reply.headers.get("content-type", ""),
         )
@@ -444,20 +444,20 @@ def test_an_error_after_the_first_piece_is_an_event(shared_room):
         ended, errors = stream.ended(WAIT_S), named(stream, "error")
         if not ended:
             raise shared_room.hung(
-                "after `event: error` the stream does not end, and the client waits for more"
+                "after `event: error`, the stream does not end, and the client waits for more"
                 if errors
-                else "the model failed after two pieces, and the stream neither says so nor ends",
+                else "the model failed after two pieces, but the stream neither says so nor ends",
                 sent=sent,
                 got=str(stream),
             )
         require_blank_lines(stream)
         where = shared_room.last_error()[1]
         if error != ERRORS[0]:
-            mistake = f"no `event: error` tells of a {error}: the model may raise any Exception"
+            mistake = f"no `event: error` reports a {error}: the model may raise any Exception"
         elif stream.broken:
-            mistake = "the model failed after two pieces, and the stream breaks off without `event: error`"
+            mistake = "the model failed after two pieces, but the stream breaks off without `event: error`"
         else:
-            mistake = "the model failed after two pieces, and no `event: error` says so"
+            mistake = "the model failed after two pieces, but no `event: error` says so"
         require(bool(errors), mistake, sent=sent, expected=expected, got=str(stream), where=where)
         data = errors[0].json
         said = data.get("message") if isinstance(data, dict) else None
@@ -476,24 +476,24 @@ def test_an_error_after_the_first_piece_is_an_event(shared_room):
         )
         require(
             not named(stream, "done"),
-            "no `done` comes after an error: the answer is not whole",
+            "a `done` follows an error: it says that the answer is complete, and it is not",
             sent=sent,
             expected=expected,
             got=str(stream),
         )
         require(
             len(errors) == 1 and stream.events[-1].name == "error" and len(tokens(stream)) == 2,
-            "the pieces before the error come first, then one `event: error`, and nothing after it",
+            "when the model fails, the events are wrong: send the pieces so far, one `event: error`, then nothing",
             sent=sent,
             expected=expected,
             got=str(stream),
         )
         require(
             not stream.broken,
-            "after the error event the stream does not end, it breaks: raise nothing once it is sent",
+            "after the error event, the stream breaks instead of ending: raise nothing once it is sent",
             sent=sent,
             expected=expected,
-            got="the connection broke before the whole answer had come",
+            got="the connection broke before the whole answer had arrived",
             where=where,
         )
 
@@ -510,15 +510,15 @@ def test_after_an_error_the_next_request_works(room):
         if not stream.ended(WAIT_S):
             mistake = "a request gets no answer"
             if prompt != "fine 1":
-                mistake = "after an error in the model the next request gets no answer"
+                mistake = "after an error in the model, the next request gets no answer"
             raise room.hung(mistake, sent=asked(prompt), got=str(stream))
         if prompt == "fine 1":
             accepted(room, stream)
         require(
             stream.status == 200 and come(stream, ["re: ", prompt]) == 2 and not stream.broken,
-            "the pieces of an answer do not come"
+            "the pieces of an answer do not arrive"
             if prompt == "fine 1"
-            else "after an error in the model the next request is not answered normally",
+            else "after an error in the model, the next request gets no normal answer",
             sent=asked(prompt),
             expected=f"200 and the pieces of 're: {prompt}'",
             got=str(stream),
@@ -529,9 +529,9 @@ def test_after_an_error_the_next_request_works(room):
 def require_stopped(model, after, most=3):
     require(
         after <= most,
-        f"the model worked on for {after} steps after the client had left",
+        f"the model ran {after} more steps after the client had left",
         expected=f"at most {most} steps: close what generate returned, or cancel its reader",
-        got=f"{after} steps of an answer that nobody reads",
+        got=f"{after} steps of an answer that no one reads",
     )
 
 
@@ -547,9 +547,9 @@ def test_the_model_stops_when_the_client_leaves(room):
     require_stopped(model, model.steps_after_leaving("hi", LONG))
     room.wait(
         lambda: model.talk("hi")["left"],
-        "the client left, and the handler was never told: it keeps the answer for ever",
+        "the client left, but the handler was never told: it keeps the answer forever",
         WAIT_S,
-        expected="close what generate returned (aclose), or cancel who reads it",
+        expected="close what generate returned (aclose), or cancel its reader",
     )
     leave_without_having_read(room)
 
@@ -570,13 +570,14 @@ def leave_without_having_read(room):
     room.turns()
     steps = model.steps_after_leaving("big", LONG)
     sent = "a client that does not read, and leaves after many pieces: `send` waits for it"
-    expected = "what generate returned is closed, whoever else still holds it: await pieces.aclose()"
+    expected = "what generate returned is closed, whatever else still refers to it: await pieces.aclose()"
     require(
         steps <= 3 and model.talk("big")["left"],
-        "nobody calls `aclose` of what generate returned: left while a piece is being sent, the model works on",
+        "`aclose` is never called on what generate returned: when the client leaves during a"
+        " send, the model keeps working",
         sent=sent,
         expected=expected,
-        got=f"{steps} steps of an answer that nobody reads" if steps else "it was not closed",
+        got=f"{steps} steps of an answer that no one reads" if steps else "it was not closed",
     )
 
 
@@ -591,9 +592,9 @@ def test_the_model_stops_when_the_client_left_early(room):
     require_stopped(model, max(0, steps - 1))
     room.wait(
         lambda: model.talk("hi")["left"],
-        "the client left before the first piece, and the handler was never told",
+        "the client left before the first piece, but the handler was never told",
         WAIT_S,
-        expected="close what generate returned (aclose), also if no stream ever begins",
+        expected="close what generate returned (aclose), even if no stream ever begins",
     )
 
 
@@ -621,7 +622,7 @@ def test_who_leaves_disturbs_no_other(room):
         if stream is stays and (refused or mixed):
             continue
         if not stream.ended(WAIT_S):
-            raise room.hung(f"one client left, and {who} got no whole answer", got=str(stream))
+            raise room.hung(f"one client left, and {who} got an incomplete answer", got=str(stream))
         require(
             stream.status == 200 and come(stream, pieces) == 3 and not stream.broken,
             f"one client left, and {who} did not get all pieces",
@@ -657,7 +658,7 @@ def test_a_wrong_body_is_422(shared_room):
     def answer(body, what):
         stream = Stream(shared_room, url, body)
         if not stream.ended(WAIT_S):
-            raise shared_room.hung(f"{what}: no answer came", sent=stream.sent)
+            raise shared_room.hung(f"{what}: no answer arrived", sent=stream.sent)
         if stream.broken:
             raise shared_room.broken(f"{what}: the connection breaks", sent=stream.sent)
         skip_if_limited(shared_room, stream)
@@ -667,7 +668,7 @@ def test_a_wrong_body_is_422(shared_room):
         stream, came = answer(body.encode(), what)
         require(
             stream.status == 422,
-            f"{what} is 422: it is the sender's mistake, and says so",
+            f"{what} does not get 422: the sender should learn that the body is wrong",
             sent=stream.sent,
             expected=422,
             **came,
@@ -676,7 +677,7 @@ def test_a_wrong_body_is_422(shared_room):
         stream, came = answer(body, what)
         require(
             stream.status in (400, 422),
-            f"{what} is 422: it is the sender's mistake, and says so",
+            f"{what} does not get 422: the sender should learn that the body is wrong",
             sent=stream.sent,
             expected="422, or FastAPI's own 400",
             **came,
@@ -686,7 +687,7 @@ def test_a_wrong_body_is_422(shared_room):
         stream, came = answer(f'{{"prompt": "hi", "temperature": {number}}}'.encode(), number)
         require(
             stream.status in (400, 422, 500),
-            f"a temperature of {number} is let in: it is to be a finite number of at least 0",
+            f"a temperature of {number} is accepted: it should be a finite number of at least 0",
             sent=stream.sent,
             expected=422,
             **came,
@@ -696,7 +697,7 @@ def test_a_wrong_body_is_422(shared_room):
     steps = sum(talk["steps"] for talk in Model(shared_room).talks() if talk["prompt"] != "a right body")
     require(
         steps == 0,
-        "a wrong body costs the model steps: look at the whole body first, then ask the handler",
+        "an invalid body costs the model steps: check the whole body first, then call the handler",
         expected="0 steps",
         got=f"{steps} steps",
     )

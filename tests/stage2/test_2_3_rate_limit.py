@@ -35,12 +35,12 @@ MANY = 20
 """Requests at once to each of two apps."""
 
 NO_ADDRESSES = (
-    "this machine has no second loopback address, so whether each client has its own count is not"
-    " known. On macOS: sudo ifconfig lo0 alias 127.0.0.2"
+    "this machine has no second loopback address, so the test cannot tell whether each client"
+    " has its own count. On macOS: sudo ifconfig lo0 alias 127.0.0.2"
 )
 NO_REDIS = (
-    "there is no redis-server, so whether two apps on one Redis share their count is not known."
-    " To fix that: apt-get install redis-server, or brew install redis"
+    "there is no redis-server, so the test cannot tell whether two apps on one Redis"
+    " share their count. To fix that: apt-get install redis-server, or brew install redis"
 )
 
 _numbers = itertools.count(2)
@@ -95,7 +95,7 @@ class Client:
             raise self.room.hung(
                 "a request over the limit waits: refuse it at once, with 429"
                 if stream.status is None
-                else "POST /chat_stream did not come to an end",
+                else "POST /chat_stream never ended",
                 got=str(stream) or "nothing",
             )
         return stream.reply()
@@ -115,7 +115,7 @@ class Client:
             )
         require(
             reply.status == 200,
-            "a request that the limit allows is not answered with 200",
+            "a request within the limit does not get 200",
             sent=which,
             **facts(self.room, reply),
         )
@@ -124,10 +124,10 @@ class Client:
         """Sends a request that the limit does not allow; its Reply."""
         reply = self.ask(body, **request)
         if is_answered(reply):
-            fail(mistake, sent=sent, expected=429, got="200: it was let in")
+            fail(mistake, sent=sent, expected=429, got="200: it was admitted")
         require(
             reply.status == 429,
-            f"a request over the limit is not answered with 429: the status is {reply.status}"
+            f"a request over the limit does not get 429: the status is {reply.status}"
             + (", although no answer follows" if reply.status == 200 else ""),
             sent=sent,
             expected=429,
@@ -145,8 +145,8 @@ def over(count, limit):
     return f"{count} requests from one address in a row, under a limit of {limit}"
 
 
-REFUSES_TOO_MANY = "the limit refuses too many: a request that it allows is answered with 429"
-NOTHING_IS_REFUSED = "the limit does not work: one request more than it allows was let in"
+REFUSES_TOO_MANY = "the limit refuses too much: a request within it gets 429"
+NOTHING_IS_REFUSED = "the limit does not work: it admitted one request too many"
 
 
 # the tests
@@ -164,7 +164,7 @@ def test_without_a_limit_it_is_50_a_minute(shared_room):
     url = shared_room.serve(app)
     for _ in range(3):  # a window that follows the clock may end in the middle; not three times
         client = Client(shared_room, url)
-        client.let_in(50, "50/minute, which is the value if it is left out")
+        client.let_in(50, "50/minute, the default when it is left out")
         reply = client.ask()
         if not is_answered(reply):
             break
@@ -173,7 +173,7 @@ def test_without_a_limit_it_is_50_a_minute(shared_room):
         reply.status == 429,
         "without `limit`, the 51st request within a minute is not refused"
         if is_answered(reply)
-        else "without `limit`, the 51st request within a minute is not answered with 429",
+        else "without `limit`, the 51st request within a minute does not get 429",
         sent=sent,
         expected=429,
         **facts(shared_room, reply),
@@ -270,10 +270,10 @@ def wait_as_told(room, clock, after_s, limit=MINUTE, window_s=60):
     clock.move(max(0.0, wait_s - 1 - HAIR_S))
     require(
         wait_s == 1 or status(early) != 200,
-        "Retry-After is longer than it need be: the client is let in more than a second before",
+        "Retry-After is too long: the client is admitted more than a second earlier",
         sent=sent,
-        expected="the seconds until the next request is let in, rounded up",
-        got=f"Retry-After: {wait_s}; after {wait_s - 1 - HAIR_S:.2f} s it is let in",
+        expected="the seconds until the next request is admitted, rounded up",
+        got=f"Retry-After: {wait_s}; after {wait_s - 1 - HAIR_S:.2f} s it is admitted",
     )
     clock.move(wait_s + HAIR_S - max(0.0, wait_s - 1 - HAIR_S))
     if status(told) == 429:
@@ -281,7 +281,7 @@ def wait_as_told(room, clock, after_s, limit=MINUTE, window_s=60):
         # that nobody is ever let in again is another test's concern
         require(
             status(told) == 429,
-            "Retry-After is too short: a client that waits as long as it says is refused again. Round up",
+            "Retry-After is too short: a client that waits that long is refused again. Round up",
             sent=f"{sent}; then one more when Retry-After has passed",
             expected=200,
             got=f"Retry-After: {wait_s}; after {wait_s + HAIR_S:.2f} s it is 429 again",
@@ -298,7 +298,7 @@ def test_a_refused_request_costs_the_model_nothing(shared_room):
     steps = model.steps() - before
     require(
         steps == 0,
-        "a refused request costs the model steps: look at the limit before you ask the handler",
+        "a refused request costs the model steps: check the limit before you call the handler",
         expected="0 steps for 2 refused requests",
         got=f"{steps} steps",
     )
@@ -322,7 +322,7 @@ def test_each_address_has_a_count_of_its_own(shared_room, not_tested):
     one.is_refused(NOTHING_IS_REFUSED, over(3, "2/day"))
     for what, request in SAME_CLIENT.items():
         one.is_refused(
-            f"with {what} the same address has a new count: the limit is for each client address",
+            f"with {what}, the same address gets a new count: count by client address",
             f"{over(4, '2/day')}, the last one with {what}",
             **request,
         )
@@ -333,7 +333,7 @@ def test_each_address_has_a_count_of_its_own(shared_room, not_tested):
     other.is_let_in(
         other.ask(),
         f"2 requests from {one.address}, then one from {other.address}, under a limit of 2/day",
-        "one client's requests count for another one: the limit is for each client address",
+        "one client's requests count against another: count by client address",
     )
 
 
@@ -353,7 +353,7 @@ def test_forwarded_addresses_are_not_believed(shared_room):
     for number, (name, value) in enumerate(claims.items(), 7):
         claim = {name: value.format(number)}
         client.is_refused(
-            f"the header {name.title()} is believed: anyone can write into it what they like",
+            f"the header {name.title()} is trusted: anyone can write anything into it",
             f"a request over the limit, with {name.title()}: {claim[name]}",
             headers=claim,
         )
@@ -374,7 +374,7 @@ def counts(room, what, body, expected, **request):
             got=str(stream),
         )
     client.is_refused(
-        f"{what} does not count: every request counts when it arrives",
+        f"{what} is not counted: every request counts when it arrives",
         f"{stream.sent}, twice under a limit of 2/day; then a third request",
     )
 
@@ -394,7 +394,7 @@ def test_a_body_that_is_not_json_counts(shared_room):
 def test_a_request_that_the_model_fails_counts(shared_room):
     for prompt, expected in (("fails", "a 5xx"), ("breaks", "one piece and an error event")):
         body = json.dumps({"prompt": prompt})
-        counts(shared_room, "a request that the model fails", body, expected)
+        counts(shared_room, "a request on which the model fails", body, expected)
 
 
 def test_a_stream_in_progress_counts(shared_room):
@@ -403,7 +403,7 @@ def test_a_stream_in_progress_counts(shared_room):
     for prompt in prompts:
         Model(shared_room).begun(client.start({"prompt": prompt}), prompt)
     client.is_refused(
-        "a stream in progress does not count: every request counts when it arrives",
+        "a stream in progress is not counted: every request counts when it arrives",
         "2 requests that are still streaming, then a third, under a limit of 2/day",
     )
 
@@ -421,9 +421,9 @@ def test_what_is_let_in_still_streams(shared_room):
             model.let("hi", None)
             stream.ended(WAIT_S)
             fail(
-                "nothing streams behind the limit: all pieces came after the model had finished"
+                "nothing streams with the limit added: all pieces arrived after the model had finished"
                 if came == 0 and not stream.broken
-                else f"behind the limit, the stream does not go on after {came} pieces",
+                else f"with the limit added, the stream stops after {came} pieces",
                 expected=f"piece {number} while the model works on piece {number + 1}",
                 got=f"{came} pieces, and {len(stream.events)} events at the end",
                 where=shared_room.last_error()[1] or where,
@@ -446,7 +446,7 @@ def test_what_is_let_in_is_answered_as_in_2_2(shared_room):
     kind = reply.headers.get("content-type", "").split(";")[0]
     require(
         (reply.status, kind) == (200, "text/event-stream"),
-        "behind the limit, the answer is no longer an event stream",
+        "with the limit added, the answer is no longer an event stream",
         expected="200 and text/event-stream",
         **facts(shared_room, reply),
     )
@@ -455,14 +455,14 @@ def test_what_is_let_in_is_answered_as_in_2_2(shared_room):
         events(stream)[:-1] == pieces
         and stream.events[-1].name == "done"
         and (stream.events[-1].json or {}).get("pieces") == len(PIECES),
-        "behind the limit, the events are not those of 2.2",
+        "with the limit added, the events are not those of 2.2",
         expected=f"{len(PIECES)} pieces and `done`",
         got=reply.text,
     )
     talk = Model(shared_room).talk("hi")
     require(
         (talk["stream"], talk["max_new_tokens"], talk["temperature"]) == (True, 5, 0.5),
-        "behind the limit, the handler is not asked as in 2.2",
+        "with the limit added, the handler is not called as in 2.2",
         expected="stream=True, max_new_tokens=5, temperature=0.5",
         got=talk,
     )
@@ -470,7 +470,7 @@ def test_what_is_let_in_is_answered_as_in_2_2(shared_room):
         stream, reply = asked(body)
         require(
             reply.status == 422,
-            "behind the limit, a wrong body is no longer a 422",
+            "with the limit added, an invalid body no longer gets 422",
             sent=stream.sent,
             expected=422,
             **facts(shared_room, reply),
@@ -478,14 +478,14 @@ def test_what_is_let_in_is_answered_as_in_2_2(shared_room):
     _, reply = asked({"prompt": "fails"})
     require(
         400 <= reply.status < 600,
-        "behind the limit, an error before the first piece no longer has an honest status",
+        "with the limit added, an error before the first piece no longer shows in the status",
         expected="a 4xx or 5xx",
         got=str(reply),
     )
     stream, reply = asked({"prompt": "breaks"})
     require(
         [event.name for event in stream.events] == ["", "error"],
-        "behind the limit, an error after the first piece is not told as in 2.2",
+        "with the limit added, an error after the first piece is not reported as in 2.2",
         expected="one piece, then event: error",
         got=reply.text,
     )
@@ -501,9 +501,9 @@ def test_the_model_stops_when_the_client_leaves(shared_room):
     steps = model.steps_after_leaving("long", 60)
     require(
         steps <= 3,
-        f"behind the limit, the model worked on for {steps} steps after the client had left",
+        f"with the limit added, the model ran {steps} more steps after the client had left",
         expected="at most 3 steps",
-        got=f"{steps} steps of an answer that nobody reads",
+        got=f"{steps} steps of an answer that no one reads",
     )
 
 
@@ -522,14 +522,14 @@ def test_after_the_window_it_lets_in_again(room, another_room):
     got = "still 429 after more than 2 seconds"
     require(
         "waits" not in refused,
-        "after the window nobody is let in again",
+        "after the window has passed, requests are still refused",
         sent="3 requests under a limit of 2/second, and one more after 1 second",
         expected=200,
         got=got,
     )
     require(
         not refused,
-        "a refused request extends the window: a client that keeps asking is never let in again",
+        "a refused request extends the window: a client that keeps trying is never admitted again",
         sent="3 requests under a limit of 2/second, and then one every 0.1 seconds",
         expected="200 when 1 second has passed",
         got=got,
@@ -615,9 +615,9 @@ def test_an_app_for_a_redis_that_does_not_answer_can_be_made(shared_room):
     found = shared_room.play(making, storage_uri=uri)
     require(
         not {"ImportError", "ConfigurationError"} & set(found.get("raised", ())),
-        "an app for a Redis cannot even be made: a package is missing",
+        "an app that uses Redis cannot even be created: a package is missing",
         sent=f'create_app(handler, storage_uri="{uri}")',
-        expected="an app; the package `redis` is there",
+        expected="an app; the package `redis` is installed",
         got=found.get("said"),
         where=found.get("where"),
     )
@@ -632,7 +632,7 @@ def test_two_apps_on_one_redis_share_a_count(shared_room, another_room, redis_ur
         Client(room, room.serve(app, limit="3/day", storage_uri=redis_uri), address)
         for room in (shared_room, another_room())
     )
-    mistake = "two apps on one Redis do not share a count: each worker lets the whole limit in"
+    mistake = "two apps on one Redis do not share a count: each worker admits the full limit"
     sent = "3 requests to two apps on one Redis, under a limit of 3/day"
     for client in (first, second, first):
         client.is_let_in(client.ask(), sent)
@@ -650,15 +650,15 @@ def test_two_apps_on_one_redis_share_a_count(shared_room, another_room, redis_ur
     sent = f"{len(streams)} requests at once from one address to two apps on one Redis, under a limit of 5/day"
     require(
         let_in <= 5,
-        "of requests at once too many are let in: one call has to look at the count and raise it, as `hit` does",
+        "too many concurrent requests are admitted: check the count and raise it in one call, as `hit` does",
         sent=sent,
-        expected="5 are let in",
-        got=f"{let_in} are let in, {refused} get 429",
+        expected="5 are admitted",
+        got=f"{let_in} are admitted, {refused} get 429",
     )
     require(
         (let_in, refused) == (5, len(streams) - 5),
-        "of requests at once, not as many are let in as the limit allows and the others answered with 429",
+        "concurrent requests are not limited correctly: as many as the limit allows get in, all others get 429",
         sent=sent,
-        expected=f"5 are let in, {len(streams) - 5} get 429",
-        got=f"{let_in} are let in, {refused} get 429",
+        expected=f"5 are admitted, {len(streams) - 5} get 429",
+        got=f"{let_in} are admitted, {refused} get 429",
     )

@@ -30,7 +30,7 @@ WRONG_FRAMES = {
     '{"type": "dance"}': "an unknown type",
     '{"type": ["stop"]}': "a type that is a list",
     '{"type": "dance", "prompt": "hi"}': "a prompt of an unknown type",
-    "[" * 100_000: "a frame of 100,000 times [",
+    "[" * 100_000: "a frame of 100,000 [ characters",
     **WRONG_PROMPTS,
     **{f'{{"prompt": "hi", "temperature": {number}}}': f"a temperature of {number}" for number in NOT_FINITE},
 }
@@ -120,7 +120,7 @@ def next_frame(client, mistake, **facts):
     return frame
 
 
-def answers(client, count=1, what="the prompt was not answered to its end"):
+def answers(client, count=1, what="the answer to the prompt never reached its end"):
     """The frames up to the `done` of so many answers: a list for each, `done` included."""
     found = [[]]
     while len(found) <= count:
@@ -140,7 +140,7 @@ def begin(client, model, prompt, pieces=1):
     """Asks, lets the held model make so many pieces, and reads them."""
     client.send({"prompt": prompt})
     if not model.asked(prompt, limit_s=WAIT_S):
-        raise hung(client.room, "the handler is not asked for a piece", sent={"prompt": prompt})
+        raise hung(client.room, "the handler is never asked for a piece", sent={"prompt": prompt})
     model.let(prompt, pieces)
     # who asks for the next piece has sent the ones before; whether that is so has a test of its own
     model.asked(prompt, pieces + 1, WAIT_S)
@@ -165,9 +165,9 @@ def require_whole(frames, pieces, mistake, **facts):
 def require_stopped(steps, event, remedy):
     require(
         steps <= 3,
-        f"the model worked on for {steps} steps after {event}",
+        f"the model ran {steps} more steps after {event}",
         expected=f"at most 3 steps: {remedy}",
-        got=f"{steps} steps that nobody reads",
+        got=f"{steps} steps that no one reads",
     )
 
 
@@ -183,12 +183,12 @@ def test_each_piece_is_a_token_frame(shared_room):
     client = connect(room, room.serve(app, answers={"hi": pieces}))
     client.send({"prompt": "hi"})
     for number, piece in enumerate(pieces, 1):
-        frame = next_frame(client, "a prompt was sent, and no frame came", sent={"prompt": "hi"})
+        frame = next_frame(client, "a prompt was sent, but no frame arrived", sent={"prompt": "hi"})
         require(
             frame.get("type") == "token" and frame.get("text") == piece,
-            "each piece is a frame of its own, of type `token`, with its text"
+            "a piece is not sent as its own frame of type `token`, with its text"
             if frame.get("type") == "token"
-            else 'a piece is a frame of type "token"',
+            else 'a piece is not a frame of type "token"',
             sent=f"the handler's piece {number}: {piece}",
             expected={"type": "token", "text": piece},
             got=frame,
@@ -199,7 +199,7 @@ def test_done_says_how_many_pieces_there_were(shared_room):
     room = shared_room
     client = connect(room, room.serve(app, answers={"hi": ["a", "b", "c"]}))
     client.send({"prompt": "hi"})
-    done = answers(client, what="no done comes after the last piece")[0][-1]
+    done = answers(client, what="no done arrives after the last piece")[0][-1]
     require(
         type(done.get("pieces")) is int and done["pieces"] == 3,
         "`pieces` of `done` is not the number of pieces that were sent",
@@ -209,7 +209,7 @@ def test_done_says_how_many_pieces_there_were(shared_room):
     )
     require(
         done.get("stopped") is False,
-        "nobody stopped this answer, and its `done` does not say so",
+        "this answer was not stopped, but its `done` says otherwise",
         expected={"type": "done", "pieces": 3, "stopped": False},
         got=done,
     )
@@ -223,7 +223,7 @@ def test_each_piece_is_sent_as_soon_as_it_is_there(shared_room):
     client.send({"prompt": "hi"})
     for number in range(1, len(pieces) + 1):
         if not model.asked("hi", limit_s=WAIT_S):
-            raise hung(room, "the handler is not asked for a piece", sent={"prompt": "hi"})
+            raise hung(room, "the handler is never asked for a piece", sent={"prompt": "hi"})
         model.let("hi")
         try:
             if client.frame(WAIT_S):
@@ -235,11 +235,11 @@ def test_each_piece_is_sent_as_soon_as_it_is_there(shared_room):
             room.spoiled = True
         except Closed as end:
             closed(client, end, "the connection ended in mid-answer")
-        mistake = "nothing streams: no piece came while the model was still at work"
+        mistake = "nothing streams: no piece arrived while the model was still working"
         if blocks:
             mistake = "a blocking call inside async def: nothing is sent while the model works"
         elif late:
-            mistake = "each piece comes late: it is sent when the next one is there"
+            mistake = "each piece arrives late: it is sent only when the next one is ready"
         fail(
             mistake,
             expected=f"piece {number} while the model works on piece {number + 1}",
@@ -265,13 +265,13 @@ def test_connections_do_not_wait_for_each_other(shared_room):
     second.send({"prompt": "second"})
     frames = []
     while not frames or frames[-1].get("type") != "done":
-        waits = "one connection waits for the other: the second got no answer while the first one's"
-        frames.append(next_frame(second, f"{waits} model was held"))
+        waits = "one connection waits for another: the second got no answer while the first one's"
+        frames.append(next_frame(second, f"{waits} model was paused"))
     model.let("first", None)
     both = [texts(frames), texts(answers(first)[0])]
     require(
         both == [["re: ", "second"], ["re: ", "first"]],
-        "the answers of two connections mix: a frame goes only to the client that asked",
+        "the answers of two connections mix: send a frame only to the client that asked",
         expected=[["re: ", "second"], ["re: ", "first"]],
         got=both,
     )
@@ -289,10 +289,10 @@ def test_any_text_survives(shared_room):
     client = connect(room, room.serve(app, answers={"hi": TEXTS}))
     client.send({"prompt": "hi"})
     for number, piece in enumerate(TEXTS, 1):
-        frame = next_frame(client, f"the piece {piece!r} did not come", expected=repr(piece))
+        frame = next_frame(client, f"the piece {piece!r} did not arrive", expected=repr(piece))
         require(
             frame.get("text") == piece,
-            f"the piece {piece!r} does not arrive as it was",
+            f"the piece {piece!r} does not arrive unchanged",
             sent=f"the handler's piece {number}: {piece!r}",
             expected={"type": "token", "text": piece},
             got=frame,
@@ -303,11 +303,11 @@ def test_no_pieces_is_an_answer_too(shared_room):
     room = shared_room
     client = connect(room, room.serve(app, answers={"hi": []}))
     client.send({"prompt": "hi"})
-    frames = answers(client, what="an answer without any pieces has no done")[0]
+    frames = answers(client, what="an answer without pieces gets no done")[0]
     # the form of `done` has a test of its own
     require(
         len(frames) == 1 and not frames[0].get("pieces"),
-        "an answer without any pieces is a done with 0 pieces and nothing else",
+        "for an answer without pieces, the frames are not just a done with 0 pieces",
         expected={"type": "done", "pieces": 0, "stopped": False},
         got=list(frames),
     )
@@ -326,10 +326,10 @@ def test_what_is_asked_reaches_the_handler(shared_room):
     model = Model(room)
     for number, (frame, max_new_tokens, temperature) in enumerate(cases, 1):
         client.send(frame)
-        came = next_frame(client, "a prompt was sent, and no frame came", sent=frame)
-        require(came.get("type") != "error", "a right prompt is refused", sent=frame, got=came)
+        came = next_frame(client, "a prompt was sent, but no frame arrived", sent=frame)
+        require(came.get("type") != "error", "a valid prompt is refused", sent=frame, got=came)
         while came.get("type") != "done":
-            came = next_frame(client, "a prompt has no done", sent=frame)
+            came = next_frame(client, "a prompt gets no done", sent=frame)
         model.require_asked(frame, number, max_new_tokens, temperature)
 
 
@@ -343,7 +343,7 @@ def test_many_prompts_on_one_connection(shared_room):
         counts.append(frames[-1].get("pieces"))
         require(
             texts(frames) == ["re: ", prompt],
-            "a later prompt on the same connection is not answered as the first one is",
+            "a later prompt on the same connection is not answered like the first one",
             sent={"prompt": prompt},
             expected=["re: ", prompt],
             got=list(frames),
@@ -351,7 +351,7 @@ def test_many_prompts_on_one_connection(shared_room):
     require(
         # what `pieces` is at all has a test of its own
         counts[0] != 2 or counts == [2, 2, 2, 2],
-        "`pieces` goes on from one answer of the connection to the next: count each answer from 0",
+        "`pieces` keeps counting from one answer to the next: count each answer from 0",
         sent="four prompts, each with 2 pieces in its answer",
         expected=[2, 2, 2, 2],
         got=counts,
@@ -368,16 +368,16 @@ def test_a_prompt_during_an_answer_waits_its_turn(shared_room):
         client.send({"prompt": prompt})
     room.turns()
     model.let("first", None)
-    lost = "a prompt that came during an answer was lost: it has to wait its turn"
+    lost = "a prompt that arrived during an answer was lost: it must wait its turn"
     found = answers(client, 1 + len(prompts), lost)
     found[0] = began + found[0]
     expected = [["1", "2", "3"], *(["re: ", prompt] for prompt in prompts)]
     came = [texts(frames) for frames in found]
-    mistake = "the answers mix: a prompt that comes during an answer has to wait its turn"
+    mistake = "the answers mix: a prompt that arrives during an answer must wait its turn"
     if sorted(came) == sorted(expected):
-        mistake = "the prompts that waited were not answered in their order"
+        mistake = "the waiting prompts were not answered in order"
     elif came[0] != expected[0] and came[1:] == expected[1:]:
-        mistake = "a prompt that comes during an answer cuts it off: it has to wait its turn"
+        mistake = "a prompt that arrives during an answer cuts it off: it must wait its turn"
     for answer, texts_that_came in zip(expected, came, strict=True):
         require(
             texts_that_came == answer,
@@ -397,25 +397,25 @@ def test_stop_ends_the_answer(shared_room):
     room.turns()
     model.steps_after_leaving("hi", LONG)
     model.let("hi", None)
-    sent = "stop, after 2 pieces, while the model was held"
-    frames = answers(client, what="no done comes after stop")[0]
+    sent = "stop, after 2 pieces, while the model was paused"
+    frames = answers(client, what="no done arrives after stop")[0]
     after, done = texts(frames), frames[-1]
     require(
         all(frame.get("type") == "token" for frame in before + frames[:-1]),
-        "after stop only the answer's done comes, and no other frame",
+        "after stop, other frames arrive besides the answer's done",
         sent=sent,
         got=list(frames),
     )
     require(
         len(before) + len(after) < LONG,
-        "stop was not heard in mid-answer: the answer went on to its end",
+        "a stop in mid-answer was ignored: the answer went on to its end",
         sent=sent,
-        expected="no further piece, or one, and then done",
+        expected="at most one more piece, and then done",
         got=f"{len(after)} more pieces, and {json.dumps(done)}",
     )
     require(
         len(after) <= 1,
-        f"{len(after)} more pieces came after stop: it ends the answer at the next one at the latest",
+        f"{len(after)} more pieces arrived after stop: the answer should end at the next piece at the latest",
         sent=sent,
         got=list(frames),
     )
@@ -441,10 +441,10 @@ def test_stop_stops_the_model(shared_room):
         client.send(STOP)
         room.turns()
         steps = model.steps_after_leaving("hi", LONG)
-        event, remedy = "stop", "aclose() what generate returned, or cancel who reads it"
+        event, remedy = "stop", "aclose() what generate returned, or cancel its reader"
         if waiting:
             event += f", with {waiting} prompts waiting"
-            remedy = "who listens must not wait for a place in the queue"
+            remedy = "the task that listens must not wait for a place in the queue"
         require_stopped(steps, event, remedy)
 
 
@@ -453,7 +453,7 @@ def test_stop_stops_the_real_model(shared_room):
     client.send(STOP)
     shared_room.turns()
     shared_room.probe.release()
-    answers(client, what="no done comes after stop")
+    answers(client, what="no done arrives after stop")
     require_stopped(steps(), "stop", "aclose() what generate returned")
 
 
@@ -465,7 +465,7 @@ def begin_with_the_model(room):
     room.probe.hold(held)
     client = connect(room, room.serve(app_with_the_model))
     client.send({"prompt": "hi"})
-    room.wait(lambda: room.probe.held, "the model was never asked", WAIT_S)
+    room.wait(lambda: room.probe.held, "the model was never called", WAIT_S)
 
     def steps():
         before, since = None, time.monotonic()
@@ -491,11 +491,11 @@ def test_after_stop_the_next_prompts_are_answered(shared_room):
     room.turns()
     model.steps_after_leaving("first", 3)
     model.let("first", None)
-    sent = "a prompt, during its answer `waiting` and then stop, and at last `later`"
-    found = answers(client, 2, "stop has also ended a prompt that was still waiting")
+    sent = "a prompt; during its answer, `waiting` and then stop; finally, `later`"
+    found = answers(client, 2, "stop also ended a prompt that was still waiting")
     require(
         found[1][-1].get("stopped") is not True,
-        "stop has also stopped the next answer: what notes the stop is to be cleared when an answer ends",
+        "stop also stopped the next answer: clear the flag that notes the stop when an answer ends",
         sent=sent,
         expected=["re: ", "waiting"],
         got=list(found[1]),
@@ -503,11 +503,11 @@ def test_after_stop_the_next_prompts_are_answered(shared_room):
     require_whole(
         found[1],
         ["re: ", "waiting"],
-        "stop ends the answer in progress: a prompt that waits is answered whole after it",
+        "after stop, a waiting prompt is not answered in full: stop ends only the answer in progress",
         sent=sent,
     )
     client.send({"prompt": "later"})
-    frames = answers(client, what="after stop the connection no longer answers")[0]
+    frames = answers(client, what="after stop, the connection no longer answers")[0]
     require_whole(frames, ["re: ", "later"], "stop also ends a later answer", sent=sent)
     # whether stop works at all has a test of its own
     if len(texts(began + found[0])) < LONG:
@@ -518,9 +518,9 @@ def test_after_stop_the_next_prompts_are_answered(shared_room):
 NEXT = {"prompt": "next"}
 
 LATER_STOPS = {
-    "again": ([STOP], "only the first stop on a connection is heard: a later answer can be stopped too"),
-    "twice": ([STOP, STOP], "of two stops during an answer none is heard"),
-    "changed": ([STOP, NEXT], "a prompt right behind stop takes the stop back: the answer in progress goes on"),
+    "again": ([STOP], "only the first stop on a connection works: it should be possible to stop later answers, too"),
+    "twice": ([STOP, STOP], "neither of two stops during an answer works"),
+    "changed": ([STOP, NEXT], "a prompt right after stop cancels the stop: the answer in progress goes on"),
 }
 """{a prompt: (what is sent during its answer, what is wrong if that goes on)}."""
 
@@ -535,16 +535,16 @@ def stop_later(client, model, prompt, frames, unheard):
     model.let(prompt, None)
     if NEXT not in frames:
         client.send(NEXT)
-    sent = f"an answer that was stopped, later another prompt, and {json.dumps(frames)}"
-    stopped, whole = answers(client, 2, "no done, or no further answer, comes after a later stop")
+    sent = f"an answer that was stopped, then another prompt, and {json.dumps(frames)}"
+    stopped, whole = answers(client, 2, "after a later stop, no done or no further answer arrives")
     require(
         len(texts(began + stopped)) < LONG,
         unheard,
         sent=sent,
-        expected="no further piece, or one, and then done",
+        expected="at most one more piece, and then done",
         got=f"{len(texts(stopped))} more pieces, and {json.dumps(stopped[-1])}",
     )
-    require_whole(whole, ["re: ", "next"], "stop has also stopped the next answer", sent=sent)
+    require_whole(whole, ["re: ", "next"], "stop also stopped the next answer", sent=sent)
 
 
 def test_stop_with_nothing_running_is_ignored(shared_room):
@@ -555,18 +555,18 @@ def test_stop_with_nothing_running_is_ignored(shared_room):
         room.turns()
         client.send({"prompt": prompt})
         sent = f"stop, with nothing running, and then {json.dumps({'prompt': prompt})}"
-        lost = "after stop with nothing running, no prompt is answered"
+        lost = "after a stop with nothing running, no prompt is answered"
         frame = next_frame(client, lost, sent=sent)
         require(
             frame.get("type") != "done" or frame.get("pieces") != 0,
-            "stop with nothing running has stopped the next answer",
+            "a stop with nothing running stopped the next answer",
             sent=sent,
             expected={"type": "token", "text": "re: "},
             got=frame,
         )
         require(
             frame.get("type") == "token",
-            "stop with nothing running is to be ignored: no frame answers it, nothing is stopped",
+            "a stop with nothing running is not ignored: it should send no frame and stop nothing",
             sent=sent,
             expected={"type": "token", "text": "re: "},
             got=frame,
@@ -574,7 +574,7 @@ def test_stop_with_nothing_running_is_ignored(shared_room):
         require_whole(
             [frame, *answers(client)[0]],
             ["re: ", prompt],
-            "stop with nothing running has stopped the next answer",
+            "a stop with nothing running stopped the next answer",
             sent=sent,
         )
         room.turns()
@@ -591,11 +591,11 @@ def test_stop_stops_no_one_else(shared_room):
     mine.send(STOP)
     room.turns()
     model.let("theirs", None)
-    frames = answers(theirs, what="stop on one connection, and the answer on another never ends")[0]
+    frames = answers(theirs, what="after a stop on one connection, the answer on another never ends")[0]
     require_whole(
         began + frames,
         pieces["theirs"],
-        "stop on one connection has stopped the answer on another",
+        "a stop on one connection stopped the answer on another",
         sent="stop on one connection, with an answer in progress on each of two",
     )
 
@@ -607,7 +607,7 @@ def error_frame(client, data, what):
     try:
         frame = client.frame(WAIT_S)
     except Closed as end:
-        ends = f"{what} ends the connection: it gets an error frame, and the connection goes on"
+        ends = f"{what} ends the connection: send an error frame and keep the connection open"
         closed(client, end, ends, sent=sent, expected=expected)
     if frame is None:
         raise hung(client.room, f"{what} gets no error frame", sent=sent, expected=expected)
@@ -626,22 +626,22 @@ def require_just_one_each(client, model, calls=0):
     asked = len(model.talks()) - calls
     require(
         asked == 0,
-        "a wrong frame costs the model steps: look at the whole frame first, then ask the handler",
+        "an invalid frame costs the model steps: check the whole frame first, then call the handler",
         expected="no call of generate",
         got=f"{asked} calls",
     )
     client.send({"prompt": "right"})
-    frame = next_frame(client, "after wrong frames a right prompt is not answered")
+    frame = next_frame(client, "after invalid frames, a valid prompt is not answered")
     require(
         frame.get("type") != "error",
-        "a wrong frame gets more than one error frame",
+        "an invalid frame gets more than one error frame",
         expected="one each",
         got=frame,
     )
     require_whole(
         [frame, *answers(client)[0]],
         ["re: ", "right"],
-        "after wrong frames a right prompt is not answered whole",
+        "after invalid frames, a valid prompt is not answered in full",
     )
 
 
@@ -677,14 +677,14 @@ def test_a_wrong_frame_during_an_answer(shared_room):
         model.let("hi")
         room.turns()
     model.let("hi", None)
-    ended = "a wrong frame in mid-answer, and the answer does not go on"
+    ended = "after an invalid frame in mid-answer, the answer does not go on"
     while not frames or frames[-1].get("type") != "done":
         frames.append(next_frame(client, ended, sent=sent))
     rest = [frame for frame in frames if frame.get("type") != "error"]
-    require_whole(rest, list("abcdef"), "a wrong frame in mid-answer spoils the answer", sent=sent)
+    require_whole(rest, list("abcdef"), "an invalid frame in mid-answer spoils the answer", sent=sent)
     require(
         len(frames) - len(rest) == 3,
-        "a wrong frame in mid-answer gets its error frame while the answer goes on, one each",
+        "invalid frames in mid-answer do not get one error frame each while the answer goes on",
         sent=sent,
         expected="3 error frames before done",
         got=frames,
@@ -719,26 +719,26 @@ def test_when_the_model_fails_the_client_is_told(shared_room):
         room.turns()
         facts = {"sent": sent, "expected": expected, "got": got, "where": room.last_error()[1]}
         errors = [frame for frame in frames if frame.get("type") == "error"]
-        require(bool(errors), "the model failed, and no error frame says so", **facts)
+        require(bool(errors), "the model failed, but no error frame says so", **facts)
         require(
             all(frame.get("type") != "done" for frame in frames),
-            "the model failed, and a done comes too, as if the answer were whole",
+            "the model failed, but a done arrives, too, as if the answer were complete",
             **facts,
         )
         said = errors[0].get("message")
         require(
             len(errors) == 1 and isinstance(said, str) and said != "",
-            "the model failed: there is to be one error frame, with a message",
+            "the model failed, but there is not exactly one error frame with a message",
             **facts,
         )
         require(
             frames[-1] is errors[0] and len(texts(frames)) == count == len(frames) - 1,
-            "the model failed: the pieces before come first, then the error frame, nothing else",
+            "the model failed, and the frames are wrong: send the pieces so far, then the error frame, nothing else",
             **facts,
         )
-        mistake = f"the model failed, and the close code is {code}: the one for this is 1011"
+        mistake = f"the model failed, but the close code is {code} instead of 1011"
         if code is None:
-            mistake = "the model failed, and the connection stays open: close it with 1011"
+            mistake = "the model failed, but the connection stays open: close it with 1011"
         elif code == 1006:
             mistake = "the model failed, and the connection breaks off without a close frame (1006)"
         require(code == 1011, mistake, **facts)
@@ -819,9 +819,9 @@ def test_who_leaves_takes_the_waiting_prompts_along(shared_room):
                 steps += model.steps_after_leaving(prompt, LONG)
         require(
             steps <= 3,
-            f"the client left, and the model still spent {steps} steps on prompts that were waiting",
+            f"the client left, and the model still spent {steps} steps on waiting prompts",
             expected="at most 3 steps: drop what waits",
-            got=f"{steps} steps that nobody reads",
+            got=f"{steps} steps that no one reads",
         )
 
 
@@ -837,8 +837,8 @@ def test_who_leaves_disturbs_no_other(shared_room):
     mine.missed()
     model.let("mine", None)
     model.let("theirs", None)
-    frames = answers(theirs, what="one client left, and the answer of another did not go on")[0]
-    require_whole(began + frames, pieces["theirs"], "one client left, and another one suffered")
+    frames = answers(theirs, what="one client left, and another client's answer did not go on")[0]
+    require_whole(began + frames, pieces["theirs"], "one client left, and another client suffered")
 
 
 def between_two_answers(client, model, held):
@@ -866,7 +866,7 @@ def right_after_a_wrong_frame(client, model, held):
 
 def while_frames_were_being_sent(client, model, held):
     client.send({"prompt": "big"})
-    next_frame(client, "a prompt was sent, and no frame came", sent={"prompt": "big"})
+    next_frame(client, "a prompt was sent, but no frame arrived", sent={"prompt": "big"})
 
 
 def at_once(client, model, held):
@@ -913,7 +913,7 @@ def require_no_traceback(room, moment, leave):
         f"a client left {moment.__name__.replace('_', ' ')}, and the log shows a traceback"
         + (f" ({never[0]})" if never else ""),
         sent="a close frame" if leave is Client.leave else "nothing: the connection broke",
-        expected="no traceback: people leave all the time, and that is no error",
+        expected="no traceback: people leave all the time, which is not an error",
         got=error,
         where=where,
     )

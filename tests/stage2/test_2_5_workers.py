@@ -277,13 +277,13 @@ def _require_serving(room, called):
     }
     if "as an import string" in output:
         raise Ended(
-            "uvicorn starts workers only from an import string: each one imports the app itself",
-            **facts | {"expected": "`app` is handed to uvicorn as it is", "got": "an app object"},
+            "uvicorn got an app object: it starts workers only from an import string, which each one imports",
+            **facts | {"expected": "`app` is passed to uvicorn unchanged", "got": "an app object"},
             detail=output,
         )
     if "coroutine 'main' was never awaited" in output:
         raise Ended(
-            "main is a coroutine that nobody awaits: it is called as an ordinary function",
+            "main is an async def that is never awaited: it should be an ordinary function",
             **facts | {"expected": "def main(...)", "got": "async def main(...): nothing has run"},
             detail=output,
         )
@@ -297,7 +297,7 @@ def _require_serving(room, called):
         )
     reach_it = ("127.0.0.1", "0.0.0.0", "::")
     if any(at in reach_it and port == called.given_port for at, port in called.listens):
-        mistake = f"main listens on {address}, but nobody answers there"
+        mistake = f"main listens on {address}, but nothing answers there"
         if not any(map(runs, called.family()[1:])):
             mistake = f"main listens on {address}, but no worker is alive to answer there"
         raise room.hung(mistake, **facts, got=error)
@@ -313,7 +313,7 @@ def _require_main_running(room, called):
         return
     error, where = room.last_error()
     raise Ended(
-        "main ended instead of serving: its process is the parent that SIGINT goes to",
+        "main ended instead of serving: its process must keep running, as the parent that SIGINT goes to",
         sent=f'main(port={called.given_port}, workers={CALLED_WITH}, app="...")',
         expected="main returns only when its workers have ended",
         got=error or "main has ended, its workers still answered in the background",
@@ -346,7 +346,7 @@ def test_main_serves_the_app_that_it_is_given(seen):
     factories = {report["factory"] for report in seen.called.reports}
     require(
         factories == {"reporting_app:another"},
-        "main serves another app than the one that it is given",
+        "main does not serve the app that it is given",
         sent='main(..., app="reporting_app:another")',
         expected="reporting_app:another",
         got=", ".join(sorted(factories)),
@@ -358,18 +358,18 @@ def test_as_many_processes_as_workers_answer(seen):
     pids = called.pids()
     ports = sorted({port for _, port in called.listens})
     facts = {
-        "sent": f"main(..., workers={CALLED_WITH}); while a process is held, others are asked",
+        "sent": f"main(..., workers={CALLED_WITH}); while one process is paused, others get requests",
         "expected": f"{CALLED_WITH} processes answer",
         "got": f"{_processes(len(pids))}: {', '.join(map(str, pids))}",
     }
     require(
         len(pids) != 1 or called.at_once < CALLED_WITH,
-        "threads are not workers: the answers at once all come from one process",
+        "all concurrent answers come from one process: threads are not workers",
         **facts,
     )
     require(
         len(pids) >= CALLED_WITH or len(ports) == 1,
-        f"only {_processes(len(pids))} answers there: each listens on a port of its own",
+        f"only {_processes(len(pids))} answers there: each process listens on its own port",
         **facts | {"got": f"listening on {', '.join(map(str, ports))}"},
     )
     require(
@@ -390,22 +390,22 @@ def test_each_process_builds_its_own_app(seen):
             pid, built_in = report["pid"], report["built_in"]
             require(
                 pid in built_in,
-                "the app that answers was built by another process: one model, made before the fork",
+                "the app that answers was built in another process: there is one model, created before the fork",
                 expected=f"process {pid} calls the factory itself",
                 got=f"it was called in process {built_in[-1]}",
             )
             alone = len(program.pids()) == program.workers
             require(
                 built_in.count(pid) == 1 or not alone,
-                f"each process builds the app {built_in.count(pid)} times, and so loads as many models",
+                f"each process builds the app {built_in.count(pid)} times, and loads as many models",
                 expected=f"process {pid} calls the factory once",
                 got=f"{built_in.count(pid)} times",
             )
         require(
             not program.built_for_nothing or len(program.pids()) != program.workers,
-            "a process that answers nobody builds the app too, and so loads a model: only the workers do",
-            expected=f"{program.workers} processes build the app, those that answer",
-            got=f"built also by {', '.join(map(str, program.built_for_nothing))}",
+            "a process that answers no requests builds the app, too, and loads a model: only the workers should",
+            expected=f"only the {program.workers} processes that answer build the app",
+            got=f"also built by {', '.join(map(str, program.built_for_nothing))}",
         )
 
 
@@ -424,14 +424,14 @@ def test_sigint_to_the_parent_ends_all(seen):
     parent = seen.called.pid
     require(
         parent not in seen.runs_on,
-        "the parent runs on after SIGINT (Ctrl-C)",
+        "the parent keeps running after SIGINT (Ctrl-C)",
         sent=f"SIGINT to process {parent}",
         expected=f"it and its {CALLED_WITH} workers end",
         got=f"still running: {', '.join(map(str, seen.runs_on))}",
     )
     require(
         not seen.runs_on,
-        "the parent has ended, its workers run on: it has to end them when SIGINT comes",
+        "the parent has ended, but its workers keep running: it must end them on SIGINT",
         sent=f"SIGINT to process {parent}",
         expected=f"it and its {CALLED_WITH} workers end",
         got=f"still running: {', '.join(map(str, seen.runs_on))}",
@@ -443,11 +443,11 @@ def test_sigint_ends_all_while_an_answer_streams(seen):
     require(
         # what does not end without a stream either has been said above
         not seen.streams_on or bool(seen.runs_on),
-        "SIGINT (Ctrl-C) waits for an answer that streams on, without end: uvicorn waits for open"
-        " connections unless it is given `timeout_graceful_shutdown`",
+        "SIGINT (Ctrl-C) waits for an answer that streams without end: uvicorn waits for open"
+        " connections unless you pass `timeout_graceful_shutdown`",
         sent=f"SIGINT to process {parent}, while one answer streams on",
         expected="all processes end within five seconds",
-        got="the answer streamed on for more than five seconds, until the client had left",
+        got="the answer streamed on for more than five seconds, until the client left",
     )
 
 
@@ -457,7 +457,7 @@ def test_the_script_serves_with_4_workers_on_port_8000(seen):
     error, where = seen.script_error
     require(
         len(script.reports) > 0 or error is None,
-        "run as a script the file fails instead of serving",
+        "run as a script, the file fails instead of serving",
         sent=sent,
         expected="4 processes answer on port 8000",
         got=error,
@@ -465,7 +465,7 @@ def test_the_script_serves_with_4_workers_on_port_8000(seen):
     )
     require(
         len(script.reports) > 0,
-        "run as a script the file serves nothing: its last lines have to call main(8000, 4)",
+        "run as a script, the file serves nothing: its last lines must call main(8000, 4)",
         sent=sent,
         expected="4 processes answer on port 8000",
         got="listening on " + ", ".join(str(port) for _, port in script.listens)
@@ -475,7 +475,7 @@ def test_the_script_serves_with_4_workers_on_port_8000(seen):
     ports = {port for _, port in script.listens}
     require(
         bool(ports & {seen.scripts_port, 8000}),
-        "run as a script the file listens on another port than 8000",
+        "run as a script, the file does not listen on port 8000",
         sent=sent,
         expected=8000,
         got=", ".join(map(str, sorted(ports))),
@@ -483,7 +483,7 @@ def test_the_script_serves_with_4_workers_on_port_8000(seen):
     factories = {report["factory"] for report in script.reports}
     require(
         factories == {"course.lessons.stage2:build"},
-        "run as a script the file serves another app than the default one",
+        "run as a script, the file does not serve the default app",
         sent=sent,
         expected="course.lessons.stage2:build",
         got=", ".join(sorted(factories)),
@@ -492,7 +492,7 @@ def test_the_script_serves_with_4_workers_on_port_8000(seen):
     # where main does not do what `workers` says, that has been said above
     require(
         count == 4 or len(seen.called.pids()) != CALLED_WITH,
-        f"run as a script {_processes(count)} {'answers' if count == 1 else 'answer'} instead of 4",
+        f"run as a script, {_processes(count)} {'answers' if count == 1 else 'answer'} instead of 4",
         sent=sent,
         expected="4 processes",
         got=_processes(count),

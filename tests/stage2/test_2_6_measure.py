@@ -149,9 +149,9 @@ def _result(lockstep):
     result = lockstep.result()
     if "not_awaitable" in result:
         fail(
-            "measure has to be a coroutine function: async def measure(...)",
-            expected="await measure(...) gives a Measurement",
-            got=f"measure(...) gives a {result['not_awaitable']}",
+            "measure is not a coroutine function: it should be async def measure(...)",
+            expected="await measure(...) returns a Measurement",
+            got=f"measure(...) returns a {result['not_awaitable']}",
         )
     return result
 
@@ -177,7 +177,7 @@ def test_each_client_posts_the_prompt(shared_room):
         arrived = lockstep.arrivals(1)
         if not arrived:
             _result(lockstep)
-            fail("no request came: one for each client is to be sent", sent="measure(..., clients=1)")
+            fail("no request arrived: send one for each client", sent="measure(..., clients=1)")
         request = arrived[0].request
     require(
         request.method == "POST",
@@ -187,7 +187,7 @@ def test_each_client_posts_the_prompt(shared_room):
     )
     require(
         request.target == "/chat_stream",
-        "`url` is the whole address: nothing is to be added to it",
+        "something was added to `url`: it is already the whole address",
         expected="POST /chat_stream",
         got=f"{request.method} {request.target}",
     )
@@ -195,7 +195,7 @@ def test_each_client_posts_the_prompt(shared_room):
     for name, value in {"prompt": PROMPT, "max_new_tokens": MOST}.items():
         require(
             type(body.get(name)) is type(value) and body[name] == value,
-            f"the body does not have the {name} that measure was given",
+            f"the body does not contain the {name} that measure was called with",
             expected=f"JSON with {json.dumps({name: value}, ensure_ascii=False)}",
             got=request.body.decode("utf-8", "replace") or "an empty body",
         )
@@ -205,12 +205,12 @@ def test_returns_a_measurement(shared_room):
     seen = measured(shared_room, whole(), scene=measuring_by_its_own_clock)
     require(
         seen.type == "Measurement" and seen.fields is not None,
-        "measure has to return a Measurement, which is a dataclass",
+        "measure does not return a Measurement, which is a dataclass",
         got=seen.type + (" (no dataclass)" if seen.fields is None else ""),
     )
     require(
         seen.too_many == 0,
-        "there is one request too many: each client sends one, and none comes before them",
+        "one request too many was sent: each client sends one, with none before",
         sent=seen.sent,
         expected="1 request",
         got=f"{1 + seen.too_many} requests",
@@ -218,11 +218,11 @@ def test_returns_a_measurement(shared_room):
     missing = [name for name in FIELDS if name not in seen.fields]
     require(not missing, f"Measurement lacks {', '.join(missing)}", got=", ".join(seen.fields))
     for field, expected in {"clients": 1, "requests": 1, "errors": 0}.items():
-        compare(seen, field, expected, f"`{field}` is wrong after one request that went well")
+        compare(seen, field, expected, f"`{field}` is wrong after one successful request")
     for field in FIELDS[3:]:
         require(
             type(seen.values[field]) in (int, float) and seen.values[field] >= 0,
-            f"`{field}` has to be a number",
+            f"`{field}` is not a number",
             sent=seen.sent + ", without a `clock` of the test's",
             got=seen.values[field],
         )
@@ -232,32 +232,32 @@ def test_each_measurement_begins_anew(shared_room):
     slow = whole(LATE, 2, 2 * LATE)
     seen = measured(shared_room, slow, whole(), clients=1, times=2)
     seen.sent = "two calls of measure(..., clients=1), one after the other; the first one is slow"
-    mistake = "the second measurement has values of the first: nothing is to be kept between calls"
+    mistake = "the second measurement has values of the first: keep nothing between calls"
     compare(seen, "requests", 1, mistake)
     _not_late(seen, mistake)
 
 
 def test_all_clients_run_at_once(shared_room):
     clients = MANY
-    sent = f"measure(..., clients={clients}); no request is answered before all have come"
+    sent = f"measure(..., clients={clients}); no request is answered before all have arrived"
     with Lockstep(shared_room, measuring, clients=clients) as lockstep:
         arrived = lockstep.arrivals(clients)
         if len(arrived) < clients:
-            mistake = f"only {len(arrived)} of {clients} requests come before one is answered"
+            mistake = f"only {len(arrived)} of {clients} requests arrive before one is answered"
             if len(arrived) == 1:
-                mistake = "one request after the other: the second waits for the first one's answer"
+                mistake = "the requests are sent one after another: the second waits for the first one's answer"
             if len(arrived) == 100:
-                mistake = "only 100 requests run at once: by default httpx opens no more connections"
+                mistake = "only 100 requests run at once: by default, httpx opens no more connections"
             if not arrived:
                 _result(lockstep)
             fail(mistake, sent=sent, expected=f"{clients} requests at once", got=len(arrived))
         for data in whole().values():
             lockstep.step(1.0, {each: data for each in arrived})
         more = lockstep.arrivals(1, patience_s=0.05)
-        require(not more, "there is one request too many", sent=sent, got=f"more than {clients}")
+        require(not more, "one request too many was sent", sent=sent, got=f"more than {clients}")
         seen = types.SimpleNamespace(**_result(lockstep), sent=sent)
     for field, expected in {"clients": clients, "requests": clients, "errors": 0}.items():
-        compare(seen, field, expected, f"`{field}` is wrong after {clients} that went well")
+        compare(seen, field, expected, f"`{field}` is wrong after {clients} successful requests")
 
 
 def test_ttft_is_from_sending_to_the_first_token(shared_room):
@@ -276,7 +276,7 @@ def test_ttft_is_from_sending_to_the_first_token(shared_room):
         got = seen.values[field]
         require(
             type(got) is not float or not 0 <= got < 0.5,
-            "the times are not read from `clock`, or do not begin when the request is sent",
+            "the times are not read from `clock`, or do not start when the request is sent",
             sent=seen.sent,
             expected=f"{field}=4.0",
             got=f"{field}={got}",
@@ -285,13 +285,13 @@ def test_ttft_is_from_sending_to_the_first_token(shared_room):
             seen,
             field,
             4.0,
-            "the time to first token is from sending the request to the first token event",
+            "time to first token is wrong: it is the time from sending the request to the first token event",
             [
-                (1.0, "the headers are not a token: time to first token ends with a token event"),
-                (2.0, "a comment (ping) is not a token: time to first token ends with a token event"),
-                (3.0, "time to first token begins when the request is sent, not with the headers"),
-                (7.0, "nothing is read while the answer comes: all token events have one time"),
-                (4000.0, "the times are in seconds, as the clock's are"),
+                (1.0, "time to first token ends at the headers: it should end at the first token event"),
+                (2.0, "time to first token ends at a comment (ping): it should end at the first token event"),
+                (3.0, "time to first token starts at the headers: it should start when the request is sent"),
+                (7.0, "nothing is read while the answer arrives: all token events have the same time"),
+                (4000.0, "the times are not in seconds, the clock's unit"),
             ],
         )
 
@@ -314,19 +314,19 @@ def test_itl_is_between_token_events(shared_room):
     seen.sent = "tokens after 10, 12, 14 and 16 s, comments between them, done after 46 s"
     for field in ("itl_p50_s", "itl_p95_s"):
         got = seen.values[field]
-        mistake = "inter-token latency is from one token event to the next one"
+        mistake = "inter-token latency is wrong: it is the time from one token event to the next"
         if type(got) is float and got > 10:
-            mistake = "`done` is not a token: the time before it is not an inter-token latency"
+            mistake = "the time before `done` is counted as an inter-token latency: `done` is not a token"
         elif type(got) is float and got > 2:
-            mistake = "the time to the first token is not an inter-token latency"
+            mistake = "the time to the first token is counted as an inter-token latency"
         compare(
             seen,
             field,
             2.0,
             mistake,
             [
-                (0.0, "nothing is read while the answer comes: all token events have one time"),
-                (1.0, "a comment (ping) is not a token, and neither is a piece of bytes from the network"),
+                (0.0, "nothing is read while the answer arrives: all token events have the same time"),
+                (1.0, "a comment (ping) or a chunk of bytes from the network is counted as a token"),
             ],
         )
 
@@ -345,8 +345,8 @@ def test_requests_do_not_mix(shared_room):
             seen,
             field,
             4.0,
-            "inter-token latency is between token events of one request",
-            [(2.0, "the tokens of different requests are mixed: take the intervals of each one")],
+            "inter-token latency is wrong: it is the time between token events of one request",
+            [(2.0, "the tokens of different requests are mixed: take the intervals within each request")],
         )
 
 
@@ -357,15 +357,15 @@ def require_p50_and_p95(seen, name, values, what):
     count = len(values)
     low, high = values[(count - 1) // 2], values[count // 2]
     got = seen.values[f"{name}_p50_s"]
-    mistake = f"p50 is the median of all {what}"
+    mistake = f"p50 is not the median of all {what}"
     if type(got) not in (int, float):
         pass
     elif _is(got, sum(values) / count):
-        mistake = f"p50 is the median of all {what}: the mean follows one slow one, which nobody else saw"
+        mistake = f"p50 is the mean: one very slow value pulls it up, so take the median of all {what}"
     elif not low <= got <= high and _is(got, unsorted[(count - 1) // 2]):
-        mistake = f"the {what} are to be sorted first: p50 is the one in the middle"
+        mistake = f"the {what} were not sorted: p50 is the one in the middle after sorting"
     elif got < low:
-        mistake = f"p50 is the median: half of all {what} are below it, not fewer"
+        mistake = f"p50 is too small: half of all {what} should be below the median"
     require(
         type(got) in (int, float) and low - 1e-6 <= got <= high + 1e-6,
         mistake,
@@ -377,9 +377,9 @@ def require_p50_and_p95(seen, name, values, what):
     below, share = divmod(0.95 * (count - 1), 1)
     between = values[int(below)] + share * (values[int(below) + 1] - values[int(below)])
     got = seen.values[f"{name}_p95_s"]
-    mistake = f"p95 is the smallest value that 95 % of all {what} do not exceed"
+    mistake = f"p95 is wrong: it is the smallest value that 95 % of all {what} do not exceed"
     if _is(got, values[-1]):
-        mistake = f"p95 is not the largest value: 95 % of all {what} do not exceed a smaller one"
+        mistake = f"p95 is the largest value: 95 % of all {what} do not exceed a smaller one"
     elif type(got) is float and got > rank:
         mistake = f"p95 is too large: 95 % of all {what} do not exceed a smaller value"
     elif type(got) is float and got < rank:
@@ -435,7 +435,7 @@ def test_a_piece_from_the_network_is_no_event(shared_room):
         | {times[-1]: chunk(pieces[-1]) + END},
     )
     seen.sent = "3 events in one piece; 2 more and done in 7, cut in `data:`, in 好, in `event:`"
-    mistake = "a piece of bytes is not an event: it can hold several, or a part of one"
+    mistake = "a chunk of bytes is taken for an event: it can hold several, or part of one"
     compare(seen, "errors", 0, mistake)
     _counted(seen, 5, mistake)
 
@@ -454,15 +454,15 @@ def test_what_is_a_token_event(shared_room):
     for script, count, sent, mistake in (
         (crlf, 2, "2 token events and done, whose lines end with CRLF", "lines may end with CRLF"),
         (texts, 4, "4 tokens that read [DONE], event: error, event: done, data: ...; comments; done",
-         "what a token says is only text, even if it reads like an event or [DONE]"),
+         "a token's text is only text, even if it looks like an event or [DONE]"),
     ):  # fmt: skip
         seen = measured(shared_room, script)
         seen.sent = sent
-        compare(seen, "errors", 0, f"a request that went well is counted as an error: {mistake}")
+        compare(seen, "errors", 0, f"a successful request is counted as an error: {mistake}")
         _counted(
             seen,
             count,
-            f"each event without a name is a token; comments and `done` are none; {mistake}",
+            f"the tokens are miscounted: each event without a name is one, comments and `done` are not; {mistake}",
         )
 
 
@@ -478,19 +478,19 @@ def test_tokens_per_s_is_of_the_whole_run(shared_room):
         ),
     )
     seen.sent = "3 requests: 2 tokens in 400 s, 4 in 700 s, 6 in 1100 s"
-    adds_up = "the rates of the requests do not add up: some end before others"
-    one_rate = "that is the rate of one request; the server's is of all of them"
-    known = [(15 / seen.seconds, "`done` is not a token"), (12 / seen.seconds / 3, one_rate)]
+    adds_up = "the requests' rates were added up: some requests end before others"
+    one_rate = "this is the rate of one request: the server's rate counts all of them"
+    known = [(15 / seen.seconds, "`done` is counted as a token"), (12 / seen.seconds / 3, one_rate)]
     for rates in ([n / end for n, _, end in runs], [n / last for n, last, _ in runs]):
         known += [(sum(rates), adds_up), (sum(rates) / 3, one_rate)]
     known += [
-        (12 / (400 + 700 + 1100), "the requests ran at once: their times do not add up"),
-        (12 / 900, "the run ends when the last answer has ended, with its `done`"),
-        (12 / 800, "the run begins when the requests are sent, and ends with the last `done`"),
-        (3 * MOST / seen.seconds, "the token events that came are counted, not max_new_tokens"),
+        (12 / (400 + 700 + 1100), "the requests' times were added up: they ran at the same time"),
+        (12 / 900, "the run ends too early: it ends when the last answer has its `done`"),
+        (12 / 800, "the run's start or end is wrong: it starts as the requests are sent and ends with the last `done`"),
+        (3 * MOST / seen.seconds, "max_new_tokens is counted: count the token events that arrived"),
     ]
     expected, got = 12 / seen.seconds, seen.values["tokens_per_s"]
-    mistake = "tokens per second are all token events, divided by the time of the whole run"
+    mistake = "tokens per second is wrong: divide all token events by the time of the whole run"
     if type(got) is float and got > 20 * expected:
         mistake = "the time of the whole run is not read from `clock`"
     compare(seen, "tokens_per_s", expected, mistake, known)
@@ -512,7 +512,7 @@ def test_tokens_of_failed_requests_count(shared_room):
         # other values are other tests' concerns
         require(
             not _is(got, count / seen.seconds),
-            "the tokens of failed requests count too: the server has made them",
+            "the tokens of failed requests are not counted: the server did make them",
             sent="3 requests: 8 tokens and done, 5 tokens and an error event, 3 tokens and no end",
             expected=f"tokens_per_s={16 / seen.seconds:g}: 16 tokens in {seen.seconds:g} s",
             got=f"tokens_per_s={got:g}: {count} tokens",
@@ -534,7 +534,7 @@ def test_silence_is_no_error(shared_room):
         seen,
         "errors",
         0,
-        "a server that is silent for half a minute is counted as an error: by default httpx gives up after 5 s",
+        "a server that is silent for half a minute is counted as an error: by default, httpx gives up after 5 s",
     )
 
 
@@ -545,7 +545,7 @@ def _counted(seen, count, mistake):
         return
     counted = got * seen.seconds
     if counted < 4 * count and math.isclose(counted, round(counted), abs_tol=1e-6):
-        done_is_none = [((count + 1) / seen.seconds, "`done` is not a token")]
+        done_is_none = [((count + 1) / seen.seconds, "`done` is counted as a token")]
         compare(seen, "tokens_per_s", count / seen.seconds, mistake, done_is_none)
 
 
@@ -559,7 +559,7 @@ def test_another_status_is_an_error(shared_room):
         {LATE: stream + chunk(tokens(2), done(2)) + END},
     )
     seen.sent = f"4 requests: one goes well, one gets a 503 before; 429 and 404 after {LATE:.0f} s"
-    _failed(seen, 3, "an answer with a 4xx or 5xx is an error")
+    _failed(seen, 3, "an answer with a 4xx or 5xx is not counted as an error")
     _not_late(seen)
 
 
@@ -568,7 +568,7 @@ def test_an_error_event_is_an_error(shared_room):
     fails = LATE_TOKENS | {3 * LATE: chunk(error) + END}
     seen = _with_failures(shared_room, whole(), fails, whole())
     seen.sent = f"3 requests: two go well, one gets a token after {LATE:.0f} s, then event: error"
-    _failed(seen, 1, "an answer with an `error` event is an error")
+    _failed(seen, 1, "an answer with an `error` event is not counted as an error")
     _not_late(seen)
 
 
@@ -585,8 +585,8 @@ def test_a_cut_answer_is_an_error(shared_room):
     _failed(
         seen,
         3,
-        "an answer that breaks off is an error",
-        [(2, "an answer that ends without its `done` event is an error: tokens are missing")],
+        "an answer that breaks off is not counted as an error",
+        [(2, "an answer that ends without its `done` event is not counted as an error: tokens are missing")],
     )
     _not_late(seen)
 
@@ -598,15 +598,15 @@ def test_no_server_is_an_error(shared_room):
         except Raised as raised:
             raise _ended_by_one(raised) from None
     if "not_awaitable" in result:
-        fail("measure has to be a coroutine function: async def measure(...)")
+        fail("measure is not a coroutine function: it should be async def measure(...)")
     seen = types.SimpleNamespace(
         **result, clients=3, too_many=0, sent="measure(..., clients=3) where no server listens"
     )
-    _failed(seen, 3, "a request that finds no server is an error")
+    _failed(seen, 3, "a request that finds no server is not counted as an error")
     for field in FIELDS[3:]:
         require(
             seen.values[field] in ("nan", None, 0),
-            f"`{field}` has a value although no request went well",
+            f"`{field}` has a value although no request succeeded",
             sent=seen.sent,
             expected="NaN, None or 0.0",
             got=seen.values[field],
@@ -617,17 +617,17 @@ def _failed(seen, errors, mistake, known=()):
     """Requires so many errors among all requests, each of which was sent once."""
     require(
         seen.too_many == 0,
-        "a request that fails is not sent again: it is an error, and each client sends one",
+        "a failed request was sent again: it is an error, and each client sends one request",
         sent=seen.sent,
         expected=f"{seen.clients} requests",
         got=f"{seen.clients + seen.too_many} requests",
     )
-    all_failed = "one failed request ends the others too: the error is to be caught in each of them"
+    all_failed = "one failed request ends the others, too: catch the errors of each request"
     if errors < seen.clients:
         known = [*known, (seen.clients, all_failed)]
     compare(seen, "errors", errors, mistake, known)
-    compare(seen, "requests", seen.clients, "`requests` are all that were sent, also those that failed")
-    compare(seen, "clients", seen.clients, "`clients` is what measure was given, no matter how many of them failed")
+    compare(seen, "requests", seen.clients, "`requests` is wrong: it counts all requests sent, including failed ones")
+    compare(seen, "clients", seen.clients, "`clients` is wrong: it is what measure was given, however many failed")
 
 
 def _with_failures(room, *scripts):
@@ -639,7 +639,7 @@ def _with_failures(room, *scripts):
 
 def _ended_by_one(raised):
     return Mistake(
-        "a failed request is to be counted in `errors`; here it ends the whole measurement",
+        "a failed request ends the whole measurement: count it in `errors` instead",
         expected="a Measurement",
         got=raised.error["said"],
         where=raised.error["where"],
@@ -647,7 +647,7 @@ def _ended_by_one(raised):
     )
 
 
-def _not_late(seen, mistake="a failed request counts in `errors`, and not in the times"):
+def _not_late(seen, mistake="the times include a failed request: it only counts in `errors`"):
     for field in ("ttft_p95_s", "itl_p95_s"):
         got = seen.values[field]
         late = type(got) in (int, float) and got > LATE / 20

@@ -213,10 +213,10 @@ def the_texts_joined_are_the_answer(drive):
     for answer, text in zip(drive(*map(ask, texts)), texts, strict=True):
         said, expected = answer.said, text.replace(CONTROL, "")
         if "<|" in said:
-            fail("special tokens come out: skip_special_tokens=True leaves them out", **answer.facts(expected))
-        mistake = "the texts joined are not what the model said"
+            fail("special tokens are in the output: skip_special_tokens=True leaves them out", **answer.facts(expected))
+        mistake = "the joined texts are not what the model said"
         if solid(said) == solid(expected):
-            mistake = "blanks or newlines are lost: a piece's text comes out as it is"
+            mistake = "spaces or newlines are lost: a piece's text must come out unchanged"
         require(said == expected, mistake, **answer.facts(expected))
 
 
@@ -225,7 +225,7 @@ def no_character_is_broken(drive):
     answer = drive.one(ask(text))
     if "\ufffd" in answer.said:
         fail(
-            "broken characters: a token may end within one, so a token alone cannot be decoded",
+            "some characters are broken: a token may end inside one, so it cannot be decoded alone",
             **answer.facts(text),
         )
     require(answer.says(text), "characters are lost on the way", **answer.facts(text))
@@ -241,10 +241,10 @@ def a_cut_character_is_left_out(drive):
     for answer, expected in asked(drive, cut):
         require(
             "\ufffd" not in answer.said,
-            "a character that the end cuts in two comes out broken: leave it out",
+            "a character that the end cuts in two appears broken: leave it out",
             **answer.facts(expected),
         )
-        require(answer.said != "", "what stands before a cut character is lost", **answer.facts(expected))
+        require(answer.said != "", "the text before a cut character is lost", **answer.facts(expected))
 
 
 def whole_characters_before_a_cut_one_come_out(drive):
@@ -278,7 +278,7 @@ def the_limit_ends_the_answer(drive):
         counts = [count for count, text in enumerate(answer.so_far) if said.endswith(solid(text))]
         require(
             max(counts) == limit,
-            f"the answer has another number of tokens than `{drive.limit}`",
+            f"the answer does not have `{drive.limit}` tokens",
             sent=answer.sent,
             expected=f"{limit} tokens",
             got=f"{max(counts)} tokens" if max(counts) else repr(answer.said),
@@ -295,15 +295,15 @@ def the_ends_token_ends_the_answer_without_text(drive):
         said, facts = answer.said, answer.facts(expected)
         if said.startswith(f"{expected} token"):
             if said == f"{expected} token":
-                fail("the end's token comes out: it has no text, whatever it is", **facts)
+                fail("the end token is in the text: it has no text, whatever it is", **facts)
             fail(f"a token of `{drive.ends}` does not end the answer", **facts)
         if len(said) < len(expected) and expected.startswith(said):
             fail(f"a token that is not one of `{drive.ends}` ends the answer", **facts)
 
 
 def finish_reason_says_why(drive):
-    chosen, cut = "the end's token was chosen", f"`{drive.limit}` tokens were chosen, and no end"
-    last = "the last token that is allowed is the end's"
+    chosen, cut = "the end token was chosen", f"`{drive.limit}` tokens were chosen without an end token"
+    last = "the last allowed token is the end token"
     cases = [
         (ask("one", " two"), "one two", "stop", chosen),
         (ask("one", " two", " token", limit_after=2), "one two", "length", cut),
@@ -323,13 +323,13 @@ def finish_reason_says_why(drive):
         if not answer.says(text):
             continue  # it ended elsewhere, or its text is wrong: another rule's concern
         got = answer.last["finish_reason"]
-        mistake = f'finish_reason is not "{expected}" where {why}'
+        mistake = f'finish_reason is not "{expected}" when {why}'
         if got == "stop" and expected == "length":
-            mistake = 'finish_reason is "stop" for an answer that was cut: it is "length"'
+            mistake = 'finish_reason is "stop" for an answer that was cut: it should be "length"'
         elif got == "length":
-            mistake = f'finish_reason is "length" where {why}: it is "stop"'
+            mistake = f'finish_reason is "length" when {why}: it should be "stop"'
         elif got is None:
-            mistake = f"the last piece has no finish_reason where {why}"
+            mistake = f"the last piece has no finish_reason when {why}"
         require(got == expected, mistake, sent=answer.sent, expected=expected, got=got or "None")
 
 
@@ -338,7 +338,7 @@ def only_the_last_piece_has_a_finish_reason(drive):
         early = [piece for piece in answer.pieces[:-1] if piece["finish_reason"] is not None]
         require(
             not early,
-            "a piece has a finish_reason, and more pieces follow: it is None until the last",
+            "a piece has a finish_reason, but more pieces follow: it should be None until the last",
             sent=answer.sent,
             expected="finish_reason=None",
             got=early[0] if early else None,
@@ -368,7 +368,7 @@ def a_stop_sequence_in_several_tokens_ends_the_answer(drive):
         (ask("one ", "ST", CONTROL, "OP", " two", stop=["STOP"]), "one "),
         (ask("one ", "S", "T", "O", "P", " two", stop=["zero!", "four!", "six!", "STOP"]), "one "),
     ]
-    require_cut(drive, cases, "a stop sequence that comes in several tokens does not end the answer")
+    require_cut(drive, cases, "a stop sequence that arrives in several tokens does not end the answer")
 
 
 def a_stop_sequence_after_its_own_beginning_is_found(drive):
@@ -377,8 +377,8 @@ def a_stop_sequence_after_its_own_beginning_is_found(drive):
         (ask("one ", b"a", b"a", b"a", b"b", " two", stop=["aab"]), "one a"),
         (ask("one", "\n", " ", "\n", "!", " two", stop=["\n \n !", "\n!"]), "one\n "),
     ]
-    require_cut(drive, cases[:2], "a stop sequence is missed where its own beginning stands before it")
-    require_cut(drive, cases[2:], "a stop sequence is missed where another one could have begun before it")
+    require_cut(drive, cases[:2], "a stop sequence is missed when its own beginning comes right before it")
+    require_cut(drive, cases[2:], "a stop sequence is missed when another one could have begun before it")
 
 
 def require_cut(drive, cases, goes_on):
@@ -391,10 +391,10 @@ def require_cut(drive, cases, goes_on):
         if len(said) > len(with_it):
             fail(goes_on, **facts)
         if any(stop in said for stop in answer.stop):
-            fail("the stop sequence itself comes out: the answer ends before it", **facts)
+            fail("the stop sequence itself is in the text: the answer ends before it", **facts)
         if said.startswith(expected):
             fail("a stop sequence leaks: its beginning comes out before the rest arrives", **facts)
-        fail("text that stands before a stop sequence is lost", **facts)
+        fail("the text before a stop sequence is lost", **facts)
 
 
 def what_only_looked_like_a_stop_sequence_comes_out(drive):
@@ -405,7 +405,7 @@ def what_only_looked_like_a_stop_sequence_comes_out(drive):
     ]
     for answer, expected in asked(drive, goes_on):
         lost = not answer.says(expected) and answer.said.endswith("two")
-        require(not lost, f"{mistake}, and was none", **answer.facts(expected))
+        require(not lost, f"{mistake}, but was not one", **answer.facts(expected))
     ends = [
         (ask("one ", "S", "T", "O", stop=["STOP"]), "one STO"),
         (ask("one ", "S", "T", "O", "P", stop=["STOP"], limit_after=4), "one STO"),
@@ -425,11 +425,11 @@ def the_stop_sequence_that_begins_first_counts(drive):
         # one that does not end the answer there is another rule's concern
         require(
             answer.said != first_in_the_list,
-            "of two stop sequences in one token the first in the list counts: it is the one that begins first",
+            "of two stop sequences in one token, the first in the list counts: it should be the one that begins first",
             **answer.facts(expected),
         )
     answer = drive.one(ask(b"a", b"b", b"c", b"d", " two", stop=["abcd", "bc"]))
-    mistake = "a stop sequence is complete, and the answer goes on: a longer one might begin before it"
+    mistake = "a stop sequence is complete, but the answer goes on: it waits for a longer one that may begin before it"
     require(answer.said not in ("abc", "") or answer.last["completion_tokens"] == 3, mistake, **answer.facts("a"))
 
 
@@ -462,7 +462,7 @@ def the_counts_are_those_of_tokens(drive):
         got = answer.last["completion_tokens"]
         mistake = "completion_tokens is not the number of tokens that were chosen"
         if got == expected - 1:
-            mistake += ": the last one counts too, whether it has text or not"
+            mistake += ": the last one counts, too, whether it has text or not"
         require(got == expected and type(got) is int, mistake, sent=answer.sent, expected=expected, got=got)
 
 
@@ -476,10 +476,10 @@ def temperature_0_is_greedy(drive):
         others = sum(word != 0 for word in answer.drawn)
         require(
             len(answer.drawn) >= 5 and others == 0,
-            "temperature 0 does not always take the likeliest token: it draws",
+            "at temperature 0, the likeliest token is not always taken: tokens are drawn",
             sent=answer.sent,
             expected="the likeliest at each step",
-            got=f"{others} of {len(answer.drawn)} tokens were another",
+            got=f"{others} of {len(answer.drawn)} tokens were different",
         )
 
 
@@ -510,9 +510,9 @@ def tokens_are_drawn_at_the_temperature(drive):
         answer, words = drawn_from(drive, draws=logits, limit=16, **options)
         require(
             words is None or len(words) >= 16 and right(words),
-            "the tokens are not drawn at the temperature"
+            "the tokens are not drawn at the given temperature"
             if options
-            else "without a temperature the tokens are not drawn at 1.0, from all of them",
+            else "without a temperature, the tokens are not drawn at 1.0 from all of them",
             sent=f"{answer.sent}, with the logits {logits[:3]} ...",
             got=f"the words number {words}",
         )
@@ -523,7 +523,7 @@ def tokens_are_drawn_from_top_p(drive):
     cases = [
         ({"top_p": 0.6}, {0, 1}, "0.50 + 0.30 reach it"),
         ({"top_p": 0.4}, {0}, "0.50 reaches it"),
-        ({"top_p": 0.7, "temperature": 2.0}, {0, 1, 2}, "at temperature 2 0.38 + 0.29 do not reach it"),
+        ({"top_p": 0.7, "temperature": 2.0}, {0, 1, 2}, "at temperature 2, 0.38 + 0.29 do not reach it"),
     ]
     for options, expected, why in cases:
         answer, words = drawn_from(drive, draws=thirds, limit=22, **options)
@@ -565,13 +565,13 @@ def nothing_else_changes_what_a_seed_draws(drive):
     facts = {"sent": disturbed.sent, "expected": f"{alone!r}, as without", "got": repr(disturbed.said)}
     require(
         disturbed.said == alone,
-        "torch.manual_seed elsewhere changes what a seed draws: it draws from the global generator",
+        "torch.manual_seed elsewhere changes what a seed draws: the global generator is used",
         **facts,
     )
     for answer in drive(seeded, unseeded, seeded, at_once=True)[::2]:
         require(
             answer.said == alone,
-            "what is drawn at once for another answer changes what a seed draws: they share a generator",
+            "drawing for another answer at the same time changes what a seed draws: they share a generator",
             sent=answer.sent,
             expected=f"{alone!r}, as alone",
             got=repr(answer.said),
@@ -586,7 +586,7 @@ def other_seeds_and_none_draw_differently(drive):
     }
     require(
         len(set(said.values())) == len(said),
-        "different seeds draw alike",
+        "different seeds draw the same",
         sent=f"{drive.call}(..., seed=...) for {list(said)}",
         got=list(said.values()),
     )
@@ -600,7 +600,7 @@ def other_seeds_and_none_draw_differently(drive):
         answers = [answer.said for answer in answers]
         require(
             len(set(answers)) == len(answers),
-            "without a seed two answers are alike: torch.Generator() always begins with the same one",
+            "without a seed, two answers are the same: torch.Generator() always starts with the same one",
             sent=f"{drive.shown(unseeded)}, {len(answers)} times{between}",
             expected="answers that differ",
             got=answers,

@@ -21,7 +21,7 @@ from course.grading.mistakes import fail, require
 MANY = 64
 POOL = 6
 VARIABLE = contextvars.ContextVar("variable", default="not set")
-LEFT_OPEN = "what run gave is not closed when {}: a `finally` in it never runs"
+LEFT_OPEN = "run's stream is not closed when {}: its `finally` never runs"
 KINDS = ("def generator", "async generator", "object", "object with an iterator")
 """What `run` gives in the tests about leaving."""
 CLOSED = {
@@ -1051,7 +1051,7 @@ def play(room, scene, **arguments):
     told = room.play(scene, soon_s=0.25 * room.limit_s, **arguments)
     if "blocked" in told:
         raise room.hung(
-            "the event loop stands still: something in process waits without `await`, or never ends",
+            "the event loop is blocked: something in process waits without `await`, or never ends",
             sent=scene.__name__.replace("_", " "),
         )
     return told["result"]
@@ -1106,19 +1106,19 @@ def require_closed(room, closed, needed, when, sent):
         return
     mistake = LEFT_OPEN.format(when)
     if "object with __aiter__, __anext__ and aclose" in sent:
-        mistake = f"the object that run gave is not closed when {when}: its aclose is never called"
+        mistake = f"the object from run is not closed when {when}: its aclose is never called"
     elif needed == ["the iterator", "the object"]:
         if "the object" in closed:
-            mistake = f"the iterator that __aiter__ gave is not closed when {when}"
+            mistake = f"the iterator from __aiter__ is not closed when {when}"
         elif "the iterator" in closed:
-            mistake = f"the object that run gave is not closed when {when}: only its iterator is"
+            mistake = f"the object from run is not closed when {when}: only its iterator is"
     elif needed == ["the object"]:
-        mistake = f"an object without aclose is not closed by its close() when {when}"
+        mistake = f"an object without aclose is not closed with its close() when {when}"
         if "async" in sent:
             mistake = f"an `async def close` is not awaited when {when}"
     elif "generator already executing" in room.output():
         mistake = (
-            f"the generator is closed in the middle of a step when {when}: that is a ValueError, and"
+            f"the generator is closed in the middle of a step when {when}: that raises ValueError, and"
             " its `finally` never runs"
         )
     fail(
@@ -1136,7 +1136,7 @@ def test_the_base_classes_do_nothing_by_themselves(shared_room):
     found = play(shared_room, base_classes)
     require(
         found["nothing"] == [None, None],
-        "ConfigHandler's initialize and close do nothing by themselves: they return None",
+        "ConfigHandler's initialize or close does not return None: on their own they do nothing",
         got=found["nothing"],
     )
     require(found["config"], "RequestHandler(config) does not keep it as self.config")
@@ -1145,7 +1145,7 @@ def test_the_base_classes_do_nothing_by_themselves(shared_room):
     told = found["run"]
     require(
         told.get("raised") == "NotImplementedError",
-        "RequestHandler.run has to raise NotImplementedError: each service writes its own",
+        "RequestHandler.run does not raise NotImplementedError: each service writes its own",
         sent="RequestHandler(config).run(body)",
         expected="NotImplementedError",
         got=said(told),
@@ -1160,9 +1160,9 @@ def test_the_actions_run_once_each_in_order(shared_room):
             told = play(shared_room, all_actions, asynchronous=asynchronous)
             sent = ", ".join(f"{'async def' if name in asynchronous else 'def'} {name}" for name in names)
             if "`await` cannot take that" in told.get("message", ""):
-                mistake = "process cannot be awaited: it has to be an `async def` without `yield`"
+                mistake = "process cannot be awaited: it must be an `async def` without `yield`"
                 fail(mistake, sent="await process(handler, body)", got=told["message"])
-            settled(shared_room, told, "process does not come to its end", sent=sent)
+            settled(shared_room, told, "process never ends", sent=sent)
             values = [argument for _, argument in told["calls"]] + [told["value"]]
             for value in values:
                 if isinstance(value, dict) and value.get("type") == "coroutine":
@@ -1170,9 +1170,9 @@ def test_the_actions_run_once_each_in_order(shared_room):
             calls = [["pre_process", 5], ["run", 51], ["post_process", 512]]
             got = "; ".join(f"{name}({argument!r})" for name, argument in told["calls"])
             order = [name for name, _ in told["calls"]]
-            mistake = "an action is not called with what the one before it returned"
+            mistake = "an action does not get what the previous action returned"
             if sorted(order) == sorted(names) and order != list(names):
-                mistake = "the actions are called in another order"
+                mistake = "the actions are called in the wrong order"
             elif len(set(order)) < len(order):
                 mistake = "an action is called more than once"
             elif order != list(names):
@@ -1190,7 +1190,7 @@ def test_the_actions_run_once_each_in_order(shared_room):
         told = play(shared_room, one_result, name=name, asynchronous=False)
         require(
             told.get("passed_on", True) or bool(told["raised"]),
-            "an action is not called with what the one before it returned",
+            "an action does not get what the previous action returned",
             sent=f"def pre_process that returns {name}",
             expected=f"run is called with {name}",
             got="run was called with something else",
@@ -1203,15 +1203,15 @@ def test_lists_and_strings_are_results(shared_room):
             told = play(shared_room, one_result, name=name, asynchronous=asynchronous)
             sent = f"{'async def' if asynchronous else 'def'} run that returns {name}"
             if "hangs" in told:
-                raise shared_room.hung("process hangs where run gives a result", sent=sent)
-            mistake = f"{name} is taken for a stream: only generators and what has __aiter__ are"
+                raise shared_room.hung("process hangs when run gives a result", sent=sent)
+            mistake = f"{name} is taken for a stream: only generators and objects with __aiter__ are"
             expected = "post_process is called once, with what run returned"
             if told["raised"]:
                 fail(mistake, sent=sent, expected=expected, got=said(told["raised"]), where=told["raised"]["where"])
             if not told["same"] and told["returned"] in ("async_generator", "generator"):
                 fail(mistake, sent=sent, expected=expected, got=f"process returned an {told['returned']}")
             if not told["same"] and not told["given"]:
-                mistake = f"where run gives {name}, post_process is not called"
+                mistake = f"when run returns {name}, post_process is not called"
             got = f"post_process was called with: {', '.join(told['given']) or 'nothing'}"
             require(told["same"], mistake, sent=sent, expected=expected, got=got)
             require(
@@ -1225,20 +1225,20 @@ def test_lists_and_strings_are_results(shared_room):
 def test_a_def_action_never_keeps_the_loop_waiting(shared_room):
     for name in ("pre_process", "run", "post_process"):
         told = play(shared_room, held_action, name=name)
-        sent = f"def {name}, which takes long"
+        sent = f"def {name}, which takes a long time"
         require(
             not told["on the loop"],
-            f"a def {name} runs on the event loop: while it works, nobody else is served",
+            f"a def {name} runs on the event loop: while it works, everything else waits",
             sent=sent,
             expected="it runs in a thread, and process awaits it",
             got="it ran in the event loop's own thread",
         )
-        settled(shared_room, told["told"], f"process does not come to its end with a def {name}", sent=sent)
+        settled(shared_room, told["told"], f"process never ends with a def {name}", sent=sent)
     for kind in ("def generator", "async generator"):
         require(
             not play(shared_room, held_post_process_of_a_piece, kind=kind),
-            "a def post_process runs on the event loop: while it works, nobody else is served",
-            sent=f"def post_process, which takes long; run gives {as_written(kind)}",
+            "a def post_process runs on the event loop: while it works, everything else waits",
+            sent=f"def post_process, which takes a long time; run gives {as_written(kind)}",
             expected="it runs in a thread, and the reader awaits it",
             got="it ran in the event loop's own thread",
         )
@@ -1246,7 +1246,7 @@ def test_a_def_action_never_keeps_the_loop_waiting(shared_room):
 
 def test_async_actions_run_on_the_loop(shared_room):
     told = play(shared_room, where_async_actions_run)
-    settled(shared_room, told, "process does not come to its end", sent="three async def actions")
+    settled(shared_room, told, "process never ends", sent="three async def actions")
     for name, on_the_loop in told["found"].items():
         require(
             on_the_loop,
@@ -1261,7 +1261,7 @@ def test_context_variables_are_seen_in_every_action(shared_room):
         told = play(shared_room, context_variables, asynchronous=asynchronous, stream=stream)
         kind = "async def" if asynchronous else "def"
         sent = f"{kind} actions{', run gives a generator' if stream else ''}"
-        settled(shared_room, told, "the actions do not come to their end", sent=sent)
+        settled(shared_room, told, "the actions never end", sent=sent)
         for what, value in told["found"]:
             require(
                 value == "set",
@@ -1277,20 +1277,22 @@ def test_what_run_gives_decides_about_a_stream(shared_room):
         sent, facts = note["way"], {"expected": "an async iterator of 1, 2, 3"}
         if note["type"] is None:
             if note["end"] == "hangs":
-                raise shared_room.hung("process hangs where run gives a stream", sent=sent, **facts)
-            mistake = "process fails where run gives a stream"
+                raise shared_room.hung("process hangs when run gives a stream", sent=sent, **facts)
+            mistake = "process fails when run gives a stream"
             fail(mistake, sent=sent, got=said(note["end"]), where=where(note["end"]), **facts)
         if note["lacks"]:
-            mistake = "what process gives for a stream is not an async iterator with aclose"
+            mistake = "what process returns for a stream is not an async iterator with aclose"
             if note["type"] in ("generator", "coroutine", "Thing", "BareIterator", "ThingWithClose"):
-                mistake = "a stream is not recognised: what run gives decides, however run is written"
+                mistake = "a stream is not recognised: what run gives decides, no matter how run is written"
             got = f"{note['type']}, which has no {' and no '.join(note['lacks'])}"
             fail(mistake, sent=sent, got=got, **facts)
         if note["end"] == "hangs":
             raise shared_room.hung("reading a stream hangs", sent=sent, got=shown(note), **facts)
         require(
             note["end"] == "end" and note["pieces"] == [1, 2, 3],
-            "reading a stream fails" if isinstance(note["end"], dict) else "a stream has other pieces than run gave",
+            "reading a stream fails"
+            if isinstance(note["end"], dict)
+            else "a stream does not have the pieces that run gave",
             sent=sent,
             got=shown(note),
             where=where(note["end"]),
@@ -1309,11 +1311,11 @@ def test_each_piece_goes_through_post_process(shared_room):
                 raise shared_room.hung("reading a stream hangs", **facts)
             pieces = note["pieces"]
             expected = [None if piece == "text" else ["done", piece] for piece in ANY_PIECES]
-            mistake = "a stream has other pieces than run gave"
+            mistake = "a stream does not have the pieces that run gave"
             if any(isinstance(piece, dict) and piece.get("type") == "coroutine" for piece in pieces):
-                mistake = "an `async def` post_process is not awaited: coroutines come out"
+                mistake = "an `async def` post_process is not awaited: the pieces are coroutines"
             elif note["streams"]:
-                mistake = "post_process gets the whole stream: it is for each piece"
+                mistake = "post_process gets the whole stream: it should get each piece"
             elif pieces == ANY_PIECES:
                 mistake = "the pieces of a stream do not go through post_process"
             elif isinstance(note["end"], dict):
@@ -1321,7 +1323,7 @@ def test_each_piece_goes_through_post_process(shared_room):
             elif len(pieces) < len(expected) and all(piece in expected for piece in pieces):
                 mistake = "pieces that are None or empty are lost, or end the stream"
             elif sorted(map(str, pieces)) == sorted(map(str, expected)):
-                mistake = "the pieces come out in another order"
+                mistake = "the pieces come out in the wrong order"
             holds = pieces == expected and note["end"] == "end"
             require(holds, mistake, where=where(note["end"]), **facts)
 
@@ -1331,7 +1333,7 @@ def test_a_piece_comes_out_as_soon_as_it_is_there(shared_room):
         early = play(shared_room, pieces_before_a_held_step, kind=kind)
         if early["pieces"] == [1, 2]:
             continue
-        facts = {"sent": f"{as_written(kind)}, held before its third piece; the reader asks for two"}
+        facts = {"sent": f"{as_written(kind)}, paused before its third piece; the reader asks for two"}
         facts |= {"expected": "1 and 2 come out meanwhile", "got": shown(early)}
         if isinstance(early["end"], dict):
             fail("reading a stream fails", where=where(early["end"]), **facts)
@@ -1355,13 +1357,13 @@ def test_run_is_asked_for_a_piece_only_when_the_reader_asks(shared_room):
 def test_a_def_generator_never_keeps_the_loop_waiting(shared_room):
     for way in ("def run with yield", "def run that returns a generator", "async def run that returns a generator"):
         told = play(shared_room, held_step, way=way)
-        mistake = "a def generator runs on the event loop: while it makes a piece, nobody else is served"
+        mistake = "a def generator runs on the event loop: while it makes a piece, everything else waits"
         if way.startswith("async"):
-            mistake = "a def generator that an `async def run` returned runs on the event loop: nobody else is served"
+            mistake = "a def generator that an `async def run` returned runs on the event loop: everything else waits"
         require(
             not told["on the loop"],
             mistake,
-            sent=f"{way}, whose second piece takes long",
+            sent=f"{way}, whose second piece takes a long time",
             expected="each `next` runs in a thread, and the reader awaits it",
             got="it ran in the event loop's own thread",
         )
@@ -1375,7 +1377,7 @@ def test_a_stream_is_read_in_scopes_and_tasks(shared_room):
         holds = note["pieces"] == [1, 2, 3, 4, 5, 6] and note["end"] == "end"
         facts = {"got": shown(note), "where": where(note["end"])}
         sent = f"{as_written(kind)}; process and the first piece in one anyio scope, the rest in another task"
-        mistake = "a stream cannot be read on in another task or another scope of anyio"
+        mistake = "a stream cannot be continued in another task or another anyio scope"
         if note["end"] == "hangs":
             raise shared_room.hung(mistake, sent=sent, got=facts["got"])
         require(holds, mistake, sent=sent, expected="all six pieces", **facts)
@@ -1396,7 +1398,7 @@ def require_boom(room, told, message, sent):
         raise room.hung("an error in an action never reaches the caller: it hangs", **facts)
     if not isinstance(told, dict) or "raised" not in told:
         fail("an error in an action is swallowed", **facts)
-    mistake = "an error in an action arrives as another type"
+    mistake = "an error in an action arrives as a different type"
     require(told["raised"] == "Boom", mistake, where=told["where"], **facts)
     require(told["message"] == message, "an error in an action has lost its message", **facts)
 
@@ -1438,13 +1440,13 @@ def require_gone(room, told, sent):
     """Requires that a cancelled caller was let go, with CancelledError, and no action ran after."""
     if not told["gone"]:
         raise room.hung(
-            "a cancelled caller is not let go: it waits for the action in progress",
+            "a cancelled caller is not released: it waits for the action in progress",
             sent=sent,
-            expected="it is let go at once",
+            expected="it is released at once",
         )
-    mistake = "cancellation is swallowed: CancelledError has to go through"
+    mistake = "cancellation is swallowed: let CancelledError through"
     if "already executing" in str(told["end"]):
-        mistake = "the generator is closed in the middle of a step: that is a ValueError"
+        mistake = "the generator is closed in the middle of a step: that raises ValueError"
     require(
         told["end"] == "CancelledError",
         mistake,
@@ -1454,7 +1456,7 @@ def require_gone(room, told, sent):
     )
     require(
         told.get("after", []) == [],
-        "after cancellation the next action is called",
+        "after cancellation, the next action is called",
         sent=sent,
         expected="no further action",
         got=told.get("after"),
@@ -1484,14 +1486,14 @@ def require_close(room, kind, needed):
     require_closed(room, told["closed"], needed, "the reader calls aclose()", sent)
     require(
         set(needed) <= set(told["at once"]),
-        "aclose() returns before what run gave is closed",
+        "aclose() returns before run's stream is closed",
         sent=sent,
         expected=f"{' and '.join(needed)} first",
         got=f"closed by then: {', '.join(told['at once']) or 'nothing'}",
     )
     require(
         told["steps"] == 2,
-        "after aclose() run makes further steps",
+        "after aclose(), run makes further steps",
         sent=sent,
         expected="2 steps",
         got=f"{told['steps']} steps",
@@ -1509,12 +1511,12 @@ def test_aclose_waits_for_the_finally(shared_room):
         told = play(shared_room, close_with_a_long_finally, kind=kind)
         if told is None:
             continue
-        sent = f"{as_written(kind)} whose finally takes its time; aclose() after two pieces"
+        sent = f"{as_written(kind)} whose finally takes a while; aclose() after two pieces"
         mistake = "aclose() hangs" if "hangs" in told["told"] else "aclose() raises"
         settled(shared_room, told["told"], mistake, sent=sent)
         require(
             told["closed"] == ["its finally"],
-            "aclose() returns before the `finally` of what run gave has run",
+            "aclose() returns before the `finally` of run's stream has finished",
             sent=sent,
             expected="first the finally, then aclose() returns",
             got="aclose() had returned before",
@@ -1532,7 +1534,7 @@ def test_after_aclose_the_stream_is_at_its_end(shared_room):
         settled(shared_room, again, mistake, sent=sent)
         require(
             len(told["closed at last"]) == len(told["closed"]),
-            "a second aclose() closes what run gave again",
+            "a second aclose() closes run's stream again",
             sent=sent,
             expected="it does nothing",
             got={each: told["closed at last"].count(each) for each in told["closed"]},
@@ -1544,7 +1546,7 @@ def require_at_the_end(room, told, sent):
     """Requires that `__anext__` ends the iteration after the reader has left."""
     note = told["afterwards"]
     facts = {"sent": sent, "expected": "StopAsyncIteration, and no further step", "got": shown(note)}
-    mistake = "a stream that has been left is not at its end: __anext__"
+    mistake = "after its reader has left, a stream is not at its end: __anext__"
     if note["end"] == "hangs":
         raise room.hung(f"{mistake} hangs", **facts)
     if isinstance(note["end"], dict):
@@ -1557,16 +1559,16 @@ def test_a_cancelled_reader_leaves_a_def_generator_at_once(shared_room):
         told = play(shared_room, leave_a_held_step, kind="def generator", scope=scope)
         if told is None or told["on the loop"]:
             continue  # that is another test's concern
-        sent = f"a def generator held in its third step; the reader waits, and {by(scope)}"
+        sent = f"a def generator paused in its third step; the reader waits, and {by(scope)}"
         if not told["gone"]:
-            mistake = "a cancelled reader is not let go: it waits for the step in progress"
-            raise shared_room.hung(mistake, sent=sent, expected="it is let go at once")
+            mistake = "a cancelled reader is not released: it waits for the step in progress"
+            raise shared_room.hung(mistake, sent=sent, expected="it is released at once")
         require_gone(shared_room, told, sent)
         told = play(shared_room, leave_a_held_finally, scope=scope)
-        sent = f"a def generator whose finally takes its time; the reader waits, and {by(scope)}"
+        sent = f"a def generator whose finally takes a while; the reader waits, and {by(scope)}"
         if not told["gone"]:
-            mistake = "a cancelled reader is not let go: it waits for the generator's finally"
-            raise shared_room.hung(mistake, sent=sent, expected="it is let go at once")
+            mistake = "a cancelled reader is not released: it waits for the generator's finally"
+            raise shared_room.hung(mistake, sent=sent, expected="it is released at once")
         require_gone(shared_room, told, sent)
     for asynchronous, scope in ((False, False), (True, False), (True, True)):
         arguments = {"asynchronous": asynchronous, "scope": scope}
@@ -1574,10 +1576,10 @@ def test_a_cancelled_reader_leaves_a_def_generator_at_once(shared_room):
         if told is None or told["on the loop"]:
             continue
         way = "async def" if asynchronous else "def"
-        sent = f"a def generator whose finally takes its time; {way} post_process is at work, and {by(scope)}"
+        sent = f"a def generator whose finally takes a while; {way} post_process is at work, and {by(scope)}"
         if not told["gone"]:
-            mistake = "a reader cancelled while post_process works is not let go: it waits for the generator's finally"
-            raise shared_room.hung(mistake, sent=sent, expected="it is let go at once")
+            mistake = "a reader cancelled while post_process works is not released: it waits for a generator's finally"
+            raise shared_room.hung(mistake, sent=sent, expected="it is released at once")
 
 
 def test_a_cancelled_reader_closes_a_def_generator(shared_room):
@@ -1592,7 +1594,7 @@ def test_a_cancelled_reader_closes_a_def_generator(shared_room):
 def require_left(room, told, kind, sent, steps, when=None):
     """Requires that it is closed after a reader was cancelled, and stands at its end."""
     if "already executing" in str(told["end"]):
-        mistake = "the generator is closed in the middle of a step: that is a ValueError"
+        mistake = "the generator is closed in the middle of a step: that raises ValueError"
         fail(mistake, sent=sent, expected="CancelledError; closed after the step", got=told["end"])
     when = when or "the reader is cancelled while it waits"
     if "again and again" in sent:
@@ -1622,7 +1624,7 @@ def test_a_cancelled_reader_closes_an_async_stream(shared_room):
                 continue
             sent = f"run gives {as_written(kind)}; the reader waits for the third piece, and {by(scope)}"
             if not told["gone"]:
-                mistake = "a reader that is cancelled while it waits for a piece is not let go"
+                mistake = "a reader that is cancelled while it waits for a piece is not released"
                 raise shared_room.hung(mistake, sent=sent)
             require_left(shared_room, told, kind, sent, steps=3)
 
@@ -1676,11 +1678,11 @@ def test_64_at_once_all_finish(shared_room):
     hanging = sum("hangs" in each for each in told)
     sent = f"{MANY} calls of process at once, def actions; the default pool has {POOL} threads"
     if hanging:
-        raise shared_room.hung(f"{MANY} at once hang", sent=sent, got=f"{MANY - hanging} have finished")
+        raise shared_room.hung(f"{MANY} concurrent calls hang", sent=sent, got=f"{MANY - hanging} have finished")
     for number, each in enumerate(told):
         require(
             each.get("value") == 2 * number,
-            f"of {MANY} at once, one has another one's result, or none",
+            f"of {MANY} concurrent calls, one gets another one's result, or none",
             sent=sent,
             expected=repr(2 * number),
             got=said(each),
@@ -1697,15 +1699,15 @@ def test_64_streams_at_once_all_finish(shared_room):
             continue
         if told["hangs"]:
             raise shared_room.hung(
-                f"{MANY} streams at once hang: between two pieces a stream holds what another one needs, a thread"
+                f"{MANY} concurrent streams hang: between two pieces, a stream keeps what another one needs, a thread"
                 " of a shared pool or a lock",
                 sent=sent,
                 expected=f"all {MANY} finish",
-                got=f"{told['finished']} have finished, and nothing moves",
+                got=f"{told['finished']} have finished, and the rest are stuck",
             )
         require(
             told["finished"] == MANY,
-            f"of {MANY} streams at once, one has other pieces than run gave",
+            f"of {MANY} concurrent streams, one does not have the pieces that run gave",
             sent=sent,
             expected=[1, 2, "end"],
             got=(told["failed"] or told["wrong"])[0] if told["failed"] or told["wrong"] else "nothing",

@@ -22,7 +22,7 @@ from course.grading.mistakes import fail, require
 SECRET = "token 4711 of the customer"
 LEAKS = re.compile(r"Boom|KeyError|4711|Traceback|four_actions|\.py|File \"|line \d")
 """What may not stand in the answer to a failed request."""
-EARLY_STATUS = "the status of a stream is out before its first piece is there: a failure of it is a 200"
+EARLY_STATUS = "a stream's status is sent before its first piece exists: if that piece fails, the client sees a 200"
 STREAMS = ("def generator", "async generator", "object")
 NUMBERS = itertools.count()
 WITH_A_TASK = "a Response with a background task"
@@ -328,7 +328,7 @@ class Service:
             raise self.room.hung("a stream gets no answer", sent=stream.sent)
         if stream.status != 200:
             reply = stream.reply()
-            fail("a stream is not answered with 200", sent=stream.sent, **self.http.facts(reply))
+            fail("a stream does not get a 200", sent=stream.sent, **self.http.facts(reply))
         return stream.reply()
 
     def note(self, id):
@@ -387,9 +387,9 @@ def require_logged(room, before, sent, service):
     logs = service.logs()[before:]
     if any(is_traceback(log) for log in logs):
         return
-    mistake = "nothing is logged of a failure: nobody will ever know what it was"
+    mistake = "a failure is not logged: no one can ever find out what it was"
     if any(log["traceback"] for log in logs):
-        mistake = f"a failure is logged at level {logs[0]['level']}: it is an ERROR"
+        mistake = f"a failure is logged at level {logs[0]['level']}: it should be ERROR"
     elif logs:
         mistake = "a failure is logged without its traceback: logger.exception, or exc_info=True"
     got = logs[0]["text"].partition("\n")[0] if logs else "no record"
@@ -446,7 +446,7 @@ def test_a_result_is_json(shared_room):
             reply = service(shared_room).ask_for_a_response(result=name, way=way)
             facts = service(shared_room).http.facts(reply)
             sent = f"{way} run that returns {name}"
-            mistake = f"{name} is not a 200"
+            mistake = f"with {name} as the result, the status is not 200"
             require(reply.status == 200, mistake, sent=sent, expected="200", **facts)
             kind = reply.headers.get("content-type", "").split(";")[0]
             require(
@@ -470,15 +470,15 @@ def test_a_response_goes_out_as_it_is(shared_room):
         came = (reply.status, reply.text, reply.headers.get("x-own"))
         require(
             came == (201, "as it is", "yes"),
-            "a Response does not go out as it is",
+            "a Response is not sent unchanged",
             sent=as_sent(script),
-            expected="201 as it is, with its header X-Own",
+            expected="the 201 unchanged, with its header X-Own",
             got=str(reply),
         )
         reply = service(shared_room).ask(result="a JSONResponse", context=context)
         require(
             (reply.status, reply.data) == (418, {"error": "teapot"}),
-            "a Response does not go out as it is",
+            "a Response is not sent unchanged",
             sent=as_sent({"result": "a JSONResponse", "context": context}),
             expected='418 {"error": "teapot"}',
             got=str(reply),
@@ -487,9 +487,9 @@ def test_a_response_goes_out_as_it_is(shared_room):
         reply = service(shared_room).ask(**script)
         require(
             service(shared_room).until(script["id"], lambda note: "background" in note["began"]),
-            "a Response does not go out as it is: its background task never runs",
+            "a Response is not sent unchanged: its background task never runs",
             sent=as_sent({"result": WITH_A_TASK, "context": context}),
-            expected="after the answer its BackgroundTask is run",
+            expected="after the answer, its BackgroundTask runs",
             got=str(reply),
         )
 
@@ -508,14 +508,14 @@ def test_response_context_shapes_the_result(shared_room):
         context = "Page" if "answers" in data else "Answer"
         reply = service(shared_room).ask(result=name, context=context)
         facts = {"sent": as_sent({"result": name, "context": context}), "expected": data}
-        require(reply.status == 200, f"{name} does not fit response_context", **facts, got=str(reply))
-        mistake = "a result is not what response_context makes of it"
+        require(reply.status == 200, f"{name} is refused, although it fits response_context", **facts, got=str(reply))
+        mistake = "a result is not what response_context turns it into"
         if "secret" in reply.text:
-            mistake = "a field that response_context does not know goes out"
+            mistake = "a field that is not in response_context is sent"
         elif isinstance(reply.data, dict) and "next" in data and "next" not in reply.data:
-            mistake = "a field that is None is left out: response_context has it"
+            mistake = "a field that is None is left out, although response_context has it"
         elif isinstance(reply.data, dict) and "text" in reply.data:
-            mistake = "response_context serialises by its fields' names: by alias is asked for"
+            mistake = "response_context serialises by field name: it should be by alias"
         require(reply.data == data, mistake, **facts, got=reply.text)
 
 
@@ -525,12 +525,12 @@ def test_a_result_that_does_not_fit_is_a_500(shared_room):
         before = len(service(shared_room).logs())
         reply = service(shared_room).ask(**script)
         sent = as_sent(script)
-        mistake = "a result that does not fit response_context goes out"
+        mistake = "a result that does not fit response_context is sent"
         if reply.status == 422:
-            mistake = "a result that does not fit is called the client's mistake: it is the server's own"
+            mistake = "a result that does not fit is reported as the client's mistake: it is the server's own"
         require(reply.status == 500, mistake, sent=sent, expected="500", got=str(reply))
         require(bool(reply.body), "a 500 has an empty body", sent=sent)
-        mistake = "the 500 of a result that does not fit shows what pydantic says of it"
+        mistake = "the 500 for a result that does not fit shows what pydantic says about it"
         leaks = [word for word in ("answerText", "pydantic", "validation", "many") if word in reply.text]
         require(not leaks, mistake, sent=sent, expected="a plain sentence", got=reply.text)
         require_logged(shared_room, before, sent, service(shared_room))
@@ -557,7 +557,7 @@ def test_each_piece_is_an_event(shared_room):
         events = [(event.name, event.json) for event in stream.events]
         require(
             events == [("", "one"), ("", {"n": 2}), ("", [3])],
-            "the pieces of a stream are not one event each, its data the piece as JSON",
+            "the pieces of a stream are not sent as one event each, with the piece as JSON data",
             **facts,
             expected='data: "one", data: {"n": 2}, data: [3]',
             got=reply.text,
@@ -574,8 +574,8 @@ def test_any_piece_survives(shared_room):
                 fail(f"the piece {piece!r} is lost", **facts, got=f"{len(stream.events)} events")
             event = stream.events[number]
             same = event.json == piece and type(event.json) is type(piece) and event.name == ""
-            require(same, f"the piece {piece!r} does not arrive as it was", **facts, got=str(event))
-        require(len(stream.events) == len(pieces), "more events come than there were pieces", got=stream.text)
+            require(same, f"the piece {piece!r} does not arrive unchanged", **facts, got=str(event))
+        require(len(stream.events) == len(pieces), "there are more events than pieces", got=stream.text)
     stream = service(shared_room).stream(
         kind="def generator", pieces=[{"piece": name} for name in ("an event", "raw", "a model", "a dataclass")]
     )
@@ -584,7 +584,7 @@ def test_any_piece_survives(shared_room):
     require(
         events == [("delta", {"a": 1}), ("", "[DONE]"), ("", {"text": "hi"}), ("", {"x": 1, "y": [2]})]
         and "id: 7" in stream.text,
-        "a ServerSentEvent, a model or a dataclass as a piece is not encoded as encode_event does it",
+        "a ServerSentEvent, a model or a dataclass as a piece is not encoded as encode_event does",
         expected="event: delta, id: 7, data {'a': 1}; then data: [DONE]; then two JSON objects",
         got=stream.text,
     )
@@ -596,7 +596,7 @@ def test_a_stream_without_pieces_is_a_200(shared_room):
         if not stream.begun():
             raise shared_room.hung("a stream without pieces gets no answer", sent=kind)
         reply = stream.reply()
-        mistake = "a stream without pieces is a 200 without events"
+        mistake = "a stream without pieces does not get a 200 without events"
         facts = {"sent": f"{kind} without pieces", "expected": "200 text/event-stream, and nothing in it"}
         kind = reply.headers.get("content-type", "").split(";")[0]
         require(reply.status == 200 and kind == "text/event-stream", mistake, **facts, got=str(reply))
@@ -608,8 +608,8 @@ def test_a_stream_without_pieces_is_a_200(shared_room):
 
 def test_each_piece_is_sent_as_soon_as_it_is_there(shared_room):
     held = {
-        3: ("two", "pieces wait for later ones", "held before its third piece", "one and two come out"),
-        2: ("one", "the first piece waits for the second", "held before its second piece", "one comes out"),
+        3: ("two", "pieces wait for later ones", "paused before its third piece", "one and two come out"),
+        2: ("one", "the first piece waits for the second", "paused before its second piece", "one comes out"),
     }
     for kind, (hold, (last, mistake, where, expected)) in itertools.product(STREAMS, held.items()):
         stream = service(shared_room).stream(kind=kind, hold=hold)
@@ -618,7 +618,7 @@ def test_each_piece_is_sent_as_soon_as_it_is_there(shared_room):
         shared_room.set(stream.id)
         if not came:
             raise shared_room.hung(
-                f"{mistake}: each is to be sent as soon as it is there",
+                f"{mistake}: send each one as soon as it is ready",
                 sent=f"{kind}, {where}",
                 expected=expected,
                 got=got,
@@ -631,7 +631,7 @@ def test_response_context_does_not_concern_streams(shared_room):
         stream.ended()
         require(
             [event.json for event in stream.events] == pieces,
-            "response_context is applied to the pieces of a stream: it does not concern them",
+            "response_context is applied to the pieces of a stream: it is not meant for them",
             sent=f"a stream of {pieces}, response_context=Answer",
             expected=f"200 and {pieces}",
             got=str(stream),
@@ -674,9 +674,9 @@ def test_any_other_error_is_a_500(shared_room):
     for script in other_failures():
         reply = service(shared_room).ask_for_a_response(**script)
         sent = as_sent(script)
-        mistake = "an error that is not an HTTPException is not a 500"
+        mistake = "an error that is not an HTTPException does not get a 500"
         if 400 <= reply.status < 500:
-            mistake = "the server's own error is called the client's: a 4xx"
+            mistake = "the server's own error is reported as the client's, with a 4xx"
         elif reply.status == 200 and script["kind"] != "result":
             mistake = EARLY_STATUS
         require(reply.status == 500, mistake, sent=sent, expected="500", got=str(reply))
@@ -715,23 +715,23 @@ def test_an_error_after_the_first_piece_is_an_event(shared_room):
         facts = {"sent": sent, "got": got}
         require(
             not stream.broken,
-            "an error after the first piece breaks the connection: the client sees a cut body",
+            "an error after the first piece breaks the connection: the client sees a truncated body",
             expected='event: error, data: {"error": {"message": "..."}}, then the end',
             **facts,
         )
         mistake = "a stream that fails later does not begin with 200 and its pieces"
         require(stream.status == 200 and "two" in stream.text, mistake, **facts)
         named = [event for event in stream.events if event.name == "error"]
-        mistake = "an error after the first piece is not told: the stream just ends"
+        mistake = "an error after the first piece is not reported: the stream just ends"
         if "error" in stream.events[-1].data and not named:
-            mistake = "the event that tells of an error is not named `error`"
+            mistake = "the event that reports an error is not named `error`"
         require(
             len(named) == 1,
             mistake,
             expected='event: error, data: {"error": {"message": "..."}}',
             **facts,
         )
-        require(stream.events[-1].name == "error", "after the error event more comes", **facts)
+        require(stream.events[-1].name == "error", "something follows the error event", **facts)
         data = named[0].json
         message = data["error"].get("message") if isinstance(data, dict) and isinstance(data.get("error"), dict) else 0
         require(
@@ -743,7 +743,7 @@ def test_an_error_after_the_first_piece_is_an_event(shared_room):
         )
         require_plain(named[0].data, "the error event shows the exception", sent)
         pieces = [event.json for event in stream.events[:-1]]
-        require(pieces == ["one", "two"], "the pieces before an error are lost, or come twice", **facts)
+        require(pieces == ["one", "two"], "the pieces before an error are lost, or sent twice", **facts)
 
 
 def test_an_error_after_the_first_piece_is_logged(shared_room):
@@ -765,7 +765,7 @@ def test_a_failed_stream_is_closed(shared_room):
             stream.ended()
             require(
                 service(shared_room).until(stream.id, lambda note: "finally" in note.get("closed", [])),
-                "a stream that failed is left open: the generator of run is never closed",
+                "a stream that failed is left open: run's generator is never closed",
                 sent=as_sent(script) + (", a piece is not JSON" if "fails" not in script else ""),
                 expected="its finally runs",
                 got="it does not",
@@ -786,7 +786,7 @@ def leave(room, script):
     held = f"step {script['hold']}"
     if not service(room).until(stream.id, lambda note: held in note.get("began", [])):
         reply = str(stream) or "no answer"
-        raise room.hung("respond does not come to the step at which its client leaves", sent=script, got=reply)
+        raise room.hung("respond never reaches the step at which its client leaves", sent=script, got=reply)
     if script["hold"] == 3:
         stream.wait(functools.partial(has_come, stream, "two"), 0.1 * room.limit_s)
     stream.leave_and_be_missed()
@@ -833,7 +833,7 @@ def test_nobody_waits_for_a_def_action_of_one_who_left(shared_room):
     if not returned:
         raise shared_room.hung(
             "respond waits for a def action whose client has left",
-            sent="def run, which takes long; the client leaves",
+            sent="def run, which takes a long time; the client leaves",
             expected="respond returns any Response at once",
         )
 

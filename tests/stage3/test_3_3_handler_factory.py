@@ -397,7 +397,7 @@ def test_registering_only_notes(shared_room):
     found = shared_room.play(registering)
     require(
         found["registered"] == [],
-        "register_handler makes or calls something: it only notes",
+        "register_handler creates or calls something: it should only record the registration",
         sent="register_handler(path, Config, Handler), twice",
         expected="nothing is called",
         got=", ".join(found["registered"]),
@@ -405,7 +405,7 @@ def test_registering_only_notes(shared_room):
     require(found["fastapi"], "create_app does not return a FastAPI app")
     require(
         found["created"] == [],
-        "create_app makes or calls something of the classes: that is done when the app starts",
+        "create_app creates instances or calls their methods: do that when the app starts",
         sent="create_app()",
         expected="nothing is called",
         got=", ".join(found["created"]),
@@ -417,10 +417,10 @@ def require_refused(room, case, kind, name):
     told = room.play(refused, case=case)["told"]
     facts = {"sent": f"register_handler, {case}", "expected": f"{kind} that names {name}", "got": shown(told)}
     if "raised" not in told:
-        fail("a wrong registration is not refused", **facts)
-    mistake = f"a wrong registration is refused with another error than {kind}"
+        fail("an invalid registration is not refused", **facts)
+    mistake = f"an invalid registration is refused with an error other than {kind}"
     require(kind in told["raised"], mistake, **facts)
-    require(name in told["message"], "the error does not name what was wrong", **facts)
+    require(name in told["message"], "the error does not say what was wrong", **facts)
 
 
 def test_a_wrong_path_is_a_value_error(shared_room):
@@ -446,8 +446,8 @@ def test_a_wrong_class_is_a_type_error(shared_room):
 def test_what_was_refused_leaves_nothing_behind(shared_room):
     for case in ("no slash", "a config class of another kind", "a handler class of another kind", "twice"):
         found = shared_room.play(refused, case=case)
-        mistake = "after a refused registration the path counts as registered"
-        facts = {"sent": f"register_handler, {case}; then a right one for /path"}
+        mistake = "after a refused registration, the path counts as registered"
+        facts = {"sent": f"register_handler, {case}; then a valid one for /path"}
         if "raised" in found["after"]:
             fail(mistake, **facts, expected="it is accepted", got=shown(found["after"]))
         expected = ["/twice", "/path"] if case == "twice" else ["/path"]
@@ -465,7 +465,7 @@ def test_create_app_leaves_the_registry_empty(shared_room):
     registered = found["registered"]
     require(
         not found["left"],
-        "after create_app the registry is not empty",
+        "after create_app, the registry is not empty",
         sent="create_app() a second time, nothing registered since",
         expected="nothing of what was registered for the first app",
         got="an app with the first one's path",
@@ -473,10 +473,10 @@ def test_create_app_leaves_the_registry_empty(shared_room):
     if "raised" in registered:
         mistake = "a path of an earlier app cannot be registered again"
         fail(mistake, sent="register_handler('/one', ...) after create_app()", got=shown(registered))
-    require(not found["same"], "create_app returns the same app again: two apps share nothing")
+    require(not found["same"], "create_app returns the same app again: two apps should share nothing")
     require(
         found["paths"] == [["/one"], ["/one", "/two"]],
-        "an app has other paths than were registered for it",
+        "an app does not have exactly the paths that were registered for it",
         sent="/one, create_app(); /one and /two, create_app()",
         expected="/one; /one and /two",
         got=found["paths"],
@@ -487,7 +487,7 @@ def test_nothing_registered_is_a_value_error(shared_room):
     empty = shared_room.play(second_apps)["empty"]
     require(
         "ValueError" in empty.get("raised", ()),
-        "create_app with nothing registered is not a ValueError",
+        "create_app with nothing registered does not raise ValueError",
         expected="ValueError",
         got=shown(empty),
     )
@@ -504,15 +504,15 @@ def test_configs_are_initialised_once_each_in_order(shared_room):
         require(found["started"] == "complete", "the app does not start", **facts)
         initialized = [event for event in found["at start"] if event.endswith("initialized")]
         expected = ["A initialized", "B initialized", "C initialized"]
-        mistake = "configs are initialised in another order than they were registered"
+        mistake = "configs are not initialised in the order in which they were registered"
         if not initialized:
             mistake = "no config is initialised when the app starts"
         elif len(set(initialized)) < len(initialized) or found["at start"].count("A made") > 1:
-            mistake = "a config class that two paths name is made or initialised twice"
+            mistake = "a config class that two paths use is created or initialised twice"
         elif len(initialized) < 3:
             mistake = "an `async def initialize` is not awaited" if "async def" in ways else "a config is left out"
             if subclass:
-                mistake = "a subclass of a config class gets that one's config: they are two classes"
+                mistake = "a subclass of a config class gets its parent's config: they are two classes"
         holds = initialized == expected and found["at start"].count("A made") == 1
         require(holds, mistake, expected=", ".join(expected), **facts)
 
@@ -522,8 +522,8 @@ def test_no_request_is_answered_before_all_is_initialised(shared_room):
     if found["entered"]:  # else another test's concern
         require(
             not found["meanwhile"],
-            "the app takes requests while a config is still being initialised",
-            sent="an async initialize that takes long",
+            "the app accepts requests while a config is still being initialised",
+            sent="an async initialize that takes a long time",
             expected="the start-up waits for it",
             got="the start-up was complete before",
         )
@@ -533,7 +533,7 @@ def test_two_classes_of_one_name_are_two(shared_room):
     events = shared_room.play(two_of_one_name)
     require(
         events.count("Config initialized") == 2,
-        "two config classes of one name are taken for one",
+        "two config classes with the same name are taken for one",
         expected="both are initialised",
         got=", ".join(events),
     )
@@ -543,19 +543,19 @@ def test_two_apps_share_nothing(shared_room):
     found = shared_room.play(two_apps)
     require(
         found["started"] == ["First made", "First initialized", "Second made", "Second initialized"],
-        "two apps share their configs: each makes those that were registered for it",
+        "two apps share their configs: each should create those registered for it",
         expected="First made, First initialized, Second made, Second initialized",
         got=", ".join(found["started"]),
     )
     require(
         found["stopped"] == ["First closed"],
-        "when one app stops, something else is closed than its own configs",
+        "when one app stops, not just its own configs are closed",
         expected="First closed",
         got=", ".join(found["stopped"]) or "nothing",
     )
     require(
         found["after"] == found["before"],
-        "two apps share their configs: when one has stopped, the other has lost its own",
+        "two apps share their configs: when one has stopped, the other has lost its configs",
         sent="two apps started; POST to the second before and after the first is stopped",
         expected=f"{found['before']} both times",
         got=f"afterwards {found['after']}",
@@ -591,7 +591,7 @@ def test_an_error_in_one_close_keeps_no_other_open(shared_room):
         expected = ["C closed", "B closed", "A closed"]
         require(
             found["at stop"] == expected,
-            "an error in one close keeps others from being closed",
+            "an error in one close keeps the others from being closed",
             sent=f"the close of {who} raises, the app stops",
             expected=", ".join(expected),
             got=", ".join(found["at stop"]) or "nothing",
@@ -606,7 +606,7 @@ def test_a_failing_initialize_fails_the_start_up(shared_room):
         sent = f"{way} initialize of B raises" if what == "initialized" else "the __init__ of B raises"
         require(
             found["started"] == "failed",
-            "a config fails when the app starts, and the app starts nevertheless",
+            "a config fails when the app starts, but the app starts anyway",
             sent=sent,
             expected="the start-up fails",
             got=found["started"],
@@ -615,7 +615,7 @@ def test_a_failing_initialize_fails_the_start_up(shared_room):
         _, failed, later = ", ".join(found["at start"]).partition(f"B {what}")
         require(
             bool(failed) and "initialized" not in later,
-            "after one config has failed the next is initialised",
+            "after one config has failed, the next is initialised",
             sent=sent,
             got=", ".join(found["at start"]),
         )
@@ -641,7 +641,7 @@ def test_each_request_has_a_handler_of_its_own(shared_room):
     if reply.status != 200 or second.status != 200:
         fail("a request fails", **facts, **http.facts(second if reply.status == 200 else reply))
     texts = [reply.data.get("text"), second.data.get("text")]
-    mistake = "two requests share one handler: what one keeps in self the other overwrites"
+    mistake = "two requests share one handler: what one keeps in self, the other overwrites"
     require(texts == ["first", "second"], mistake, **facts, expected="first, second", got=texts)
     require(reply.data["handler"] != second.data["handler"], mistake, **facts, got="the same object")
 
@@ -649,7 +649,7 @@ def test_each_request_has_a_handler_of_its_own(shared_room):
 def test_each_path_is_answered_by_its_own_handler(shared_room):
     for name in ("first", "second", "third/"):
         reply = served(shared_room).post(f"/{name}", json={"text": "hi"})
-        mistake = "a request that its handler can answer is not a 200"
+        mistake = "a request that its handler can answer does not get a 200"
         facts = {"sent": f"POST /{name}", "expected": f'200 "{name}"'}
         require(reply.status == 200, mistake, **facts, **served(shared_room).facts(reply))
         require(
@@ -663,7 +663,7 @@ def test_each_path_is_answered_by_its_own_handler(shared_room):
 def test_the_handler_gets_its_config(shared_room):
     reply = served(shared_room).post("/json", json={"text": "hi"})
     facts = served(shared_room).facts(reply)
-    require(reply.status == 200, "a request that its handler can answer is not a 200", sent="POST /json", **facts)
+    require(reply.status == 200, "a request that its handler can answer does not get a 200", sent="POST /json", **facts)
     ready = isinstance(reply.data, dict) and reply.data.get("ready")
     require(
         ready is True,
@@ -677,7 +677,7 @@ def test_without_request_context_any_json_arrives(shared_room):
     for value in ({"text": "hi"}, [1, "two"], "text", 7, 0.5, False, 0, "", [], {}):
         reply = served(shared_room).post("/json", json=value)
         facts = {"sent": f"{value!r}, no request_context", "expected": f"pre_process gets {value!r}"}
-        mistake = "without request_context the JSON value does not reach pre_process"
+        mistake = "without request_context, the JSON value does not reach pre_process"
         require(reply.status == 200, mistake, **facts, **served(shared_room).facts(reply))
         got = reply.data.get("value")
         same = got == value and type(got) is type(value)
@@ -698,7 +698,7 @@ def test_a_body_that_is_not_json_is_422(shared_room):
         reply, events = actions_called(shared_room, http, "/json", content=body, headers=headers)
         allowed = (422, 400) if what == "no text" else (422,)
         facts = {"sent": f"{what}: {body!r}", "expected": "422"}
-        mistake = "a body that is not JSON is not a 422"
+        mistake = "a body that is not JSON does not get a 422"
         require(reply.status in allowed, mistake, **facts, **http.facts(reply))
         require("Handler pre_process" not in events, "a body that is not JSON calls an action", **facts)
 
@@ -715,31 +715,31 @@ def test_request_context_validates_the_body(shared_room):
         expected="a Question",
         got=f"{reply.data.get('type')}",
     )
-    mistake = "the instance of request_context has other values than the body"
+    mistake = "the instance of request_context does not have the body's values"
     require(reply.data["value"] == {"text": "hi", "count": 1}, mistake, **facts, got=reply.data["value"])
     wrong = [{}, {"text": 5}, {"text": "hi", "count": 0}, ["hi"], "hi"]
     for body in wrong:
         reply, events = actions_called(shared_room, http, "/question", json=body)
         facts = {"sent": f"{body}, request_context=Question", "expected": "422, no action is called"}
-        mistake = "a body that does not fit request_context is not a 422"
+        mistake = "a body that does not fit request_context does not get a 422"
         require(reply.status == 422, mistake, **facts, **http.facts(reply))
         mistake = "a body that does not fit request_context calls an action"
         require("Handler pre_process" not in events, mistake, **facts, got=", ".join(events))
     headers = {"content-type": "application/json"}
     reply, _ = actions_called(shared_room, http, "/question", content=b"{", headers=headers)
-    require(reply.status == 422, "a body that is not JSON is not a 422", sent="{", **http.facts(reply))
+    require(reply.status == 422, "a body that is not JSON does not get a 422", sent="{", **http.facts(reply))
 
 
 def test_response_context_reaches_the_answer(shared_room):
     http = served(shared_room)
     reply = http.post("/answer", json={"answerText": "hi", "more": 1})
     facts = {"sent": 'run gives {"answerText": "hi", "more": 1}, response_context=Answer'}
-    mistake = "response_context does not reach the answer"
+    mistake = "response_context has no effect on the answer"
     holds = reply.status == 200 and reply.data == {"answerText": "hi"}
     require(holds, mistake, **facts, expected='200 {"answerText": "hi"}', **http.facts(reply))
     reply = http.post("/answer", json={"more": 1})
     facts = {"sent": 'run gives {"more": 1}, response_context=Answer', "expected": "500"}
-    require(reply.status == 500, "a result that does not fit is not a 500", **facts, **http.facts(reply))
+    require(reply.status == 500, "a result that does not fit does not get a 500", **facts, **http.facts(reply))
 
 
 def test_the_openapi_document_shows_both_models(shared_room):
@@ -773,15 +773,15 @@ def test_respond_answers(shared_room):
     stream = Stream(shared_room, http.base_url, {}, path="/stream")
     stream.ended()
     got = [event.json for event in stream.events]
-    mistake = "a stream is not answered as respond does it"
+    mistake = "a stream is not answered as respond does"
     require(got == ["one", "two"], mistake, sent="run gives a generator", expected="two events", got=str(stream))
     reply = http.post("/fails", json={"what": "teapot"})
     holds = reply.status == 418 and reply.data == {"detail": "a teapot"}
-    mistake = "an HTTPException is not answered as respond does it"
+    mistake = "an HTTPException is not answered as respond does"
     require(holds, mistake, sent="run raises HTTPException(418)", **http.facts(reply))
     reply = http.post("/fails", json={"what": "other"})
     holds = reply.status == 500 and "secret" not in reply.text and "KeyError" not in reply.text
-    mistake = "another error is not answered as respond does it: a plain 500"
+    mistake = "any other error is not answered as respond does, with a plain 500"
     require(holds, mistake, sent="run raises KeyError", got=str(reply))
 
 
@@ -790,11 +790,11 @@ def test_a_client_that_leaves_stops_the_work(shared_room):
     stream = Stream(shared_room, http.base_url, {}, path="/wait")
     limit_s = shared_room.limit_s * 0.25
     if not until(lambda: "waits" in shared_room.notes()["events"], limit_s):
-        raise shared_room.hung("a request never comes to its action", sent="POST /wait")
+        raise shared_room.hung("a request never reaches its action", sent="POST /wait")
     stream.leave_and_be_missed()
     require(
         until(lambda: "cancelled" in shared_room.notes()["events"], limit_s),
-        "when the client leaves, its action goes on: respond gets the request itself, and stops the work",
+        "when the client leaves, its action goes on: pass the request itself to respond, which stops the work",
         expected="the async def action is cancelled",
         got="it is not",
     )
@@ -842,15 +842,15 @@ def program(room):
 
 def test_start_app_serves_until_ctrl_c(shared_room):
     found = shared_room.play(defaults_of_start_app)
-    mistake = "start_app has other defaults"
+    mistake = "start_app has the wrong defaults"
     require(found == {"host": "127.0.0.1", "port": 8000}, mistake, expected="127.0.0.1 and 8000", got=found)
     service = program(shared_room)
     if not service.until_listening():
         fail("start_app does not serve: its process ended", detail=shared_room.output())
-    mistake = "start_app returns at once: it serves until Ctrl-C"
+    mistake = "start_app returns at once: it should serve until Ctrl-C"
     require(not any("returned" in note for note in service.notes()), mistake, got=", ".join(service.notes()))
     address = next((address for address, port in service.listening() if port == service.port), "no address")
-    mistake = "start_app listens on another address than its host"
+    mistake = "start_app does not listen on its host"
     require(address == HOST, mistake, sent=f'start_app(host="{HOST}", port=...)', expected=HOST, got=address)
     reply = Http(shared_room, f"http://{HOST}:{service.port}").post("/ask", json={"text": "hi"})
     mistake = "start_app does not serve what was registered"
@@ -859,7 +859,7 @@ def test_start_app_serves_until_ctrl_c(shared_room):
     if not service.send(signal.SIGINT, lambda notes: any("returned" in note for note in notes)):
         raise shared_room.hung("start_app does not return after Ctrl-C", sent="SIGINT", expected="it returns the app")
     notes = service.notes()
-    mistake = "after Ctrl-C the configs are not closed"
+    mistake = "after Ctrl-C, the configs are not closed"
     require("closed" in notes, mistake, sent="SIGINT", expected="initialized, closed", got=", ".join(notes))
     require(
         notes[:3] == ["initialized", "closed", "returned FastAPI"],
@@ -880,6 +880,6 @@ def test_sigterm_closes_everything(shared_room):
     if not service.send(signal.SIGTERM, lambda notes: False):
         raise shared_room.hung("SIGTERM does not end start_app", sent="SIGTERM")
     notes = service.notes()
-    mistake = "after SIGTERM the configs are not closed"
+    mistake = "after SIGTERM, the configs are not closed"
     got = ", ".join(notes)
     require(service.open_configs() == 0, mistake, sent="SIGTERM", expected="closed, once more", got=got)

@@ -970,12 +970,12 @@ def writers(background):
 
     room.wait(
         lambda: all(done or not program.runs() for done, program in zip(written(), seen.programs, strict=True)),
-        "processes that write into one folder do not come to an end",
+        "processes that write into the same folder never end",
     )
     if not all(written()):
         error, where = room.last_error()
         raise Ended(
-            "a process that sets up logging and logs ends in the middle",
+            "a process that sets up logging and logs ends too early",
             got=error,
             where=where,
             detail=room.output(),
@@ -998,7 +998,7 @@ def test_each_record_is_a_line_when_the_call_returns(shared_room, room):
         )
         require(
             said["log"] == 1,
-            f"a record is in {LOG} more than once: lines double",
+            f"a record is in {LOG} more than once: lines are doubled",
             sent=sent,
             expected="one line",
             got=f"{said['log']} lines: {said['new']}",
@@ -1013,7 +1013,7 @@ def test_each_record_is_a_line_when_the_call_returns(shared_room, room):
     )
     require(
         room.play(after_error) >= 1,
-        "where the root logger's level was above WARNING, records of level INFO are not written",
+        "if the root logger's level was above WARNING, records of level INFO are not written",
         sent="logging.getLogger().setLevel(logging.ERROR), setup_logging, and a record of level INFO",
         expected="one line",
         got=NO_LINE,
@@ -1030,7 +1030,7 @@ def test_warnings_are_in_the_second_file_too(shared_room):
         got = f"{said['log']} in {LOG}, {said['wf']} in {WF}"
         facts = {"sent": sent, "expected": f"one line in {LOG}, one in {WF}", "got": got}
         require(said["wf"] >= 1, f"a record of WARNING or above is not in {WF}", **facts)
-        require(said["wf"] == 1, f"a record of WARNING or above is more than once in {WF}", **facts)
+        require(said["wf"] == 1, f"a record of WARNING or above is in {WF} more than once", **facts)
         require(said["log"] >= 1, f"a record of WARNING or above is in {WF}, but not in {LOG}", **facts)
 
 
@@ -1043,25 +1043,25 @@ def test_a_line_looks_as_the_format_says(shared_room):
     )
     facts = {"expected": expected, "got": line}
     require(line != NO_LINE, "a warning is not logged at all", **facts)
-    require(seen["whole"], "a line does not look as FORMAT says", **facts)
+    require(seen["whole"], "a line does not follow FORMAT", **facts)
     require(seen["in_time"], "a line's time is not now", **facts)
     for name, value in (("pid", str(seen["pid"])), ("level", "WARNING")):
         require(seen["got"][name] == value, f"[{name}:...] of a line is not the record's", **facts)
-    require(line.endswith(seen["end"]), "a line does not end with the message as it is", **facts)
+    require(line.endswith(seen["end"]), "a line does not end with the unchanged message", **facts)
     for text, whole in seen["wf"]:
         facts["got"] = text
-        require(whole and text.endswith(seen["end"]), f"a line of {WF} does not look as FORMAT says", **facts)
+        require(whole and text.endswith(seen["end"]), f"a line of {WF} does not follow FORMAT", **facts)
     for name, line in shared_room.play(extras).items():
         facts = {"sent": f'logger.warning("...", extra={{"{name}": "forged"}})', "got": line}
         require(
             line != NO_LINE,
-            "a record whose caller gives an extra field is lost",
+            "a record whose caller passes an extra field is lost",
             expected="a line, or a KeyError at the call",
             **facts,
         )
         require(
             line is None or "forged" not in line,
-            "a caller's extra= writes the line's fields, instead of the request's logid and load's figures",
+            "a caller's extra= overwrites the request's logid and load's figures on the line",
             expected=f"the logid is `default`, the figures are {FIGURES}",
             **facts,
         )
@@ -1090,7 +1090,7 @@ def test_one_record_is_one_line(shared_room):
         count = len(new.splitlines())
         require(
             found["lines"] == 1 and count == 1,
-            "a message becomes several lines: its sender can forge a line of the log",
+            "a message becomes several lines: its sender can forge a log line",
             **facts | {"got": f"{max(2, count)} lines in {file}: {shown(new)}"},
         )
         require(
@@ -1113,7 +1113,7 @@ def test_a_traceback_is_in_its_messages_line(shared_room, background):
             "expected": "the message, then the traceback, all in one line",
             "got": f"... {shown(new)[-70:]}",
         }
-        require("no bread" in after, "an error that is logged is not in the log", **facts)
+        require("no bread" in after, "a logged error is not in the log", **facts)
         require(
             found["lines"] == 1 and len(new.splitlines()) == 1,
             "a traceback becomes many lines",
@@ -1130,7 +1130,7 @@ def test_a_traceback_is_in_its_messages_line(shared_room, background):
         count = len(found["new"].splitlines())
         require(
             count <= 1 and found["lines"] <= 1,
-            "the stack that a record brings becomes many lines",
+            "the stack of a record becomes many lines",
             sent='logger.warning("no bread", stack_info=True)',
             expected="one line",
             got=f"{count} lines, at their end {shown(found['new'])[-70:]}",
@@ -1144,13 +1144,13 @@ def test_half_a_surrogate_is_written_as_repr_does(shared_room):
         facts = {"sent": f"a message: {ascii(message)[1:-1]}", "expected": expected}
         require(
             found["after"] is not None,
-            "a message with half a surrogate is lost: UTF-8 cannot hold it",
+            "a message with a lone surrogate is lost: UTF-8 cannot encode it",
             **facts,
             got=found["new"] or "nothing was written",
         )
         require(
             found["after"].rstrip("\n") == expected,
-            "half a surrogate is not written as repr would write it",
+            "a lone surrogate is not written as repr would write it",
             **facts,
             got=shown(found["after"]),
         )
@@ -1169,11 +1169,11 @@ def test_all_other_text_stays_as_it_is(shared_room):
         require(found["after"] is not None, "a message is not logged", **facts)
         mistake = "a message is changed on its line"
         if "\\" in message:
-            mistake = "backslashes in a message do not stay as they are"
+            mistake = "backslashes in a message are changed"
         elif "你" in message or "字" in message:
-            mistake = "a message is not written in UTF-8 as it is"
+            mistake = "a message is not written unchanged in UTF-8"
         elif "\t" in message:
-            mistake = "characters at which str.splitlines does not break do not stay as they are"
+            mistake = "characters at which str.splitlines does not break are changed"
         require(found["after"].rstrip("\n") == message, mistake, **facts)
 
 
@@ -1199,16 +1199,16 @@ def test_utf_8_whatever_the_locale(writers):
 
 def test_the_folder_is_made_with_its_parents(room):
     found = room.play(parents)
-    sent = "setup_logging('made/by/setup_logging'), none of which is there, and a line"
+    sent = "setup_logging('made/by/setup_logging'), none of which exists, and a line"
     if "raised" in found:
         fail(
-            "setup_logging does not make the folder's parents",
+            "setup_logging does not create the folder's parents",
             sent=sent,
-            expected="the folder is made, its parents too",
+            expected="the folder is created, and its parents, too",
             got=found["said"],
             where=found["where"],
         )
-    require(found["log"] >= 1, "in a folder that setup_logging has made there is no line", sent=sent)
+    require(found["log"] >= 1, "a folder that setup_logging has created contains no line", sent=sent)
 
 
 def test_what_is_in_the_files_stays(background):
@@ -1218,7 +1218,7 @@ def test_what_is_in_the_files_stays(background):
     for name in (LOG, WF):
         require(
             seen[f"old {name}"],
-            f"what was in {name} before is gone: the log is appended to",
+            f"what was in {name} before is gone: append to the log",
             expected="the older lines, then the new ones",
             got="the file begins with something else",
         )
@@ -1228,7 +1228,7 @@ def test_files_are_not_rotated(background):
     seen = result(background, story)
     require(
         seen["files"] == sorted([LOG, WF]),
-        "the log's files are rotated: where several processes write, that loses lines",
+        "the log's files are rotated: when several processes write, that loses lines",
         sent="files of 300 MB, and two days",
         expected=f"{LOG} and {WF} in the folder",
         got=", ".join(seen["files"]),
@@ -1239,11 +1239,11 @@ def test_other_handlers_stay(background):
     seen = result(background, story)
     require(
         all(seen["others"]),
-        "setup_logging takes other handlers from the root logger",
-        expected="the handlers that were there before are still there",
+        "setup_logging removes other handlers from the root logger",
+        expected="the handlers that existed before are still there",
         got=f"{seen['others'].count(False)} of 2 are gone",
     )
-    require(seen["heard"] >= 1, "handlers that were there before hear nothing after setup_logging")
+    require(seen["heard"] >= 1, "handlers that existed before get nothing after setup_logging")
     require(seen["first"]["log"] >= 1, "with another handler on the root logger, nothing is written into the file")
 
 
@@ -1254,7 +1254,7 @@ def test_lines_go_on_after_uvicorn_has_configured_its_logging(background):
     for file, name in (("log", LOG), ("wf", WF)):
         require(
             seen["uvicorn"][file] >= 1,
-            f"nothing comes into {name} after uvicorn has configured its logging: it closes all handlers",
+            f"nothing is written to {name} after uvicorn has configured its logging: it closes all handlers",
             sent="uvicorn.Config(app), then a warning",
             expected="a line",
             got="no line",
@@ -1265,14 +1265,14 @@ def test_a_relative_folder_is_that_of_the_call(background):
     seen = result(background, story)
     require(
         not seen["files elsewhere"] and (seen["elsewhere"]["log"] >= 1 or not seen["uvicorn"]["log"]),
-        "a relative folder is looked up again at each line, and the process has changed its folder",
+        "a relative folder is looked up again for each line, after the process has changed its folder",
         sent='setup_logging("logs"), os.chdir("elsewhere"), a warning',
         expected="a line in logs/, where it was at the call",
         got=f"in elsewhere/: {', '.join(seen['files elsewhere']) or 'nothing'}",
     )
     require(
         seen["same text"] >= 1 or not (seen["first"]["log"] and has_moved(background)),
-        "a relative folder is compared as text: after os.chdir the same text is another directory",
+        "a relative folder is compared as text: after os.chdir, the same text is another directory",
         sent='setup_logging("logs"), os.chdir("elsewhere"), setup_logging("logs"), and a warning',
         expected="a line in elsewhere/logs/",
         got=seen["moved"].get("said", NO_LINE),
@@ -1298,9 +1298,9 @@ def test_another_folder_moves_the_log(background):
         )
         for file, count, expected in four:
             facts = {"sent": f"{step}, and a warning", "expected": f"{expected} line in {file}", "got": count}
-            require(count <= expected or not expected, f"after a move lines double in {file}", **facts)
-            require(count >= expected, f"after a move nothing is written into {file}", **facts)
-            require(count == expected, f"after a move lines still go to {file}", **facts)
+            require(count <= expected or not expected, f"after a move, lines are doubled in {file}", **facts)
+            require(count >= expected, f"after a move, nothing is written to {file}", **facts)
+            require(count == expected, f"after a move, lines still go to {file}", **facts)
 
 
 def test_a_second_call_doubles_no_line(background):
@@ -1308,7 +1308,9 @@ def test_a_second_call_doubles_no_line(background):
     for file, name in (("log", LOG), ("wf", WF)):
         require(
             same[file] == 1,
-            f"after a second call lines double in {name}" if same[file] else f"after a second call {name} gets no line",
+            f"after a second call, lines are doubled in {name}"
+            if same[file]
+            else f"after a second call, {name} gets no line",
             sent="setup_logging('logs') twice, and a warning",
             expected="one line",
             got=same[file],
@@ -1322,9 +1324,9 @@ def test_the_same_directory_spelled_otherwise_changes_nothing(background):
             before = seen["same"][file]
             require(
                 said[file] == before,
-                f"with its directory spelled otherwise, the log doubles in {name}"
+                f"with its directory spelled differently, lines are doubled in {name}"
                 if said[file] > before
-                else f"with its directory spelled otherwise, {name} gets no line",
+                else f"with its directory spelled differently, {name} gets no line",
                 sent=f"setup_logging('logs'), then setup_logging({spelled}), and a warning"
                 + (" (link is a symbolic link to logs)" if "link" in spelled else ""),
                 expected=f"{before} line",
@@ -1336,7 +1338,7 @@ def test_the_same_directory_keeps_its_load(background):
     seen = result(background, second_calls)
     require(
         seen["second_called"] == 0,
-        "a second call with the same directory brings a new load: it should change nothing",
+        "a second call with the same directory sets a new load: it should change nothing",
         sent="setup_logging('logs', load=first), then setup_logging('logs', load=second)",
         expected="first is called again and again, second never",
         got="second was called",
@@ -1369,16 +1371,16 @@ def test_processes_share_the_files(writers):
         messages, torn = messages_of(writers, name)
         facts = {"sent": f"{WRITERS} processes at once, {len(expected) // WRITERS} warnings of 3,800 bytes each"}
         facts["expected"] = f"{len(expected)} whole lines in {name}"
-        require(torn is None, f"lines of several processes are torn in {name}", **facts, got=torn)
+        require(torn is None, f"lines of several processes are broken up in {name}", **facts, got=torn)
         count = len(set(messages))
         require(count == len(expected), f"lines of several processes are lost in {name}", **facts, got=count)
-        require(len(messages) == count, f"lines of several processes double in {name}", **facts, got=len(messages))
+        require(len(messages) == count, f"lines of several processes are doubled in {name}", **facts, got=len(messages))
 
 
 def test_nothing_keeps_the_process_from_ending(writers):
     writers.room.wait(
         lambda: not any(program.runs() for program in writers.programs),
-        "the process does not end: what calls `load` keeps it (a thread that is not a daemon, or one that is joined)",
+        "the process does not end: the thread that calls `load` keeps it alive (not a daemon, or joined)",
         limit_s=3.0,
         sent="a program that calls setup_logging with a load that never returns, logs, and ends",
         expected="the process ends when its last line has run",
@@ -1406,7 +1408,7 @@ def test_figures_stand_as_str_shows_them(background):
     seen = result(background, over_time)
     require(
         seen["shown"],
-        "what load returned does not stand on the line as str shows it",
+        "what load returned is not on the line as str shows it",
         sent="a load that returns (7, 33.333333333333336, 12.5), and then a line",
         expected="[CPU: 7] [Memory: 33.333333333333336] [GPU: 12.5]",
         got=as_fields(seen["line"]),
@@ -1434,7 +1436,7 @@ def test_logging_never_waits_for_load(room):
     called_by = notes.get("called_by_caller") or []
     require(
         not called_by,
-        f"{called_by[0] if called_by else ''} calls load itself: a slow load holds up what logs",
+        f"{called_by[0] if called_by else ''} calls load itself: a slow load holds up the code that logs",
         sent=sent,
         expected="load is called in a thread in the background",
     )
@@ -1442,7 +1444,7 @@ def test_logging_never_waits_for_load(room):
         playing.result()
     if notes.get("said") is None:
         at = notes.get("at")
-        raise room.hung(f"{at} waits for load", sent=sent, expected="what logs never waits for it")
+        raise room.hung(f"{at} waits for load", sent=sent, expected="the code that logs never waits for it")
     require(
         notes["figures"] == ["0.0", "0.0", "0"],
         "before the first result of load, the figures are not 0.0, 0.0 and 0",
@@ -1454,7 +1456,7 @@ def test_logging_never_waits_for_load(room):
     playing.result()
     require(
         room.notes()["shown"],
-        "what a slow load returns never stands on a line",
+        "what a slow load returns never appears on a line",
         sent="a load that returns (1.5, 2.5, 3) after a while",
         expected=as_fields((1.5, 2.5, 3)),
     )
@@ -1462,9 +1464,9 @@ def test_logging_never_waits_for_load(room):
 
 def test_a_load_that_raises_does_no_harm(background):
     seen, later = result(background, raises_first), result(background, over_time)
-    sent = "a load that raises an Exception of its module's, and then returns (5.5, 6.5, 7)"
+    sent = "a load that raises an Exception from its own module, and then returns (5.5, 6.5, 7)"
     calls = seen["calls"]
-    require(seen["line"] is not None, "when load raises, logging ends", sent=sent, expected="a line", got=NO_LINE)
+    require(seen["line"] is not None, "when load raises, logging stops", sent=sent, expected="a line", got=NO_LINE)
     require(
         not seen["soon"] or seen["again"] or not is_called_again(background),
         "when load has raised, it is not called again",
@@ -1481,13 +1483,13 @@ def test_a_load_that_raises_does_no_harm(background):
     )
     require(
         seen["shown"] or not seen["again"],
-        "after load has raised, no new figures come",
+        "after load has raised, no new figures appear",
         sent=sent,
         expected=as_fields((5.5, 6.5, 7)),
     )
     require(
         not (later["raised"] and later["shown"]) or later["after_error"] == later["line"],
-        "when load raises, the last figures do not stay",
+        "when load raises, the last figures are not kept",
         sent="a load that returns figures, and then raises",
         expected=as_fields(later["line"]),
         got=as_fields(later["after_error"]),
@@ -1497,15 +1499,15 @@ def test_a_load_that_raises_does_no_harm(background):
 def test_after_a_move_the_new_load_alone_is_called(background):
     seen = result(background, moves)
     sent = "setup_logging('first', load=old), then setup_logging('second', load=new)"
-    require(seen["new_called"], "after a move the new load is not called", sent=sent, expected="within two seconds")
+    require(seen["new_called"], "after a move, the new load is not called", sent=sent, expected="within two seconds")
     require(
         seen["old_called"] == 0,
-        "after a move the old load is called, too",
+        "after a move, the old load is called, too",
         sent=sent,
-        expected="new alone is called",
+        expected="only new is called",
         got="old, too: its thread goes on",
     )
-    require(seen["new_shown"], "after a move the new load's figures stand on no line", sent=sent)
+    require(seen["new_shown"], "after a move, the new load's figures appear on no line", sent=sent)
 
 
 # the tests: requests
@@ -1515,7 +1517,7 @@ def same_id(found, place):
     logid, line = found[place]
     require(
         logid == line,
-        f"a line that is logged in {place} does not have its request's logid",
+        f"a line logged in {place} does not have its request's logid",
         expected=f"[logid:{logid}]",
         got=NO_LINE if line == NO_LINE else f"[logid:{line}]",
     )
@@ -1551,7 +1553,7 @@ def test_a_hundred_at_once_do_not_mix(shared_room):
         wrong = next((line for line in lines if line != logid), None)
         require(
             wrong is None,
-            "lines of requests at once have each other's logid",
+            "lines of concurrent requests have each other's logid",
             sent=f"100 requests at once; the lines of request {number}",
             expected=f"[logid:{logid}]",
             got=f"[logid:{wrong}]",
@@ -1645,7 +1647,7 @@ def test_what_is_no_logid_is_not_believed(shared_room):
             *twice, new, other = shared_room.play(ids_of, given=[own, own, None, None])
         except Raised as raised:
             fail(
-                "a request with an invalid X-Log-Id fails, instead of getting a new one",
+                "a request with an invalid X-Log-Id fails instead of getting a new one",
                 sent=f"X-Log-Id: {ascii(own)[1:-1]}",
                 expected="a new logid",
                 got=raised.error["said"],
@@ -1658,14 +1660,14 @@ def test_what_is_no_logid_is_not_believed(shared_room):
         new_is_valid = all(VALID.fullmatch(each) for each in new + other)
         require(
             all(each != own and (VALID.fullmatch(str(each)) is not None or not new_is_valid) for each in ids),
-            "any X-Log-Id is believed: what a stranger sends stands in the log",
+            "any X-Log-Id is trusted: whatever a stranger sends ends up in the log",
             sent=f"X-Log-Id: {ascii(own)[1:-1]}" + (f" ({len(own)} characters)" if len(own) > 60 else ""),
             expected="a new logid: 1 to 64 of A-Z a-z 0-9 _ -",
             got=", ".join(map(str, ids)),
         )
         require(
             len(set(ids)) == len(ids) or new == other,
-            "what is left of an invalid X-Log-Id becomes the logid, instead of a new one",
+            "what is left of an invalid X-Log-Id becomes the logid: make a new one instead",
             sent=f"X-Log-Id: {ascii(own)[1:-1]}, twice",
             expected="a new logid for each",
             got=", ".join(map(str, ids)),
@@ -1684,15 +1686,15 @@ def test_new_logids_are_different_for_each(shared_room, room):
         bad = next((each for each in ids if not VALID.fullmatch(each)), None)
         require(bad is None, "a new logid is not 1 to 64 of A-Z a-z 0-9 _ -", sent=sent, got=bad)
         again = next((each for each in ids if ids.count(each) > 1), None)
-        require(again is None, "two requests get one logid", sent=sent, expected="a different one for each", got=again)
+        require(again is None, "two requests get the same logid", sent=sent, expected="a new one for each", got=again)
     many = [each for ids in room.play(ids_of, given=[None] * MANY) for each in ids]
     again = len(many) - len(set(many))
     require(
         not again,
-        "two requests get one logid: too few are possible",
-        sent=f"{MANY} requests, one after the other",
+        "two requests get the same logid: too few are possible",
+        sent=f"{MANY} requests, one after another",
         expected="a different one for each",
-        got=f"{again} that had been given before, such as {many[0]}" if again else None,
+        got=f"{again} that had already been given, such as {many[0]}" if again else None,
     )
     both = sorted(set(many) & {each for ids in found["after"] for each in ids})
     require(
@@ -1712,7 +1714,7 @@ def test_a_websocket_has_one_logid(shared_room):
         require(NO_LINE not in ids, "a line of a WebSocket connection is not in the log", **facts)
         require("default" not in ids, "a WebSocket connection has no logid", **facts, expected="one for all its lines")
         require(len(set(ids)) == 1, "the lines of a WebSocket connection have different logids", **facts)
-    require(found["a"][0] != found["b"][0], "two WebSocket connections have one logid", got=found["a"][0])
+    require(found["a"][0] != found["b"][0], "two WebSocket connections have the same logid", got=found["a"][0])
     require(
         found["own"][0] == "my_own-ID",
         "a WebSocket connection's own X-Log-Id is not kept",
@@ -1726,7 +1728,7 @@ def test_outside_of_a_request_it_is_default(shared_room):
     for when, logid in found.items():
         mistake = "the logid is left in the context of the middleware's caller"
         if when.startswith(("before", "in ")):
-            mistake = "outside of a request the logid is not `default`"
+            mistake = "outside a request, the logid is not `default`"
         require(
             logid == "default",
             mistake,
@@ -1740,10 +1742,10 @@ def test_pieces_are_not_delayed(shared_room):
     here = shared_room.play(pieces)
     require(
         all(here),
-        "the middleware keeps pieces back: they come out later than the app sends them",
+        "the middleware holds pieces back: they go out later than the app sends them",
         sent="an app that sends a piece, and waits",
-        expected="the piece is there while the app waits",
-        got=f"piece {len(here)} of 3 is not there",
+        expected="the piece arrives while the app waits",
+        got=f"piece {len(here)} of 3 has not arrived",
     )
 
 

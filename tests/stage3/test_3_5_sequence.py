@@ -195,7 +195,7 @@ def test_token_is_the_id_chosen_last(shared_room):
         for number, piece in enumerate(answer.pieces, 1):
             require(
                 piece["token"] == piece["chosen"] and type(piece["token"]) is int,
-                "`token` is not the id chosen last, an int",
+                "`token` is not the last chosen id, as an int",
                 sent=f"{answer.sent}; take number {number}",
                 expected=piece["chosen"],
                 got=piece["token"],
@@ -204,7 +204,7 @@ def test_token_is_the_id_chosen_last(shared_room):
 
 def test_finished_says_whether_the_answer_has_ended(shared_room):
     ends = [
-        (ask("one", " two"), 3, "the end's token was chosen"),
+        (ask("one", " two"), 3, "the end token was chosen"),
         (ask("one", " two", " token", limit_after=2), 2, "the limit is reached"),
         (ask("one", " two", " token", stop=[" two"]), 2, "a stop sequence is complete"),
     ]
@@ -230,7 +230,7 @@ def test_logits_are_not_changed(shared_room):
             not any(piece["changed"] for piece in answer.pieces),
             "take changes the logits that it is given",
             sent=answer.sent,
-            expected="the caller's tensor as it was",
+            expected="the caller's tensor unchanged",
         )
 
 
@@ -258,7 +258,7 @@ def test_text_comes_out_as_soon_as_it_can(shared_room):
         ask("服", "务", " one", CONTROL, " two", " "),
     ]
     for answer in Takes(shared_room)(*asks):
-        require_out(answer, (), "text that is complete is held back")
+        require_out(answer, (), "complete text is held back")
 
 
 def test_only_what_may_begin_a_stop_sequence_is_held(shared_room):
@@ -269,7 +269,7 @@ def test_only_what_may_begin_a_stop_sequence_is_held(shared_room):
         ask("one", "\n", "two ", "\n", " ", "three ", stop=["\n\n", "User:"]),
     ]
     for answer, each in zip(Takes(shared_room)(*asks), asks, strict=True):
-        require_out(answer, each["options"]["stop"], "text that no stop sequence can begin with is held back")
+        require_out(answer, each["options"]["stop"], "text that cannot begin a stop sequence is held back")
 
 
 def require_out(answer, stop, mistake):
@@ -310,7 +310,7 @@ def test_the_counts_are_those_of_tokens(shared_room):
         for number, piece in enumerate(answer.pieces, 1):
             require(
                 piece["completion_tokens"] in (number, None),
-                "completion_tokens is not the number of tokens that were chosen so far",
+                "completion_tokens is not the number of tokens chosen so far",
                 sent=f"{answer.sent}; take number {number}",
                 expected=number,
                 got=piece["completion_tokens"],
@@ -373,15 +373,15 @@ def test_other_seeds_and_none_draw_differently(room):
             return  # each token is drawn with the same random number: another test's concern
         require(
             len(set(drawn)) > 0.9 * UNSEEDED,
-            "without a seed sequences draw alike: a clock, an address or a counter gives many the same seed",
-            sent=f"{UNSEEDED} sequences without a seed, {'made at once' if at_once else 'one after another'}",
+            "without a seed, sequences draw the same: a clock, an address or a counter gives many one seed",
+            sent=f"{UNSEEDED} sequences without a seed, {'created at once' if at_once else 'one after another'}",
             expected="all different",
             got=f"{len(set(drawn))} different ones",
         )
         every += drawn
     require(
         len(set(every)) >= len(every) - 2,
-        "without a seed sequences draw alike: there are too few seeds to draw from",
+        "without a seed, sequences draw the same: there are too few seeds to draw from",
         sent=f"{len(every)} sequences without a seed, three tokens each",
         expected="all different",
         got=f"{len(set(every))} different ones",
@@ -389,9 +389,9 @@ def test_other_seeds_and_none_draw_differently(room):
     alike = [seed for seed, text in enumerate(seeded) if text == first]
     require(
         not alike,
-        "without a seed the first sequence draws as one with a small seed: each start of a server draws the same",
+        "without a seed, the first sequence draws like one with a small seed: every server start draws the same",
         sent="the first sequence of a process, without a seed",
-        expected="another draw than with a seed that somebody may ask for",
+        expected="a different draw than with any seed that a caller may pass",
         got=f"that of seed={alike[0]}" if alike else None,
     )
 
@@ -409,9 +409,9 @@ def test_many_sequences_do_not_disturb_each_other(room):
     for got, expected, way in ways:
         require(
             got == expected,
-            "sequences at once mix: something of one is kept where all share it",
-            sent=f"{drive.shown(asks[0])}, and others at once, {way}",
-            expected=f"{expected!r}, as it came alone",
+            "concurrent sequences mix: data of one is stored where all of them share it",
+            sent=f"{drive.shown(asks[0])}, and others at the same time, {way}",
+            expected=f"{expected!r}, as when it ran alone",
             got=repr(got),
         )
 
@@ -425,7 +425,7 @@ def test_a_late_take_costs_about_what_an_early_one_does(shared_room):
                 break
         require(
             late < TOO_SLOW * early,
-            "a late take costs many times what an early one does: everything is decoded or looked through again",
+            "a late take costs many times what an early one does: everything is decoded or searched again",
             sent=f"{LATE} takes, without a newline: {text * 2!r} ..., stop={stop!r}",
             expected=f"about {early:.0f} µs, as one of the first",
             got=f"{late:.0f} µs for one of the last",

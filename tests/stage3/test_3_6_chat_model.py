@@ -230,7 +230,7 @@ def texts_so_far(answer, inside, text, most=None):
 class Chats(cases.Driver):
     """Drives a ChatModel by `chat`."""
 
-    call, gives = "chat", "chat gives"
+    call, gives = "chat", "chat yields"
     limit, ends = "max_tokens", "eos_token_id"
 
     def play(self, asks, at_once, disturbed):
@@ -299,16 +299,16 @@ def test_the_model_is_given_the_chat_template(shared_room):
     for result, each in zip(found, conversations, strict=True):
         sent = f"chat({each['messages']})"
         require_no_error(result, sent)
-        require(result["ids"] is not None, "chat does not ask the model", sent=sent)
-        mistake = "the model is not given the chat template's ids"
+        require(result["ids"] is not None, "chat does not call the model", sent=sent)
+        mistake = "the model does not get the chat template's ids"
         if each["template"]:
             mistake = "the prompt does not follow the tokenizer's own chat_template"
         elif not result["text"].endswith("assistant\n"):
             mistake = "the generation prompt is missing: add_generation_prompt=True"
         elif each["merges"]:
-            mistake = "contents were encoded one by one: newlines at a content's end are other tokens there"
+            mistake = "contents were encoded one by one: newlines at a content's end become other tokens that way"
         elif result["text"].count("<|im_start|>system") > 1:
-            mistake = "something is added to the messages: a system line that the template writes by itself"
+            mistake = "a system line is added to the messages: the template writes it by itself"
         require(
             result["ids"] == result["expected"],
             mistake,
@@ -327,7 +327,7 @@ def test_control_tokens_in_a_content_are_text(shared_room):
     require_no_error(attacked, sent)
     require(
         len(attacked["controls"]) <= len(without["controls"]),
-        "control tokens that a content says became control tokens: encode_chat keeps them text",
+        "control tokens spelled out in a content became real ones: encode_chat keeps them as text",
         sent=sent,
         expected=f"{len(without['controls'])} control tokens, the template's",
         got=f"{len(attacked['controls'])} control tokens",
@@ -335,7 +335,7 @@ def test_control_tokens_in_a_content_are_text(shared_room):
     # another prompt than the template's is another test's concern
     require(
         attacked["text"] == attacked["rendered"] or without["text"] != without["rendered"],
-        "a content that says control tokens reaches the model changed",
+        "a content that spells out control tokens reaches the model changed",
         sent=sent,
         expected=repr(attacked["rendered"]),
         got=repr(attacked["text"]),
@@ -364,9 +364,9 @@ def test_no_piece_but_the_last_is_empty(shared_room):
         empty = sum(piece["text"] == "" for piece in answer.pieces[:-1])
         require(
             empty == 0,
-            "an empty piece comes out in mid-answer: only the last may be empty",
+            "an empty piece is yielded in mid-answer: only the last may be empty",
             sent=answer.sent,
-            got=f"{len(answer.pieces)} pieces, of them {empty} empty before the last",
+            got=f"{len(answer.pieces)} pieces, {empty} of them empty before the last",
         )
 
 
@@ -396,7 +396,7 @@ def test_what_is_left_of_the_window_is_the_limit(shared_room):
         require_no_error(result, sent)
         require(
             result["tokens"] == [expected],
-            "the limit is not `max_tokens`, or what is left of the model's window where that is less",
+            "the limit is wrong: it is `max_tokens`, or what is left of the model's window if that is less",
             sent=sent,
             expected=f"{expected} tokens",
             got=f"{result['tokens'][0]} tokens" if result["tokens"] else repr(result["said"]),
@@ -413,7 +413,7 @@ def test_a_prompt_that_fills_the_window_is_a_value_error(shared_room):
         if raised is None:
             fail("a prompt that fills the model's window raises nothing", got=repr(result["said"]), **facts)
         got = f"{raised['raised'][0]}: {raised['message']}"
-        mistake = "a prompt that fills the model's window raises another error than ValueError"
+        mistake = "a prompt that fills the model's window raises an error other than ValueError"
         require("ValueError" in raised["raised"], mistake, got=got, where=raised["where"], **facts)
         found = re.findall(r"\d+", raised["message"].replace(",", ""))
         mistake = "the ValueError does not name both numbers: the prompt's tokens and the window's"
@@ -453,7 +453,7 @@ def test_other_settings_of_the_checkpoint_do_not_count(shared_room):
         require_no_error(result, sent)
         require(
             right(result["drawn"]),
-            "the checkpoint's generation settings count: of them only eos_token_id does",
+            "the checkpoint's generation settings are used: only eos_token_id should be",
             sent=sent,
             expected=expected,
             got=f"{len(result['drawn'])} words, number {result['drawn']}",
@@ -517,7 +517,7 @@ def test_a_stop_sequence_stops_the_model(shared_room):
         steps = reader["steps"] - complete
         require(
             steps <= reading.MOST_AFTER,
-            f"the model works on for {steps} steps after a stop sequence is complete",
+            f"the model runs {steps} more steps after a stop sequence is complete",
             sent=as_call(call),
             expected=f"at most {reading.MOST_AFTER} more",
         )
@@ -600,7 +600,7 @@ def test_an_error_in_the_model_reaches_the_reader(shared_room):
         call = question(f"Break at {step} with {error}")
         with broken(shared_room, step, message, error):
             [number] = talk.begin(call)
-            reader = talk.finish(number, "the model's error is lost: its reader waits for ever")
+            reader = talk.finish(number, "the model's error is lost: its reader waits forever")
         # a KeyError's text is its argument's repr: who raises it again from its text changes it
         message = repr(message) if error == "KeyError" else message
         facts = {"sent": as_call(call), "expected": f"{error}: {message}"}
@@ -610,7 +610,7 @@ def test_an_error_in_the_model_reaches_the_reader(shared_room):
             fail(mistake, got=shown(reader), **facts)
         require(
             end["raised"][0] == error and end["message"] == message,
-            "another error than the model's reaches the reader",
+            "the error that reaches the reader is not the model's",
             got=f"{end['raised'][0]}: {end['message']}".rstrip(": "),
             where=end["where"],
             **facts,
@@ -624,7 +624,7 @@ def test_after_an_error_the_next_answer_works(shared_room):
         with broken(shared_room, step):
             [number] = talk.begin(question(f"Fail at {step}"))
             talk.until("ended", number)
-        mistake = "after an error in the model the next answer does not come"
+        mistake = "after an error in the model, the next answer never arrives"
         [number] = talk.begin(question(f"Count after {step}"))
         talk.require_end(talk.finish(number, mistake), COUNTING, mistake)
 

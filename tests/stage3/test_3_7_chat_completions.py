@@ -117,7 +117,7 @@ def answer_to(room, url, body):
 def require_200(room, body, reply):
     if reply.status == 200:
         return
-    mistake = f"a right request is answered with a {reply.status}"
+    mistake = f"a valid request gets a {reply.status}"
     if reply.status == 404 and "model_not_found" not in reply.text:
         mistake = f"there is no POST {PATH}"
     fail(mistake, sent=shown(body), expected=200, **facts(room, reply))
@@ -129,9 +129,9 @@ def streamed(room, url, body):
     reply = stream.reply()
     require_200(room, {**body, "stream": True}, reply)
     if stream.unfinished and not stream.events:
-        fail("no event came: each event ends with a blank line", expected="data: {...}\\n\\n", got=stream.text)
+        fail("no event arrived: each event ends with a blank line", expected="data: {...}\\n\\n", got=stream.text)
     if not stream.events:
-        fail("with `stream: true` no event came: an event is a line that begins with `data:`", got=str(reply))
+        fail("with `stream: true`, no event arrived: an event is a line that begins with `data:`", got=str(reply))
     return stream
 
 
@@ -186,14 +186,14 @@ def require_error(room, reply, sent, status, type, code=None):
     error = reply.data["error"]
     require(
         error["type"] == type,
-        f"the `type` of a {status} is {type}",
+        f"the `type` of a {status} is not {type}",
         sent=sent,
         expected=type,
         got=str(reply),
     )
     if code:
         require(
-            error["code"] == code, f"the `code` of this {status} is {code}", sent=sent, expected=code, got=str(reply)
+            error["code"] == code, f"the `code` of a {status} is not {code}", sent=sent, expected=code, got=str(reply)
         )
 
 
@@ -201,18 +201,18 @@ def require_error_form(data, **found):
     """Requires OpenAI's form of an error; `found` are the facts of a Mistake."""
     found.setdefault("expected", '{"error": {"message": "...", "type": "...", "param": null, "code": null}}')
     if isinstance(data, dict) and isinstance(data.get("detail"), dict) and "error" in data["detail"]:
-        fail("the error stands under `detail`: HTTPException puts it there", **found)
+        fail("the error is under `detail`: HTTPException puts it there", **found)
     error = data.get("error") if isinstance(data, dict) else None
     if error is None and isinstance(data, dict) and "detail" in data:
         fail("an error has FastAPI's form, `detail`: OpenAI's client reads an object under `error`", **found)
-    require(isinstance(error, dict), "an error is not an object under `error`, as OpenAI's client reads it", **found)
+    require(isinstance(error, dict), "an error is not an object under `error`, as OpenAI's client expects it", **found)
     missing = [name for name in ("message", "type", "param", "code") if name not in error]
-    require(missing == [], f"an error lacks {', '.join(missing)}: all four are there", **found)
+    require(missing == [], f"an error lacks {', '.join(missing)}: all four must be there", **found)
     message = error["message"]
-    require(isinstance(message, str) and message.strip() != "", "an error's `message` is not a text", **found)
+    require(isinstance(message, str) and message.strip() != "", "an error's `message` is not a string", **found)
     for name in ("param", "code"):
         fits = error[name] is None or isinstance(error[name], str)
-        require(fits, f"an error's `{name}` is neither a text nor null", **found)
+        require(fits, f"an error's `{name}` is neither a string nor null", **found)
 
 
 @functools.cache
@@ -241,7 +241,7 @@ def test_the_model_is_loaded_once_at_start_up(shared_room):
     notes = shared_room.notes()
     require(
         notes["loads in create_app"] == 0,
-        "create_app loads the model: start-up is to load it, in each worker, once the app is served",
+        "create_app loads the model: leave that to the start-up, in each worker, once the app is served",
         expected="no call of load in create_app, one when the app starts",
         got=f"{notes['loads in create_app']} in create_app",
     )
@@ -271,7 +271,7 @@ def test_an_answer_in_one_piece(shared_room):
         facts = {"sent": body, "got": answer}
         require(
             answer.get("object") == "chat.completion",
-            "the `object` of an answer in one piece is chat.completion",
+            "the `object` of a non-streamed answer is not chat.completion",
             expected="chat.completion",
             **facts,
         )
@@ -294,7 +294,7 @@ def test_an_answer_in_one_piece(shared_room):
         expected = right_text(shared_room, message.get("content"))
         require(
             message.get("content") == expected,
-            "the message's `content` is not the answer's pieces, joined with nothing between",
+            "the message's `content` is not the answer's pieces, joined with nothing in between",
             sent=body,
             expected=expected,
             got=message.get("content"),
@@ -303,7 +303,7 @@ def test_an_answer_in_one_piece(shared_room):
         return
     for content, text in (("end", "re: end the end"), ("only", "all at once")):
         got = choice_of(answer_to(shared_room, url, ask(content)))["message"].get("content")
-        mistake = "the message's `content` is not the answer's pieces, joined with nothing between"
+        mistake = "the message's `content` is not the answer's pieces, joined with nothing in between"
         if got == text.removesuffix(lasts[content][0]):
             mistake += ": the last piece has text, too"
         require(got == text, mistake, sent=ask(content), expected=text, got=got)
@@ -346,7 +346,7 @@ def require_usage(usage, prompt_tokens, completion_tokens, sent):
     for name, value in expected.items():
         mistake = f"`{name}` of usage is not what the model counted"
         if name == "completion_tokens":
-            mistake += ": the last piece says it, and a piece is not a token"
+            mistake += ": it is in the last piece, and a piece is not a token"
         if name == "total_tokens":
             mistake = "`total_tokens` of usage is not the sum of the other two"
         require(usage.get(name) == value and whole_number(usage[name]), mistake, **facts)
@@ -361,7 +361,7 @@ def test_each_answer_has_an_id_of_its_own(shared_room):
         ids += list(dict.fromkeys(chunk.get("id") for chunk in chunks(stream)[:1]))
     require(
         all(isinstance(each, str) and each for each in ids),
-        "an answer has no `id`, a text",
+        "an answer has no `id` that is a string",
         expected='"id": "chatcmpl-..."',
         got=ids,
     )
@@ -377,7 +377,7 @@ def test_created_is_the_time_in_whole_seconds(shared_room):
         created = each.get("created")
         require(
             whole_number(created) and abs(created - before) < 3600,
-            "`created` is not the time now, in whole seconds since 1970",
+            "`created` is not the current time, in whole seconds since 1970",
             expected=int(before),
             got=created,
         )
@@ -423,7 +423,7 @@ def test_a_stream_is_events_of_chunks(shared_room):
         )
         require(
             chunk.get("object") == "chat.completion.chunk",
-            "the `object` of an event is chat.completion.chunk",
+            "the `object` of an event is not chat.completion.chunk",
             expected="chat.completion.chunk",
             got=event.data,
         )
@@ -439,7 +439,7 @@ def test_a_stream_is_events_of_chunks(shared_room):
             delta = choice.get("delta")
             mistake = "a chunk's choice has no `delta`"
             if "message" in choice:
-                mistake += ": `message` is for answers in one piece"
+                mistake += ": `message` is for non-streamed answers"
             require(isinstance(delta, dict), mistake, expected='"delta": {"content": "..."}', got=event.data)
 
 
@@ -471,7 +471,7 @@ def test_all_chunks_have_one_created(room):
     )
     require(
         len(set(times)) == 1,
-        "the chunks of one answer have different `created`: it is when the answer began",
+        "the chunks of one answer have different `created`: it is the time when the answer began",
         expected="one time in all chunks of an answer",
         got=times,
     )
@@ -491,7 +491,7 @@ def test_the_first_chunk_has_the_role(shared_room):
     later = [delta for delta in deltas[1:] if delta.get("role") is not None]
     require(
         later == [],
-        "the role comes again in a later chunk: a client that adds deltas up has it twice",
+        "the role is repeated in a later chunk: a client that adds up deltas gets it twice",
         expected="the role in the first chunk only",
         got=later[:1],
     )
@@ -507,7 +507,7 @@ def test_the_text_is_in_delta_content(shared_room):
             delta = delta_of(chunk)
             require(
                 isinstance(delta.get("content", ""), str),
-                "a `delta.content` is null: a client that adds texts up fails",
+                "a `delta.content` is null: a client that adds up texts fails",
                 expected='a text, or no "content" at all',
                 got=delta,
             )
@@ -516,7 +516,7 @@ def test_the_text_is_in_delta_content(shared_room):
         if content in lasts and got + lasts[content][0] == text:
             mistake += ": the last piece has text, too"
         if got and text and got == text * 2:
-            mistake += ": it comes twice"
+            mistake += ": it appears twice"
         require(got == text, mistake, sent=ask(content, stream=True), expected=text, got=got)
 
 
@@ -530,16 +530,16 @@ def test_the_finish_reason_comes_once_and_last(shared_room):
         given = [chunk for chunk in found if choice_of(chunk).get("finish_reason") is not None]
         got = [{name: choice_of(each).get(name) for name in ("delta", "finish_reason")} for each in found]
         require(given != [], "no chunk has a `finish_reason`", expected=expected, got=got)
-        require(len(given) == 1, "`finish_reason` comes more than once", expected=expected, got=got)
+        require(len(given) == 1, "`finish_reason` appears more than once", expected=expected, got=got)
         require(
             given[0] is found[-1],
-            "after the chunk with the `finish_reason` more text comes",
+            "more text follows the chunk with the `finish_reason`",
             expected=expected,
             got=got,
         )
         require(
             choice_of(given[0]).get("delta") == {},
-            "the chunk with the `finish_reason` has something in its delta: text comes in chunks before it",
+            "the chunk with the `finish_reason` has something in its delta: send text in chunks before it",
             expected=expected,
             got=got[-1],
         )
@@ -551,17 +551,17 @@ def test_done_is_the_last_event(shared_room):
         stream = streamed(shared_room, url, ask("hi", **options))
         done = [event for event in stream.events if event.data.strip() == "[DONE]"]
         if not done:
-            said = '"[DONE]"' in stream.text and "data: [DONE] stands in quotes: it is not JSON"
-            unfinished = stream.unfinished and "data: [DONE] does not count: it, too, ends with a blank line"
+            said = '"[DONE]"' in stream.text and "data: [DONE] is in quotes: it is not JSON"
+            unfinished = stream.unfinished and "data: [DONE] does not count: it, too, must end with a blank line"
             fail(
-                said or unfinished or "the stream ends without data: [DONE]: a client cannot know that it is whole",
+                said or unfinished or "the stream ends without data: [DONE]: a client cannot know that it is complete",
                 sent=ask("hi", stream=True, **options),
                 expected="data: [DONE]\n\n",
                 got=stream.text[-100:],
             )
         require(
             len(done) == 1 and stream.events[-1] is done[0] and done[0].data == "[DONE]" and done[0].name == "",
-            "data: [DONE] is not the last event, once, without a name",
+            "data: [DONE] is wrong: it should be the last event, once, without a name",
             sent=ask("hi", stream=True, **options),
             expected="data: [DONE]\n\n",
             got="".join(map(str, stream.events[-3:])),
@@ -577,21 +577,21 @@ def test_usage_of_a_stream_comes_when_it_is_asked_for(shared_room):
     expected = '{"choices": [], "usage": {...}} after the finish_reason'
     require(
         with_usage != [],
-        "`stream_options.include_usage` is asked for, and no chunk has `usage`",
+        "`stream_options.include_usage` was set, but no chunk has `usage`",
         sent=sent,
         expected=expected,
         got=found[-1:],
     )
     require(
         len(with_usage) == 1 and with_usage[0] is found[-1],
-        "`usage` is in other chunks than the last",
+        "`usage` is not only in the last chunk",
         sent=sent,
         expected=expected,
         got=with_usage,
     )
     require(
         with_usage[0].get("choices") == [],
-        "the chunk with `usage` has choices: it is one more, with an empty list",
+        "the chunk with `usage` has choices: it should be an extra one, with an empty list",
         sent=sent,
         expected=expected,
         got=with_usage[0],
@@ -607,9 +607,9 @@ def test_usage_of_a_stream_does_not_come_unasked(shared_room):
         unasked = [chunk for chunk in found if chunk.get("usage") is not None or chunk.get("choices") == []]
         require(
             unasked == [],
-            "a stream has `usage`, and nobody asked for it"
+            "a stream has `usage`, although the request did not ask for it"
             if any(chunk.get("usage") for chunk in unasked)
-            else "a chunk without choices comes, and nobody asked for usage: clients that read choices[0] fail",
+            else "a chunk without choices is sent without a request for usage: clients that read choices[0] fail",
             sent=ask("hi", stream=True, **options),
             expected="no such chunk",
             got=unasked[:1],
@@ -635,11 +635,11 @@ def test_each_piece_is_sent_as_soon_as_it_is_there(shared_room):
         if not text_of(stream):
             break  # that there is text at all is another test's concern
         fail(
-            "each piece comes late: it is sent when the next one is there"
+            "each piece arrives late: it is sent only when the next one is ready"
             if late and number < len(pieces)
-            else "nothing streams: all pieces came after the model had finished"
+            else "nothing streams: all pieces arrived after the model had finished"
             if not came
-            else f"after {number - 1} pieces nothing more came until the model had finished",
+            else f"after {number - 1} pieces, nothing more arrived until the model had finished",
             expected=f"piece {number} while the model works on piece {number + 1}",
             got=came or "no text",
             where=where,
@@ -656,7 +656,7 @@ def test_any_text_survives(shared_room):
             broken = [e for e in stream.events if e.json is None and e.data.strip() != "[DONE]"]
             if broken:
                 fail(
-                    "an event's data is not JSON where the text has quotes, backslashes or newlines: json.dumps is one"
+                    "an event's data is not JSON when the text has quotes, backslashes or newlines: json.dumps is one"
                     " way to write it",
                     sent=f"a piece among {TEXTS}",
                     got=str(broken[0]),
@@ -668,13 +668,13 @@ def test_any_text_survives(shared_room):
         for number, piece in enumerate(TEXTS):
             require(
                 got.startswith(piece, place),
-                f"the piece {piece!r} does not arrive as it was",
+                f"the piece {piece!r} does not arrive unchanged",
                 sent=f"the model's piece {number + 1} of {len(TEXTS)}: {piece!r}; {mode}",
                 expected=repr(piece),
                 got=repr(got[place : place + len(piece) + 5]),
             )
             place += len(piece)
-        require(got[place:] == "", "after the answer's text more text comes", got=repr(got[place:]))
+        require(got[place:] == "", "more text follows the end of the answer", got=repr(got[place:]))
 
 
 def test_the_models_list(shared_room):
@@ -683,7 +683,7 @@ def test_the_models_list(shared_room):
         reply = http.get("/v1/models")
         name = name or NAME
         expected = f'{{"object": "list", "data": [{{"id": "{name}", "object": "model", ...}}]}}'
-        require(reply.status == 200, "GET /v1/models is not a 200", expected=expected, **http.facts(reply))
+        require(reply.status == 200, "GET /v1/models does not return 200", expected=expected, **http.facts(reply))
         data = reply.data
         models = data.get("data") if isinstance(data, dict) else None
         require(
@@ -694,7 +694,7 @@ def test_the_models_list(shared_room):
         )
         require(
             data.get("object") == "list" and models[0].get("object") == "model",
-            "an `object` of GET /v1/models is missing: list, and model for each",
+            "an `object` of GET /v1/models is missing: it is list, and model for each model",
             expected=expected,
             got=str(reply),
         )
@@ -712,7 +712,7 @@ def asked_with(room, url, body):
     talks = Chat(room).talks()[before:]
     require(
         len(talks) == 1,
-        "a request does not ask `chat` once",
+        "a request does not call `chat` exactly once",
         sent=body,
         expected="one call of chat",
         got=f"{len(talks)} calls",
@@ -737,10 +737,10 @@ def test_the_messages_reach_the_model(shared_room):
         require(dicts, "the messages that reach `chat` are not dicts of role and content", **facts)
         require(
             [each["role"] for each in got] == [each["role"] for each in messages],
-            "the roles of the messages do not reach `chat` as they were",
+            "the roles of the messages do not reach `chat` unchanged",
             **facts,
         )
-        require(got == messages, "the messages do not reach `chat` as they were", **facts)
+        require(got == messages, "the messages do not reach `chat` unchanged", **facts)
 
 
 def test_content_parts_are_joined_with_nothing_between(shared_room):
@@ -751,7 +751,7 @@ def test_content_parts_are_joined_with_nothing_between(shared_room):
     expected = [{"role": "system", "content": "Hel"}, {"role": "user", "content": "Hello 你\n好"}]
     require(
         got == expected,
-        "a content that is a list of parts does not reach `chat` as one text, joined with nothing between",
+        "a content that is a list of parts does not reach `chat` as one text, joined with nothing in between",
         sent=parts,
         expected=expected,
         got=got,
@@ -770,9 +770,9 @@ def test_the_options_reach_the_model(shared_room):
             talk = asked_with(shared_room, url, body)
             for name, value in options.items():
                 name = "max_tokens" if name == "max_completion_tokens" else name
-                mistake = f"`{name}` does not reach `chat` as it was asked for"
+                mistake = f"`chat` is called with the wrong `{name}`"
                 if value == 0:
-                    mistake += ": 0 is not as if left out"
+                    mistake += ": 0 is not the same as left out"
                 got = talk[name]
                 require(got == value and type(got) is not bool, mistake, sent=body, expected=value, got=got)
 
@@ -805,7 +805,7 @@ def test_null_is_as_if_left_out(shared_room):
         reply = reply_to(shared_room, url, body)
         require(
             reply.status == 200,
-            f"null is refused with a {reply.status}: it is as if left out",
+            f"null is refused with a {reply.status}: it is the same as left out",
             sent=body,
             expected=200,
             **facts(shared_room, reply),
@@ -815,7 +815,7 @@ def test_null_is_as_if_left_out(shared_room):
     talk = asked_with(shared_room, url, ask("hi", max_tokens=9, max_completion_tokens=None))
     require(
         talk["max_tokens"] == 9,
-        "with `max_completion_tokens` null, `max_tokens` does not count",
+        "with `max_completion_tokens` null, `max_tokens` is ignored",
         sent=ask("hi", max_tokens=9, max_completion_tokens=None),
         expected="max_tokens=9",
         got=f"max_tokens={talk['max_tokens']}",
@@ -828,7 +828,7 @@ def test_max_completion_tokens_wins(shared_room):
         talk = asked_with(shared_room, url, ask("hi", **both))
         require(
             talk["max_tokens"] == both["max_completion_tokens"],
-            "of `max_tokens` and `max_completion_tokens` the latter does not win",
+            "of `max_tokens` and `max_completion_tokens`, the latter does not win",
             sent=ask("hi", **both),
             expected=f"max_tokens={both['max_completion_tokens']}",
             got=f"max_tokens={talk['max_tokens']}",
@@ -846,7 +846,7 @@ def test_stop_is_a_string_or_a_list(shared_room):
         got = asked_with(shared_room, url, ask("hi", stop=stop))["stop"]
         mistake = "`stop` does not reach `chat` as a list of strings"
         if isinstance(got, str) or got == list(stop) != expected:
-            mistake += ": a string that stands alone becomes its characters"
+            mistake += ": a single string becomes its characters"
         require(got == expected, mistake, sent=ask("hi", stop=stop), expected=expected, got=got)
 
 
@@ -858,7 +858,7 @@ def test_other_fields_are_ignored(shared_room):
     reply = reply_to(shared_room, url, body)
     require(
         reply.status == 200,
-        f"a field that the exercise does not name is refused with a {reply.status}: it is ignored",
+        f"a field that the exercise does not name is refused with a {reply.status}: ignore it",
         sent=body,
         expected=200,
         **facts(shared_room, reply),
@@ -925,7 +925,7 @@ DEEP = 20_000
 NO_OBJECTS = [
     ("an empty body", b""),
     ("a body that is not JSON", b"model=tiny-qwen"),
-    ("a body that is cut", b'{"model": "tiny-qwen", "messages": ['),
+    ("a truncated body", b'{"model": "tiny-qwen", "messages": ['),
     ("a body that is not UTF-8", b'{"model": "tiny-qwen", "messages": [{"role": "user", "content": "\xff\xfe"}]}'),
     (
         "a body that is nested too deep",
@@ -944,11 +944,11 @@ def wrong(changes):
 
 def require_400(room, url, what, body):
     reply = reply_to(room, url, body)
-    mistake = f"{what} is not refused" if reply.status < 400 else f"{what} is a {reply.status}: it is a 400"
+    mistake = f"{what} is not refused" if reply.status < 400 else f"{what} gets a {reply.status}: it should be a 400"
     if reply.status == 422:
-        mistake = "what is wrong in the body is a 422, as FastAPI answers: it is a 400 with OpenAI's error"
+        mistake = "an invalid body gets FastAPI's 422: it should be a 400 with OpenAI's error"
     if reply.status == 500:
-        mistake = f"{what} is a 500: it is the sender's mistake, a 400"
+        mistake = f"{what} gets a 500: it is the sender's mistake, a 400"
     require(reply.status == 400, mistake, sent=shown(body), expected=400, **facts(room, reply))
 
 
@@ -976,7 +976,7 @@ def test_another_model_is_a_404(shared_room):
                 reply.status == 404,
                 "another model's name is not refused"
                 if reply.status < 400
-                else f"another model's name is a {reply.status}: it is a 404",
+                else f"another model's name gets a {reply.status}: it should be a 404",
                 sent=body,
                 expected=404,
                 **facts(shared_room, reply),
@@ -1005,7 +1005,7 @@ def test_what_is_refused_costs_no_step(shared_room):
             return  # that it is refused is another test's concern
         require(
             steps == 0,
-            "what is refused costs the model steps: look at the whole body first, then ask `chat`",
+            "a refused request costs the model steps: check the whole body first, then call `chat`",
             sent=body,
             expected="0 steps",
             got=f"{steps} steps",
@@ -1025,9 +1025,9 @@ def test_a_prompt_over_the_window_is_a_400(shared_room):
             body = ask("hi", stream=stream)
             sent = f"{json.dumps(body)}; chat raises ValueError({OVER!r}) {when}"
             reply = reply_to(shared_room, url, body)
-            mistake = f"a ValueError {when} is a {reply.status}: the prompt is too long, a 400"
+            mistake = f"a ValueError {when} gets a {reply.status}: the prompt is too long, a 400"
             if reply.status == 200:
-                mistake += ". Wait for the first piece before you begin to answer"
+                mistake += ". Wait for the first piece before you start the response"
             require(reply.status == 400, mistake, sent=sent, expected=400, **facts(shared_room, reply))
             require_error(shared_room, reply, sent, 400, "invalid_request_error", "context_length_exceeded")
 
@@ -1044,9 +1044,9 @@ def test_a_model_that_fails_before_its_first_piece_is_a_500(shared_room):
                 body = ask("hi", stream=stream)
                 sent = f"{json.dumps(body)}; the model raises {error} {when}"
                 reply = failed_reply(shared_room, url, body, sent, f"the model fails {when}")
-                mistake = f"the model failed {when}, and the status is {reply.status}"
+                mistake = f"the model failed {when}, but the status is {reply.status}"
                 if reply.status == 200:
-                    mistake += ": wait for that piece before you begin to answer"
+                    mistake += ": wait for that piece before you start the response"
                 require(reply.status == 500, mistake, sent=sent, expected=500, **facts(shared_room, reply))
 
 
@@ -1054,7 +1054,7 @@ def failed_reply(room, url, body, sent, what):
     """The Reply of a request whose model fails."""
     stream = send(room, url, body)
     if not stream.ended(WAIT_S):
-        raise room.hung(f"{what}, and no answer comes", sent=sent, got=str(stream) or None)
+        raise room.hung(f"{what}, and no answer arrives", sent=sent, got=str(stream) or None)
     if stream.broken:
         raise room.broken(f"{what}, and the connection breaks", sent=sent)
     return stream.reply()
@@ -1065,11 +1065,11 @@ def test_a_model_that_fails_later_is_a_500_where_nothing_was_sent(shared_room):
         url = shared_room.serve(app, answers={"hi": ["one ", "two "]}, fails={"hi": [1, "no GPU", error]})
         sent = f"{json.dumps(ask('hi'))}; the model raises {error} after a piece"
         reply = failed_reply(shared_room, url, ask("hi"), sent, "the model fails after a piece")
-        mistake = f"the model failed after a piece, not streamed, and the status is {reply.status}"
+        mistake = f"the model failed after a piece, not streamed, but the status is {reply.status}"
         if error == "ValueError" and reply.status == 400:
-            mistake = "a ValueError after the first piece is a 400: the request was right, the model failed: 500"
+            mistake = "a ValueError after the first piece gets a 400: the request was valid, the model failed, so 500"
         elif reply.status == 200:
-            mistake += ": half an answer goes out as a whole one"
+            mistake += ": half an answer is sent as if it were complete"
         require(reply.status == 500, mistake, sent=sent, expected=500, **facts(shared_room, reply))
 
 
@@ -1092,7 +1092,7 @@ def test_a_model_that_fails_in_mid_stream_is_an_error_event(shared_room):
         sent = f"stream: true; the model raises {error}({message!r}) after two pieces"
         if not stream.ended(WAIT_S):
             raise shared_room.hung(
-                "the model failed in mid-stream, and the stream does not end", sent=sent, got=str(stream)
+                "the model failed in mid-stream, but the stream does not end", sent=sent, got=str(stream)
             )
         if stream.status != 200:
             return  # that a stream begins with its first piece is another test's concern
@@ -1100,36 +1100,36 @@ def test_a_model_that_fails_in_mid_stream_is_an_error_event(shared_room):
         errors = errors_of(stream)
         if not errors:
             broken = [e for e in stream.events if e.json is None and "error" in e.data]
-            mistake = "the model failed in mid-stream, and no event says so"
+            mistake = "the model failed in mid-stream, but no event says so"
             if stream.broken:
                 mistake += ": the connection breaks"
             if error != ERRORS[0]:
-                mistake = f"no event tells of a {error} in mid-stream: the model may raise any Exception"
+                mistake = f"no event reports a {error} in mid-stream: the model may raise any Exception"
             if broken:
-                mistake = "the error event's data is not JSON: json.dumps writes quotes and newlines so that it is"
+                mistake = "the error event's data is not JSON: json.dumps escapes quotes and newlines"
             fail(mistake, sent=sent, **found)
         require(
             isinstance(errors[0].json, dict),
-            "the error event's data is not JSON: json.dumps writes quotes and newlines so that it is",
+            "the error event's data is not JSON: json.dumps escapes quotes and newlines",
             sent=sent,
             **found,
         )
         require(
             errors[0].name in ("", "error"),
-            "the error event has another name than `error`",
+            "the error event has a name other than `error`",
             sent=sent,
             **found,
         )
         require_error_form(errors[0].json, sent=sent, **found)
         require(
             errors[0].json["error"]["type"] == "server_error",
-            "the `type` of an error in mid-stream is server_error",
+            "the `type` of an error in mid-stream is not server_error",
             sent=sent,
             **found,
         )
         require(
             text_of(stream) == "one two ",
-            "the pieces before an error do not all come",
+            "not all pieces before an error arrive",
             sent=sent,
             **found,
         )
@@ -1141,17 +1141,17 @@ def test_after_an_error_the_stream_just_ends(shared_room):
         stream = send(shared_room, url, ask("hi", stream=True, **WITH_USAGE))
         sent = f"stream: true; the model raises {error} after two pieces"
         stream.ended(WAIT_S)
-        found = {"sent": sent, "expected": "the error's event is the last", "got": str(stream)}
+        found = {"sent": sent, "expected": "the error event is the last", "got": str(stream)}
         if stream.status != 200:
             return
         require(
             all(event.data.strip() != "[DONE]" for event in stream.events),
-            "an answer that broke off ends with [DONE], as if it were whole",
+            "an answer that broke off ends with [DONE], as if it were complete",
             **found,
         )
         require(
             all(choice_of(chunk).get("finish_reason") is None for chunk in chunks(stream)),
-            "an answer that broke off has a `finish_reason`, as if it were whole",
+            "an answer that broke off has a `finish_reason`, as if it were complete",
             **found,
         )
         errors = errors_of(stream)
@@ -1159,12 +1159,12 @@ def test_after_an_error_the_stream_just_ends(shared_room):
             return  # that there is one is another test's concern
         require(
             len(errors) == 1 and stream.events[-1] is errors[0],
-            "after the error's event another one comes",
+            "another event follows the error event",
             **found,
         )
         require(
             not stream.broken,
-            "after the error's event the stream does not end, it breaks: raise nothing once it is sent",
+            "after the error event, the stream breaks instead of ending: raise nothing once it is sent",
             where=shared_room.last_error()[1],
             **found,
         )
@@ -1204,7 +1204,7 @@ def test_after_an_error_the_next_request_works(shared_room):
                 asked.status == 200 and content in asked.text.replace('"content": "', "") and not asked.broken,
                 "a request is not answered"
                 if content == "fine 1"
-                else "after an error in the model the next request is not answered",
+                else "after an error in the model, the next request is not answered",
                 sent=ask(content, stream=stream),
                 expected=f"200 and the text re: {content}",
                 got=str(asked),
@@ -1243,20 +1243,20 @@ def require_stopped(room, stream, pieces):
     asked = chat.talk("hi")["asked"]
     after = chat.steps_after_leaving("hi", LONG)
     unread = chat.talk("hi")["asked"] <= asked + 1
-    what = "a stream" if stream else "an answer in one piece"
+    what = "a stream" if stream else "a non-streamed answer"
     when = f"after {pieces} pieces" if pieces else "before the first piece"
     require(
         after <= MOST_STEPS,
-        f"the client left {what}, and nobody closed what chat returned: the model worked on"
+        f"the client left {what}, but what chat returned was never closed: the model kept working"
         if unread
-        else f"the client left {what}, and the model worked on",
+        else f"the client left {what}, but the model kept working",
         sent=f"{what} that its client leaves {when}",
         expected=f"at most {MOST_STEPS} steps: close what chat returned, or cancel its reader",
-        got=f"{after} steps of an answer that nobody reads",
+        got=f"{after} steps of an answer that no one reads",
     )
     room.wait(
         lambda: chat.talk("hi")["left"],
-        f"the client left {what}, and the model was never told: it keeps the answer for ever",
+        f"the client left {what}, but the model was never told: it keeps the answer forever",
         WAIT_S,
         sent=f"{what} that its client leaves {when}",
         expected="close what chat returned (aclose), or cancel its reader",
@@ -1277,15 +1277,14 @@ def test_leaving_is_noticed_while_no_piece_comes(room):
     for stream in (True, False):
         for pieces in (0, 1):
             chat = left(room, stream, pieces)
-            what = "a stream" if stream else "an answer in one piece"
+            what = "a stream" if stream else "a non-streamed answer"
             when = f"after {pieces} piece" if pieces else "before the first piece"
             room.wait(
                 lambda chat=chat: chat.talk("hi")["left"],
-                f"{what} does not notice that its client has left until a piece comes: the model goes on as long as it"
-                " has none",
+                f"{what} notices only at its next piece that its client has left: until then, the model goes on",
                 WAIT_S,
                 sent=f"{what} that its client leaves {when}, while the model works",
-                expected="wait for the next piece and for the client's leaving at the same time",
+                expected="wait for the next piece and for the client to leave at the same time",
             )
 
 
@@ -1305,7 +1304,7 @@ def test_leaving_disturbs_no_other(room):
     for name, who in (("y", "another client at the same time"), ("z", "the next client")):
         client = clients[name]
         if not client.ended(WAIT_S):
-            raise room.hung(f"a client left, and {who} got no whole answer", got=str(client))
+            raise room.hung(f"a client left, and {who} got an incomplete answer", got=str(client))
         require(
             client.status == 200 and text_of(client) == "".join(answers[name]) and not client.broken,
             f"a client left, and {who} did not get the whole answer",
@@ -1327,7 +1326,7 @@ def test_answers_do_not_wait_for_each_other(shared_room):
         if not client.ended(WAIT_S):
             shared_room.turns()  # says so if the event loop is blocked
             raise shared_room.hung(
-                "one answer waits for another: a client got no answer while the model was held for two others",
+                "one answer waits for another: a client got no answer while the model was paused for two others",
                 sent=ask("third", stream=stream),
                 expected="each answer at its model's own pace",
             )
@@ -1343,11 +1342,11 @@ def test_64_at_once_each_get_their_own(shared_room):
     Chat(shared_room).let(names[0], None)
     for number, (name, client) in enumerate(zip(names, clients, strict=True)):
         if not client.ended():
-            raise shared_room.hung(f"of {MANY} requests at once, one gets no answer", sent=ask(name))
+            raise shared_room.hung(f"of {MANY} concurrent requests, one gets no answer", sent=ask(name))
         got = text_of(client) if number % 2 == 0 else message_of(client.reply().data or {}).get("content")
         require(
             got == f"re: {name}",
-            f"of {MANY} requests at once, one gets another answer than its own",
+            f"of {MANY} concurrent requests, one gets an answer that is not its own",
             sent=ask(name, stream=number % 2 == 0),
             expected=f"re: {name}",
             got=got or str(client),
@@ -1369,12 +1368,12 @@ def test_the_official_client_reads_an_answer(shared_room):
             "models": [each.id for each in client.models.list()],
         }
     except Exception as error:  # noqa: BLE001 - whatever the client makes of it
-        fail("OpenAI's client cannot read an answer in one piece", sent=ask("hi"), got=said_by(error))
+        fail("OpenAI's client cannot read a non-streamed answer", sent=ask("hi"), got=said_by(error))
     text = right_text(shared_room, found["text"])
     reason = found["finish_reason"] if shared_room.elsewhere else "stop"
     require(
         found == {"text": text, "finish_reason": reason, "models": [NAME]},
-        "OpenAI's client reads another answer than the model gave",
+        "OpenAI's client does not read the answer that the model gave",
         expected=text,
         got=found,
     )
@@ -1392,8 +1391,8 @@ def test_the_official_client_reads_a_stream(shared_room):
     except Exception as error:  # noqa: BLE001
         fail("OpenAI's client cannot read a stream", sent=body, got=said_by(error))
     expected = right_text(shared_room, text)
-    require(text == expected, "OpenAI's client reads another text than the model gave", sent=body, got=text)
-    require(usage is not None, "OpenAI's client finds no `usage` in a stream that was asked for it", sent=body)
+    require(text == expected, "OpenAI's client does not read the text that the model gave", sent=body, got=text)
+    require(usage is not None, "OpenAI's client finds no `usage` in a stream that should have it", sent=body)
 
 
 def test_the_official_client_raises_its_own_errors(shared_room):

@@ -63,7 +63,7 @@ def gets_its_error(done, name, mistake):
     require(bool(errors), mistake, **facts, got=f"{got}; calls: {shown(done)}")
     require(
         errors[0]["raised"] == expected["raised"] and expected["message"] in (None, errors[0]["message"]),
-        "an error does not keep its type and its message",
+        "an error loses its type or its message",
         **facts,
         got=said(errors[0]),
     )
@@ -115,9 +115,9 @@ def nothing_is_given(done, name, mistake, closed=False):
 def test_an_answer_says_what_its_sequence_says(shared_room):
     done = run(shared_room, [at(0, ask("a", 5))], sent="a asks, for 5 tokens")
     for call in done.of("give"):
-        mistake = "give is not handed a list of (key, piece)"
+        mistake = "give does not get a list of (key, piece)"
         require(None not in call["outs"], mistake, sent=done.sent, expected="[('a', Piece(...)), ...]")
-    require(bool(done.asks["a"]["given"]), "an answer is given nothing", **done.facts())
+    require(bool(done.asks["a"]["given"]), "an answer gets nothing", **done.facts())
     for out in done.asks["a"]["given"]:
         kinds = "raised" in out or all(type(out[name]) in (str, int, type(None)) for name in out)
         require(
@@ -129,7 +129,7 @@ def test_an_answer_says_what_its_sequence_says(shared_room):
 def test_the_last_piece_is_given_even_without_text(shared_room):
     # the second token of " 龘" has no text
     plan = [at(0, ask("a", 3), ask("b", says=" 龘", limit=2))]
-    done = run(shared_room, plan, sent="a and b end at their limits, b within a character")
+    done = run(shared_room, plan, sent="a and b end at their limits, b in the middle of a character")
     for name, reason in (("a", "length"), ("b", "length")):
         given = done.asks[name]["given"]
         require(
@@ -153,7 +153,7 @@ def test_pieces_without_text_are_not_given(shared_room):
         not empty,
         "a piece without text is given",
         sent=done.sent,
-        expected="none but the last",
+        expected="only the last",
         got=f"{len(empty)} of them",
     )
 
@@ -167,7 +167,7 @@ def test_each_piece_is_given_as_it_is(shared_room):
         for number, (expected, got) in enumerate(pairs, 1):
             require(
                 got == expected,
-                "a piece is not given as it is",
+                "a piece is not given unchanged",
                 sent=f"{done.sent}; here piece {number} of {name}",
                 expected=expected,
                 got=got,
@@ -184,7 +184,7 @@ def test_one_step_carries_all_that_run(shared_room):
         done = run(shared_room, plan, slots=20, sent=sent)
         for call in done.of("step"):
             expected = f"one step for {', '.join(call['running'])}"
-            mistake = "a step leaves out an answer that runs"
+            mistake = "a step leaves out a running answer"
             require(not call["missing"], mistake, **done.facts(call, expected=expected))
 
 
@@ -193,7 +193,7 @@ def test_an_answer_that_has_ended_takes_no_more_steps(shared_room):
     done = run(shared_room, plan, sent="a ends after 2 tokens, c after 3, d with its first, b after 8")
     for call in done.of("step"):
         ended = [each for each in call["extra"] if "(ended)" in each]
-        require(not ended, "a step carries an answer that has ended", **done.facts(call, expected="b alone, at last"))
+        require(not ended, "a step includes an answer that has ended", **done.facts(call, expected="b alone, at last"))
 
 
 def test_newcomers_join_while_others_run(shared_room):
@@ -201,7 +201,7 @@ def test_newcomers_join_while_others_run(shared_room):
     done = run(shared_room, plan, sent="a asks, for 12 tokens; b after three steps, c after five")
     for name in "bc":
         began = [call for call in done.of("prefill") if call["ask"] == name and "a" in call["running"]]
-        require(bool(began), "a newcomer waits until those that run have ended", **done.facts(got=shown(done)))
+        require(bool(began), "a newcomer waits until the running answers have ended", **done.facts(got=shown(done)))
 
 
 def test_between_two_steps_new_arrivals_are_taken(shared_room):
@@ -210,46 +210,46 @@ def test_between_two_steps_new_arrivals_are_taken(shared_room):
         done = run(shared_room, [at(0, ask("a", 7), ask("b", 5))], slots=slots, sent=sent)
         for calls in done.rounds()[1:-1]:
             kinds = [call["call"] for call in calls]
-            mistake = "between two steps nobody looks at who has come and who has left"
+            mistake = "between two steps, the loop does not check who has arrived and who has left"
             require("take" in kinds, mistake, **done.facts(calls[-1], expected="a take before each step"))
 
 
 def test_at_most_four_prefills_between_two_steps(shared_room):
     six = [ask(name, 4) for name in "bcdefg"]
     while_a_runs = [at(0, ask("a", 9)), at(2, *six)]
-    for plan, sent in ((while_a_runs, "a runs, and six come at once"), ([at(0, *six)], "six come at once")):
+    for plan, sent in ((while_a_runs, "a runs, and six arrive at once"), ([at(0, *six)], "six arrive at once")):
         done = run(shared_room, plan, slots=8, sent=sent)
         for calls in done.rounds():
             prefills = [call for call in calls if call["call"] == "prefill" and not call["error"]]
             if len(prefills) > 4 and prefills[4]["running"]:
                 fail(
-                    "more than four newcomers are let in between two steps: all who run wait for them",
+                    "more than four newcomers are admitted between two steps: all running answers wait for them",
                     **done.facts(prefills[-1], expected="four prefills, a step, then the others"),
                 )
 
 
 def test_at_most_four_prefills_in_a_round_without_a_step(shared_room):
     six = [ask(name, 1) for name in "abcdef"]
-    done = run(shared_room, [at(0, *six)], slots=8, sent="six come at once, for one token each")
+    done = run(shared_room, [at(0, *six)], slots=8, sent="six arrive at once, for one token each")
     prefills = 0
     for call in done.calls:
         prefills = 0 if call["call"] == "take" else prefills + (call["call"] == "prefill")
-        mistake = "more than four newcomers are let in in a round"
+        mistake = "more than four newcomers are admitted in one round"
         require(prefills <= 4, mistake, **done.facts(call, expected="four prefills, a take, then the others"))
 
 
 def test_no_newcomer_waits_while_a_slot_is_free(shared_room):
     some = [at(0, ask("a", 9), ask("b", 9)), at(1, *[ask(name, 4) for name in "cdefgh"])]
     many = [at(0, *[ask(name, 9) for name in "abcdefghijklmnopqrst"])]
-    for plan, slots, sent in ((some, 7, "a and b run, then six come at once"), (many, 20, "twenty come at once")):
+    for plan, slots, sent in ((some, 7, "a and b run, then six arrive at once"), (many, 20, "twenty arrive at once")):
         done = run(shared_room, plan, slots=slots, sent=f"{sent}; {slots} slots")
-        no_slot_idle(done, "a newcomer waits though a slot is free, and a round has up to four prefills")
+        no_slot_idle(done, "a newcomer waits although a slot is free and a round may have up to four prefills")
 
 
 def test_where_nothing_runs_there_is_no_step(shared_room):
-    done = run(shared_room, [at(0, *[ask(name, 1) for name in "abcde"])], sent="five come, for one token each")
+    done = run(shared_room, [at(0, *[ask(name, 1) for name in "abcde"])], sent="five arrive, for one token each")
     for call in done.of("step"):
-        fail("step is called though nothing runs", **done.facts(call, expected="prefills only"))
+        fail("step is called although nothing runs", **done.facts(call, expected="prefills only"))
 
 
 def test_what_is_made_is_given_at_once(shared_room):
@@ -268,7 +268,7 @@ def test_what_is_made_is_given_at_once(shared_room):
             # what is never given is another test's matter
             late = [name for name in call["owed"] if len(done.asks[name]["given"]) >= due(done, name)]
             before = "take" if call["call"] == "take" else "step"
-            expected = f"{', '.join(late)} given what was made, errors too"
+            expected = f"{', '.join(late)} given what was made, including errors"
             mistake = f"what was made is not given before the next {before}"
             require(not late, mistake, **done.facts(call, expected=expected))
 
@@ -280,33 +280,36 @@ def due(done, name):
 def test_take_waits_only_when_nothing_runs_or_waits(shared_room):
     plans = [
         ([at(0, ask("a", 4), ask("b", 2)), at(2, ask("c", 3))], "a, b and c run"),
-        ([at(0, *[ask(name, 1) for name in "abcdef"])], "six come, for one token each: after four prefills two wait"),
+        (
+            [at(0, *[ask(name, 1) for name in "abcdef"])],
+            "six arrive, for one token each: after four prefills, two wait",
+        ),
     ]
     for plan, sent in plans:
         done = run(shared_room, plan, sent=sent)
         for call in done.of("take"):
-            mistake = "take(True) while answers run or wait: they stand still until somebody comes"
+            mistake = "take(True) is called while answers run or wait: they stop until another request arrives"
             require(not call["wait"] or call["idle"] is not False, mistake, **done.facts(call))
 
 
 def test_take_waits_when_nothing_runs_or_waits(shared_room):
     plan = [at(IDLE, ask("a", 2)), at(IDLE, ask("b", 1)), at(IDLE, ask("c", 2))]
-    done = run(shared_room, plan, sent="a asks; when it has ended b; later c")
+    done = run(shared_room, plan, sent="a asks; when it has ended, b; later, c")
     polls = 0
     for call in done.calls:
         polls = polls + 1 if call["call"] == "take" and not call["wait"] and call["idle"] is True else 0
-        mistake = "take(False) again and again while nothing runs or waits: a core is busy for nothing"
+        mistake = "take(False) is called again and again while nothing runs or waits: a core is busy for nothing"
         require(polls < 3, mistake, **done.facts(call, expected="take(True)"))
 
 
 def test_the_loop_goes_on_when_nothing_runs(shared_room):
     plan = [at(0, ask("a", 2)), at(IDLE, ask("b", 3)), at(IDLE, ask("c", 2))]
-    done = run(shared_room, plan, sent="a asks; when it has ended b, then c; then the server closes")
+    done = run(shared_room, plan, sent="a asks; when it has ended, b, then c; then the server closes")
     closed = [call for call in done.of("take") if call["brought"] is None]
     require(
         bool(closed), "run returns before take has returned None", **done.facts(expected="take(True), for the next")
     )
-    gets_its_answer(done, *"abc", mistake="one that comes after a pause does not get its answer")
+    gets_its_answer(done, *"abc", mistake="a request that arrives after a pause does not get its answer")
 
 
 # slots
@@ -320,7 +323,7 @@ def test_the_lowest_free_slot_is_taken(shared_room):
     for call in done.of("prefill"):
         require(
             call["slot"] == min(call["free"], default=None),
-            "a newcomer is not given the lowest slot that is free",
+            "a newcomer does not get the lowest free slot",
             **done.facts(call, expected=f"slot {call['free'][0] if call['free'] else 'none'} of {call['free']}"),
         )
 
@@ -330,7 +333,7 @@ def test_no_slot_is_used_twice_at_once(shared_room):
     for slots in (1, 3, 5):
         done = run(shared_room, plan, slots=slots, sent=f"eight ask, on {slots} slots")
         for call in done.of("prefill"):
-            mistake = "a newcomer is put into a slot in which an answer runs"
+            mistake = "a newcomer is put into a slot with a running answer"
             require(call["over"] is None, mistake, **done.facts(call))
             broken = str(call["error"]).startswith("ValueError: prefill")
             require(not broken, "a newcomer is put into a slot that does not exist", **done.facts(call))
@@ -339,8 +342,8 @@ def test_no_slot_is_used_twice_at_once(shared_room):
 def test_first_come_first_served(shared_room):
     plan = [at(0, *[ask(name, 4, prompt=length) for name, length in zip("dacbfe", (9, 3, 7, 5, 2, 8), strict=True)])]
     plan += [at(2, ask("z", 2)), at(4, ask("y", 3), ask("x", 2))]
-    done = run(shared_room, plan, slots=2, sent="d a c b f e come at once, z y x later; two slots")
-    in_order(done, "dacbfezyx", "the one that came first is not served first")
+    done = run(shared_room, plan, slots=2, sent="d a c b f e arrive at once, z y x later; two slots")
+    in_order(done, "dacbfezyx", "the request that arrived first is not served first")
 
 
 def in_order(done, names, mistake):
@@ -354,19 +357,19 @@ def test_all_who_wait_get_their_turn(shared_room):
         done = run(
             shared_room, [at(0, *[ask(name, 3) for name in names])], slots=slots, sent=f"eleven ask, {slots} slots"
         )
-        gets_its_answer(done, *names, mistake="one that had to wait for a slot does not get its answer")
+        gets_its_answer(done, *names, mistake="a request that had to wait for a slot does not get its answer")
 
 
 def test_a_slot_is_free_as_soon_as_its_answer_has_ended(shared_room):
     plan = [at(0, ask("a", 9), ask("b", 3), ask("c", 3), ask("d", 3))]
     done = run(shared_room, plan, slots=2, sent="a, b, c and d on two slots: b ends first, c and d wait")
-    no_slot_idle(done, "a slot whose answer has ended is not used for the next one that waits")
+    no_slot_idle(done, "a slot whose answer has ended is not used for the next waiting request")
 
 
 def test_a_slot_freed_in_a_round_is_used_in_that_round(shared_room):
     plan = [at(0, ask("a", 9)), at(1, ask("b", 1), ask("c", 1), ask("d", 4))]
-    done = run(shared_room, plan, slots=2, sent="a runs; b, c and d come, b and c for one token; two slots")
-    no_slot_idle(done, "a slot that is freed in a round is used only in the next one")
+    done = run(shared_room, plan, slots=2, sent="a runs; b, c and d arrive, b and c for one token; two slots")
+    no_slot_idle(done, "a slot that is freed in one round is used only in the next")
 
 
 def test_sixteen_answers_cost_16_prefills_and_at_most_34_steps(shared_room):
@@ -375,7 +378,7 @@ def test_sixteen_answers_cost_16_prefills_and_at_most_34_steps(shared_room):
     prefills, steps = len(done.of("prefill")), len(done.of("step"))
     require(
         prefills == 16 and steps <= 34,
-        "sixteen answers of 32 tokens cost too many calls",
+        "sixteen answers of 32 tokens take too many calls",
         **done.facts(expected="16 prefills and at most 34 steps", got=f"{prefills} prefills and {steps} steps"),
     )
 
@@ -387,17 +390,17 @@ def test_answers_at_once_do_not_mix(shared_room):
     plan = [at(0, ask("a", 12), ask("b", 2), ask("c", says="one two three", limit=4)), at(2, ask("d", 6), ask("e", 2))]
     plan += [at(4, ask("f", says="服务 龘 token", limit=6), leave("d"), ask("g", 5))]
     done = run(shared_room, plan, slots=3, sent="seven ask, some while others run, on three slots")
-    says_as_alone(done, *"abcefg", mistake="an answer is not what it is alone")
+    says_as_alone(done, *"abcefg", mistake="an answer is not the same as when it runs alone")
 
 
 def test_equal_prompts_are_answers_of_their_own(shared_room):
-    mistake = "those who ask with the same prompt do not each get an answer of their own"
+    mistake = "requests with the same prompt do not each get their own answer"
     for drawn in ({}, {"draws": True, "temperature": 1.0}):
         seeds = [{"seed": seed} if drawn else {} for seed in (7, 7, 8, 7, 9)]
         asks = [ask("a", 8, **drawn, **seeds[0])]
         for name, tokens, seed in zip("bcde", (8, 3, 6, 9), seeds[1:], strict=True):
             asks.append(ask(name, tokens, like="a", **drawn, **seed))
-        sent = "a, b and c ask with the same prompt; later d and e, with that prompt again"
+        sent = "a, b and c ask with the same prompt; later, d and e with that prompt again"
         done = run(shared_room, [at(0, *asks[:3]), at(4, *asks[3:])], sent=sent, mistake=mistake)
         says_as_alone(done, *"abcde", mistake=mistake)
 
@@ -407,7 +410,7 @@ def test_seeded_answers_are_what_they_are_alone(shared_room):
     plan = [at(0, *[ask(name, 8, seed=seed, **drawn) for name, seed in zip("abcd", (7, 0, 7, 2**32 - 1), strict=True)])]
     plan += [at(3, ask("e", 6, seed=0, **drawn), ask("f", 6, **drawn)), at(5, ask("g", 5, seed=1, **drawn))]
     done = run(shared_room, plan, slots=6, sent="seeds 7, 0, 7 and 2**32 - 1 at once, then 0, none and 1")
-    says_as_alone(done, *"abcdeg", mistake="what a seed draws depends on what runs beside it")
+    says_as_alone(done, *"abcdeg", mistake="what a seed draws depends on what else is running")
 
 
 def test_without_a_seed_each_draws_anew(shared_room):
@@ -415,7 +418,7 @@ def test_without_a_seed_each_draws_anew(shared_room):
     first = run(shared_room, [at(0, *asks)], sent="a and b ask without a seed")
     again = run(shared_room, [at(0, *asks)], sent="a and b ask without a seed, twice")
     for name in "ab":
-        mistake = "without a seed an answer draws the same again"
+        mistake = "without a seed, an answer draws the same again"
         require(first.text(name) != again.text(name), mistake, sent=again.sent, got=first.text(name))
 
 
@@ -431,10 +434,10 @@ def test_each_end_of_the_slot_model_ends_an_answer(shared_room):
     done = run(
         shared_room, plan, sent="eos_token_ids has two ids: a says the first, b the second, c the tokenizer's own"
     )
-    says_as_alone(done, *"abc", mistake="what ends an answer is not what `eos_token_ids` says")
+    says_as_alone(done, *"abc", mistake="the tokens that end an answer are not those in `eos_token_ids`")
     for name in "ab":
         last = done.asks[name]["given"][-1]
-        mistake = "the last piece of an answer that an end token ends is not given"
+        mistake = "the last piece of an answer that ends with an end token is not given"
         require(last.get("finish_reason") == "stop", mistake, **done.facts(got=said(last)))
 
 
@@ -455,36 +458,36 @@ def test_a_prompt_that_fills_the_window_is_refused(shared_room):
         gets_its_error(done, name, mistake)
         message = done.asks[name]["given"][-1]["message"]
         both = "20" in message and str(length) in message
-        mistake = "the error for a prompt that fills the window does not have both numbers"
+        mistake = "the error for a prompt that fills the window does not contain both numbers"
         require(both, mistake, sent=done.sent, expected=f"{length} and 20", got=message)
     for call in done.of("prefill"):
-        mistake = "what is refused costs the slot model a call"
+        mistake = "a refused request costs the slot model a call"
         require(call["ask"] not in ("b", "d"), mistake, **done.facts(call))
-    gets_its_answer(done, *"ac", mistake="one that is refused disturbs the others")
+    gets_its_answer(done, *"ac", mistake="a refused request disturbs the others")
 
 
 def test_what_the_sequence_refuses_reaches_its_asker(shared_room):
     plan = [at(0, ask("a", 5), ask("b", no_such_option=1)), at(2, ask("c", seed="seven"), ask("d", 3))]
     done = run(shared_room, plan, sent="b with an option that Sequence does not have, c with seed='seven'")
     for name in "bc":
-        gets_its_error(done, name, "what `Sequence` refuses does not reach the one who asked")
+        gets_its_error(done, name, "a refusal by `Sequence` does not reach its request")
     for call in done.of("prefill"):
-        require(call["ask"] not in ("b", "c"), "what is refused costs the slot model a call", **done.facts(call))
-    gets_its_answer(done, *"ad", mistake="one that is refused disturbs the others")
+        require(call["ask"] not in ("b", "c"), "a refused request costs the slot model a call", **done.facts(call))
+    gets_its_answer(done, *"ad", mistake="a refused request disturbs the others")
 
 
 def test_what_is_refused_keeps_no_slot(shared_room):
     refused = [ask("r", prompt=64), ask("s", prompt=70), ask("t", no_such_option=1)]
     for plan in ([at(0, *refused, ask("a"), ask("b"))], [at(0, ask("a", 3)), at(IDLE, *refused), at(IDLE, ask("b"))]):
         done = run(shared_room, plan, slots=2, sent="r, s and t are refused, a and b are not; two slots")
-        gets_its_answer(done, *"ab", mistake="what is refused keeps a slot")
+        gets_its_answer(done, *"ab", mistake="a refused request keeps a slot")
 
 
 def test_what_is_refused_is_none_of_the_four(shared_room):
     refused = [ask(f"r{number}", prompt=64 + number) for number in range(5)]
     plan = [at(0, ask("a", 9)), at(2, *refused[:3], ask("b"), ask("c"), *refused[3:], ask("d"), ask("e"))]
-    done = run(shared_room, plan, slots=6, sent="a runs; nine come at once, five of them too long for the window")
-    no_slot_idle(done, "what is refused counts as one of the four prefills")
+    done = run(shared_room, plan, slots=6, sent="a runs; nine arrive at once, five of them too long for the window")
+    no_slot_idle(done, "a refused request counts as one of the four prefills")
 
 
 # leaving
@@ -494,56 +497,56 @@ def test_who_leaves_is_not_stepped_again(shared_room):
     done = run(
         shared_room, [at(0, ask("a", 9), ask("b", 9), ask("c", 9)), at(3, leave("b"))], sent="b leaves after 3 steps"
     )
-    is_not_run_again(done, "b", "a call carries an answer whose reader has left")
+    is_not_run_again(done, "b", "a call includes an answer whose reader has left")
 
 
 def test_who_leaves_is_given_nothing_more(shared_room):
     plan = [at(0, ask("a", 9), ask("b", 9)), at(3, leave("b")), at(5, leave("a")), at(IDLE, ask("c", 2))]
     done = run(shared_room, plan, slots=1, sent="a runs, b waits; b leaves after 3 steps, a after 5")
     for name in "ab":
-        nothing_is_given(done, name, "something is given for one who has left")
+        nothing_is_given(done, name, "something is given to a request that has left")
 
 
 def test_who_leaves_while_waiting_costs_no_prefill(shared_room):
     plan = [at(0, ask("a", 6), ask("b", 4), ask("c", 4), ask("d", 2)), at(2, leave("b")), at(3, leave("d"))]
     done = run(shared_room, plan, slots=1, sent="a runs, b, c and d wait; b and d leave")
     for name in "bd":
-        is_not_run_again(done, name, "one who has left while it waited is prefilled")
-    gets_its_answer(done, *"ac", mistake="one who leaves while it waits disturbs the others")
+        is_not_run_again(done, name, "a request that left while it waited is prefilled")
+    gets_its_answer(done, *"ac", mistake="a request that leaves while it waits disturbs the others")
 
 
 def test_who_leaves_in_the_same_list_costs_no_call(shared_room):
     plan = [at(0, ask("a", 4), leave("a"), ask("b", 5)), at(2, ask("c", 3), ask("d", 3), leave("c"))]
     plan += [at(3, ask("r", prompt=64), leave("r"), ask("s", 2))]
-    done = run(shared_room, plan, sent="a asks and leaves in one list, later c, later r, too long for the window")
+    done = run(shared_room, plan, sent="a asks and leaves in one list; later, c; later, r, too long for the window")
     for name in "acr":
-        is_not_run_again(done, name, "one who asks and leaves in the same list is prefilled")
-        nothing_is_given(done, name, "something is given for one who has left")
-    gets_its_answer(done, *"bds", mistake="one who leaves at once disturbs the others")
+        is_not_run_again(done, name, "a request that asks and leaves in the same list is prefilled")
+        nothing_is_given(done, name, "something is given to a request that has left")
+    gets_its_answer(done, *"bds", mistake="a request that leaves at once disturbs the others")
 
 
 def test_who_leaves_frees_its_slot_at_once(shared_room):
     plan = [at(0, ask("a", 9), ask("b", 9), ask("c", 4)), at(2, leave("b"))]
     done = run(shared_room, plan, slots=2, sent="a and b run, c waits; b leaves after two steps")
-    no_slot_idle(done, "the slot of one who leaves is not used in the same round")
+    no_slot_idle(done, "the slot of a request that leaves is not used in the same round")
 
 
 def test_one_who_leaves_disturbs_no_other(shared_room):
     plan = [at(0, ask("a", 9), ask("b", 9), ask("c", 9), ask("d", 5)), at(3, leave("a")), at(4, leave("c"))]
     done = run(shared_room, plan, slots=3, sent="a, b and c run, d waits; a and c leave")
-    gets_its_answer(done, *"bd", mistake="one who leaves disturbs the others")
+    gets_its_answer(done, *"bd", mistake="a request that leaves disturbs the others")
 
 
 def test_a_leave_for_nobody_is_ignored(shared_room):
     plan = [at(0, leave("x"), ask("a", 8)), at(2, leave("nobody"), leave(0), leave(None))]
-    done = run(shared_room, plan, sent="leaves with keys that nobody has")
-    gets_its_answer(done, "a", mistake="a leave for an unknown key disturbs those who run")
+    done = run(shared_room, plan, sent="leaves with keys that no request has")
+    gets_its_answer(done, "a", mistake="a leave for an unknown key disturbs the running answers")
 
 
 def test_a_leave_for_an_answer_that_has_ended_is_ignored(shared_room):
     plan = [at(0, ask("a", 2), ask("b", 12), ask("c", 1)), at(3, leave("a"), leave("c"))]
     plan += [at(4, ask("e", 4), ask("f", 4), ask("g", 4))]
-    done = run(shared_room, plan, sent="a and c have ended, and leave; then e, f and g come")
+    done = run(shared_room, plan, sent="a and c have ended, and leave; then e, f and g arrive")
     for call in done.of("prefill"):
         mistake = "a leave for an answer that has ended frees its slot twice"
         require(call["over"] is None, mistake, **done.facts(call))
@@ -552,7 +555,7 @@ def test_a_leave_for_an_answer_that_has_ended_is_ignored(shared_room):
 
 def test_a_leave_for_an_answer_that_has_failed_is_ignored(shared_room):
     plan = [at(0, ask("x", 9)), at(1, ask("a", fails=["OSError", "no"])), at(3, leave("a"), ask("b", 4), ask("c", 4))]
-    done = run(shared_room, plan, sent="x runs; a's prefill fails, a leaves; then b and c come")
+    done = run(shared_room, plan, sent="x runs; a's prefill fails, a leaves; then b and c arrive")
     for call in done.of("prefill"):
         mistake = "a leave for an answer that has failed frees its slot twice"
         require(call["over"] is None, mistake, **done.facts(call))
@@ -577,18 +580,20 @@ def test_a_key_may_come_again(shared_room):
     ]
     # on one slot x runs and the others wait
     for slots, plan, when in [(4, *each) for each in once_ended + once_left] + [(1, *each) for each in once_left]:
-        done = run(shared_room, plan, slots=slots, sent=f"x runs; key k comes again {when}; {slots} slots")
+        done = run(shared_room, plan, slots=slots, sent=f"x runs; key k is used again {when}; {slots} slots")
         newest = "c" if "c" in done.asks else "b"
-        gets_its_answer(done, newest, mistake="a key that comes again does not get its answer")
+        gets_its_answer(done, newest, mistake="a key that is used again does not get its answer")
         for name in set(done.asks) - {"x", newest}:
             if done.asks[name]["state"] == "left":
-                is_not_run_again(done, name, "an answer that has left goes on when its key comes again", most=1)
+                is_not_run_again(
+                    done, name, "an answer whose reader has left goes on when its key is used again", most=1
+                )
 
 
 def test_a_key_that_comes_again_has_come_last(shared_room):
     plan = [at(0, *[ask(name, 6) for name in "abc"], ask("d", key="k")), at(2, leave("k"), ask("e"), ask("f", key="k"))]
-    done = run(shared_room, plan, slots=2, sent="a, b, c and d; later d leaves, e comes, and d asks again as f")
-    in_order(done, "abcef", "one who leaves and asks again with its key gets its old turn back")
+    done = run(shared_room, plan, slots=2, sent="a, b, c and d; later, d leaves, e arrives, and d asks again as f")
+    in_order(done, "abcef", "a request that leaves and asks again with its key gets its old turn back")
 
 
 def test_any_hashable_is_a_key(shared_room):
@@ -600,13 +605,17 @@ def test_any_hashable_is_a_key(shared_room):
     done = run(shared_room, plan, slots=3, sent="those with the keys 0, None, '' and ('t', 1) leave")
     for name in "abcd":
         is_not_run_again(done, name, "a leave is lost because of its key", most=1)
-    gets_its_answer(done, *"ghij", mistake="one leaves, and an answer with another key that looks like it goes, too")
-    done = run(shared_room, [at(0, *asks), at(2, None)], slots=2, sent="the same keys; after two steps take says None")
+    gets_its_answer(done, *"ghij", mistake="a request leaves, and an answer with another, similar key is dropped, too")
+    done = run(
+        shared_room, [at(0, *asks), at(2, None)], slots=2, sent="the same keys; after two steps, take returns None"
+    )
     given = {name: done.asks[name]["at_close"] for name in keys}
     lost = [name for name in keys if not given[name] or "RuntimeError" not in given[name][-1].get("kinds", [])]
     if not set(lost) - set("abc"):  # where others get none either, that has a test of its own
         got = f"nothing for {[keys[name] for name in lost]}"
-        require(not lost, "at the close one that runs or waits does not get a RuntimeError", **done.facts(got=got))
+        require(
+            not lost, "at the close, a running or waiting request does not get a RuntimeError", **done.facts(got=got)
+        )
 
 
 # errors
@@ -617,7 +626,7 @@ def test_an_error_in_prefill_goes_to_that_answer_alone(shared_room):
     plan += [at(2, ask("d", fails=["ValueError", "bad ids"]), ask("e", 3))]
     done = run(shared_room, plan, sent="the prefills of b and d fail")
     for name in "bd":
-        gets_its_error(done, name, "an error in prefill does not reach the one who asked")
+        gets_its_error(done, name, "an error in prefill does not reach its request")
         is_not_run_again(done, name, "an answer whose prefill has failed goes on")
     gets_its_answer(done, *"ace", mistake="an error in prefill disturbs the others")
 
@@ -625,11 +634,11 @@ def test_an_error_in_prefill_goes_to_that_answer_alone(shared_room):
 def test_after_an_error_in_prefill_its_slot_is_free(shared_room):
     failing = [ask(name, fails=["OSError", "no"]) for name in "abc"]
     plan = [at(0, ask("x", 9)), at(2, *failing, ask("d", 3)), at(4, ask("e", 3))]
-    done = run(shared_room, plan, slots=2, sent="x runs, on two slots; three prefills fail, then d's and e's do not")
-    gets_its_answer(done, *"de", mistake="after an error in prefill its slot is not free")
+    done = run(shared_room, plan, slots=2, sent="x runs, on two slots; three prefills fail, but not d's and e's")
+    gets_its_answer(done, *"de", mistake="after an error in prefill, its slot is not free")
     plan = [at(0, ask("x", 9)), at(2, failing[0], ask("d", 3))]
     done = run(shared_room, plan, slots=2, sent="x runs, on two slots; a's prefill fails, d waits")
-    no_slot_idle(done, "after an error in prefill its slot is free only in the next round")
+    no_slot_idle(done, "after an error in prefill, its slot is free only in the next round")
 
 
 def test_an_error_in_step_goes_to_those_that_were_in_it(shared_room):
@@ -637,10 +646,14 @@ def test_an_error_in_step_goes_to_those_that_were_in_it(shared_room):
     fails = {3: ["OutOfMemory", "the third step failed"]}
     done = run(shared_room, plan, slots=2, fails=fails, sent="a and b run, c waits; the third step fails")
     for name in "abc":
-        gets_its_error(done, name, "an error in step does not reach all that were in it")
+        gets_its_error(done, name, "an error in step does not reach all answers that were in it")
         is_not_run_again(done, name, "an answer whose step has failed goes on", most=99 * (name not in failed(done)))
         reached = [out for out in done.asks[name]["given"] if out.get("raised") == "OutOfMemory"]
-        require(not reached or name in failed(done), "an error in step reaches one that only waited", **done.facts())
+        require(
+            not reached or name in failed(done),
+            "an error in step reaches a request that was only waiting",
+            **done.facts(),
+        )
 
 
 def failed(done):
@@ -653,8 +666,8 @@ def test_after_an_error_in_step_the_loop_goes_on(shared_room):
     done = run(
         shared_room, plan, slots=2, fails=fails, sent="a to f on two slots; the second step fails, and the fifth"
     )
-    gets_its_answer(done, *"abcdef", mistake="after an error in step those who waited do not get their answers")
-    no_slot_idle(done, "after an error in step its slots are not free")
+    gets_its_answer(done, *"abcdef", mistake="after an error in step, the waiting requests do not get their answers")
+    no_slot_idle(done, "after an error in step, its slots are not free")
 
 
 # the close
@@ -662,24 +675,26 @@ def test_after_an_error_in_step_the_loop_goes_on(shared_room):
 
 def test_at_the_close_all_get_a_runtime_error(shared_room):
     plan = [at(0, ask("a", 9), ask("b", 9), ask("c", 9), ask("d", 9)), at(2, leave("d")), at(3, None)]
-    done = run(shared_room, plan, slots=2, sent="a and b run, c waits, d has left; after three steps take says None")
+    done = run(
+        shared_room, plan, slots=2, sent="a and b run, c waits, d has left; after three steps, take returns None"
+    )
     for name in "abc":
         given = done.asks[name]["at_close"]
         closed = bool(given) and "RuntimeError" in given[-1].get("kinds", [])
-        mistake = "at the close one that runs or waits does not get a RuntimeError"
+        mistake = "at the close, a running or waiting request does not get a RuntimeError"
         got = said(given[-1]) if given else "nothing"
         require(closed, mistake, sent=f"{done.sent}; here {name}", expected="RuntimeError", got=got)
         errors = [out for out in given if "raised" in out]
         require(len(errors) == 1, "an error is given twice", sent=f"{done.sent}; here {name}", got=len(errors))
-    nothing_is_given(done, "d", "at the close something is given for one who has left", closed=True)
+    nothing_is_given(done, "d", "at the close, something is given to a request that has left", closed=True)
 
 
 def test_at_the_close_who_has_ended_gets_nothing_more(shared_room):
     plans = [("b runs", [at(0, ask("a", 2), ask("b", 9)), at(4, None)]), ("nothing runs", [at(0, ask("a", 2))])]
     for sent, plan in plans:
-        done = run(shared_room, plan, sent=f"a has ended, {sent}; take says None")
+        done = run(shared_room, plan, sent=f"a has ended, {sent}; take returns None")
         given = done.asks["a"]["at_close"]
-        mistake = "at the close one that has ended is given something"
+        mistake = "at the close, an answer that has ended is given something"
         require(not given, mistake, **done.facts(got="; ".join(map(said, given))))
 
 
@@ -687,19 +702,19 @@ def test_after_the_close_nothing_is_called(shared_room):
     for sent, plan in (
         ("a runs", [at(0, ask("a", 9)), at(3, None)]),
         ("nothing runs", [at(0, ask("a", 2))]),
-        ("a runs, b has just come", [at(0, ask("a", 9)), at(3, ask("b", 9)), at(3, None)]),
+        ("a runs, b has just arrived", [at(0, ask("a", 9)), at(3, ask("b", 9)), at(3, None)]),
     ):
-        done = run(shared_room, plan, sent=f"{sent}; take says None")
+        done = run(shared_room, plan, sent=f"{sent}; take returns None")
         closed = [call for call in done.of("take") if call["brought"] is None]
         if closed:
             later = [call for call in done.calls[done.calls.index(closed[0]) + 1 :] if call["call"] != "give"]
-            require(not later, "after take has returned None the loop goes on", **done.facts(got=shown(done)))
+            require(not later, "after take has returned None, the loop goes on", **done.facts(got=shown(done)))
         raised = done.outcome.get("raised")
-        mistake = "at the close run raises, and does not return"
+        mistake = "at the close, run raises instead of returning"
         require(raised is None, mistake, **done.facts(got=done.outcome.get("said"), where=done.outcome.get("where")))
 
 
 def test_it_is_one_plain_loop(shared_room):
     done = run(shared_room, [at(0, ask("a", 3), ask("b", 2))], sent="a and b ask")
-    mistake = "the slot model, take or give is called in another thread than run"
+    mistake = "the slot model, take or give is not called in run's thread"
     require(not done.other_thread, mistake, sent=done.sent, expected="one plain loop")

@@ -620,18 +620,18 @@ async def after_the_last_piece(answer, inside):
         await hall.stand("A and B come", runs="A", waits="B")
         hall.clients["A"].do(sends_all)
         await until(lambda: len(hall.clients["A"].messages) == 3)
-        await hall.stand("the app has sent A's last piece and works on", runs="A", waits="B")
+        await hall.stand("the app has sent A's last piece and keeps working", runs="A", waits="B")
         hall.clients["A"].end()
         await hall.stand("the app has sent A's last piece, and then ends", runs="B")
         hall.clients["B"].do(sends_all)
         await until(lambda: len(hall.clients["B"].messages) == 3)
         hall.come("C")
-        await hall.stand("the app has sent B's last piece and works on; C comes", runs="B", waits="C")
+        await hall.stand("the app has sent B's last piece and keeps working; C comes", runs="B", waits="C")
     return hall.told
 
 
 async def after_leaving(answer, inside):
-    """The clients of requests in the app leave: one that was let in at once, one that had waited."""
+    """The clients of requests in the app leave: one that was admitted at once, one that had waited."""
 
     async def hears(client):
         while (await client.receive())["type"] != "http.disconnect":
@@ -641,16 +641,16 @@ async def after_leaving(answer, inside):
         hall.come("AB")
         await hall.stand("A and B come", runs="A", waits="B")
         hall.clients["A"].give(DISCONNECT)
-        await hall.stand("A's client leaves; the app works on", runs="A", waits="B")
+        await hall.stand("A's client leaves; the app keeps working", runs="A", waits="B")
         hall.clients["A"].do(hears)
-        await hall.stand("A's client leaves; the app has heard of it and works on", runs="A", waits="B")
+        await hall.stand("A's client leaves; the app has heard of it and keeps working", runs="A", waits="B")
         hall.clients["A"].end()
         await hall.stand("A's client leaves; then its call ends", runs="B")
         hall.come("C")
         hall.clients["B"].give(DISCONNECT)
-        await hall.stand("B's client leaves; the app works on", runs="B", waits="C")
+        await hall.stand("B's client leaves; the app keeps working", runs="B", waits="C")
         hall.clients["B"].do(hears)
-        await hall.stand("B's client leaves; the app has heard of it and works on", runs="B", waits="C")
+        await hall.stand("B's client leaves; the app has heard of it and keeps working", runs="B", waits="C")
     return hall.told
 
 
@@ -959,7 +959,7 @@ async def hearing(answer, inside):
         return "other messages without end"
 
     for case, had_waited, asks_before in (
-        ("a request that was let in at once", False, True),
+        ("a request that was admitted at once", False, True),
         ("a request that had waited", True, False),
         ("a request that had waited, whose app has asked before", True, True),
         ("a request that had waited, whose app asks late", True, None),
@@ -1059,7 +1059,7 @@ SCOPES = {
 
 
 async def passing(answer, inside):
-    """{case: {"expected", "got"}} of what does not pass as it is: with places free, after a wait, and when
+    """{case: {"expected", "got"}} of what does not pass unchanged: with places free, after a wait, and when
     all places are taken."""
     found = {}
     for name, scope in SCOPES.items():
@@ -1173,7 +1173,7 @@ async def pieces(answer, inside):
                 here += client.body == b"012"[: number + 1]
                 if here <= number + 1:
                     break
-            found["a request that had waited" if had_waited else "a request that was let in at once"] = here
+            found["a request that had waited" if had_waited else "a request that was admitted at once"] = here
         if hall.told:
             return {"told": hall.told}
     return {"here": found}
@@ -1266,7 +1266,7 @@ async def counts(answer, inside):
         hall.clients["B"].do(fails)
         await note("the app raises for B, I goes in", 2, 0)
         hall.clients["I"].give(DISCONNECT)
-        await note("I's client leaves; the app works on", 2, 0)
+        await note("I's client leaves; the app keeps working", 2, 0)
         Exchange.cancel(hall.clients["I"])
         await note("I's call is cancelled", 1, 0)
         hall.clients["D"].end()
@@ -1370,14 +1370,14 @@ def served(answer, inside):
 SENTENCES = {
     (APP, WAITS): "a request waits although a place is free",
     (APP, REFUSED): "a request is refused although a place is free for it",
-    (WAITS, APP): "more than max_running requests are in the app at a time",
-    (WAITS, REFUSED): "a request is refused although it may wait",
-    (REFUSED, APP): "more than max_running requests are in the app at a time",
+    (WAITS, APP): "more than max_running requests are in the app at the same time",
+    (WAITS, REFUSED): "a request is refused although it could wait",
+    (REFUSED, APP): "more than max_running requests are in the app at the same time",
     (REFUSED, WAITS): "one request too many is not refused at once",
-    (GONE, APP): "a request whose client has gone is in the app",
-    (APP, GONE): "a call of the app has ended before its time",
-    ("order", "order"): "those who wait are not served in the order in which they came",
-    (REFUSED, BOTH): "the app is called for a request that was refused",
+    (GONE, APP): "a request whose client has left is in the app",
+    (APP, GONE): "a call of the app has ended too early",
+    ("order", "order"): "waiting requests are not served in the order in which they arrived",
+    (REFUSED, BOTH): "the app is called for a refused request",
 }
 """What it means that somebody is elsewhere, for tests that do not say it better."""
 
@@ -1395,10 +1395,10 @@ def require_told(told, mistakes=None):
     if isinstance(mistakes, str) and LOST not in pair[1]:
         sentence = mistakes
     elif LOST in pair[1]:
-        sentence = "a request's call ends, without a response and without the app"
+        sentence = "a request's call ends without a response and without the app"
     else:
         known = SENTENCES | (mistakes if isinstance(mistakes, dict) else {})
-        sentence = known.get(pair, f"a request is {pair[1]} that has to be {pair[0]}")
+        sentence = known.get(pair, f"a request is {pair[1]}, but should be {pair[0]}")
     fail(sentence, sent=told["when"], expected=told["expected"], got=told["got"])
 
 
@@ -1422,7 +1422,7 @@ def test_the_next_goes_in_when_a_place_is_free(shared_room):
 
 def test_a_place_that_is_handed_on_is_counted(shared_room):
     mistakes = {
-        (WAITS, REFUSED): "one whose turn has come still counts as one that waits",
+        (WAITS, REFUSED): "a request whose turn has come still counts as waiting",
         (WAITS, APP): "a place that is handed on counts as free, too",
     }
     play(shared_room, handed_on, mistakes)
@@ -1447,25 +1447,28 @@ def test_first_come_first_served(shared_room):
     found = shared_room.play(in_order)
     require_told(found if "pair" in found else None)
     require(
-        found["most"] <= 1, "more than max_running requests are in the app at a time", expected=1, got=found["most"]
+        found["most"] <= 1,
+        "more than max_running requests are in the app at the same time",
+        expected=1,
+        got=found["most"],
     )
     came, entered = found["came"], found["entered"]
-    mistake = "those who wait are not served in the order in which they came"
+    mistake = "waiting requests are not served in the order in which they arrived"
     if entered[1:] == came[:0:-1]:
-        mistake += ": the last comes first"
+        mistake += ": the last is served first"
     elif sorted(entered[:4]) != sorted(came[:4]) and entered.replace("B", "").replace("D", "") == "ACEFG":
-        mistake = "a request whose body arrives late loses its turn: it has come when its call begins"
+        mistake = "a request whose body arrives late loses its turn: it has arrived as soon as its call begins"
     require(
         entered == came,
         mistake,
-        sent="max_running=1; A to G come one after the other, the bodies of B and D arrive later",
+        sent="max_running=1; A to G arrive one after another, the bodies of B and D later",
         expected=" ".join(came),
         got=" ".join(entered),
     )
 
 
 def test_a_newcomer_overtakes_nobody(shared_room):
-    overtakes = "a newcomer overtakes those who wait: it takes a place that has just become free"
+    overtakes = "a newcomer overtakes the waiting requests: it takes a place that has just become free"
     play(
         shared_room,
         newcomers,
@@ -1475,7 +1478,9 @@ def test_a_newcomer_overtakes_nobody(shared_room):
 
 def test_waiting_has_no_time_limit(shared_room):
     mistake = "a request does not wait until its turn comes: it gives up after some time"
-    play(shared_room, patience, {(WAITS, REFUSED): mistake, (APP, GONE): "a call of the app is ended after some time"})
+    play(
+        shared_room, patience, {(WAITS, REFUSED): mistake, (APP, GONE): "a call of the app is cut off after some time"}
+    )
 
 
 # refusals
@@ -1496,8 +1501,8 @@ def test_a_refusal_comes_at_once(shared_room):
     place = untold(shared_room.play(while_the_clock_stands), "place")
     require(
         place == REFUSED,
-        "a refusal does not come at once: the request waits for some time first",
-        sent="max_running=1, max_waiting=1; A and B come, then C; the event loop goes round, its clock stands",
+        "a refusal is not sent at once: the request waits for some time first",
+        sent="max_running=1, max_waiting=1; A and B come, then C; the event loop keeps running, its clock stands still",
         expected=f"C {REFUSED}",
         got=f"C {place}",
     )
@@ -1506,18 +1511,18 @@ def test_a_refusal_comes_at_once(shared_room):
 def test_a_refusal_is_a_503(shared_room):
     for how, seen, _ in refused(shared_room):
         require(
-            seen["status"] == 503, "a refused request's status is not 503", sent=how, expected=503, got=seen["status"]
+            seen["status"] == 503, "a refused request does not get a 503", sent=how, expected=503, got=seen["status"]
         )
 
 
 def test_a_refusal_is_a_whole_response(shared_room):
     for how, seen, _ in refused(shared_room):
         got = ", ".join(seen["types"])
-        require(seen["as bytes"], "a header is not two `bytes`, as ASGI wants it", sent=how, got=str(seen["headers"]))
+        require(seen["as bytes"], "a header is not two `bytes`, as ASGI requires", sent=how, got=str(seen["headers"]))
         starts = seen["types"].count("http.response.start")
         only = set(seen["types"]) == {"http.response.start", "http.response.body"}
         whole = seen["whole"] and starts == 1 and only
-        require(whole, "a refusal is not one whole response", sent=how, expected="a start and a body", got=got)
+        require(whole, "a refusal is not one complete response", sent=how, expected="a start and a body", got=got)
         length = dict(seen["headers"]).get("content-length")
         require(
             length is None or length == str(len(seen["body"].encode())),
@@ -1553,14 +1558,14 @@ def test_a_refusal_says_overloaded(shared_room):
             fail("the body of a refusal is not JSON", **facts)
         error = data.get("error") if isinstance(data, dict) else None
         require(isinstance(error, dict), "a refusal's body has no object `error`", **facts)
-        require(set(data) == {"error"}, "a refusal's body has more in it than `error`", **facts)
+        require(set(data) == {"error"}, "a refusal's body contains more than `error`", **facts)
         require(
             set(error) == {"message", "type", "param", "code"},
             "a refusal's `error` does not have the four fields message, type, param and code",
             **facts,
         )
         message = error["message"]
-        require(isinstance(message, str), "a refusal's `message` is not a text", **facts)
+        require(isinstance(message, str), "a refusal's `message` is not a string", **facts)
         require(message.strip() != "", "a refusal's `message` is empty", **facts)
         require(error["type"] == "overloaded", "a refusal's `type` is not overloaded", **facts)
         nothing = error["param"] is None and error["code"] is None
@@ -1582,7 +1587,7 @@ def test_a_refusal_says_when_to_come_again(shared_room):
 def test_a_refused_request_never_reaches_the_app(shared_room):
     for how, seen, _ in refused(shared_room):
         reached = seen["entered"] or seen["entered later"]
-        require(not reached, "the app is called for a request that was refused", sent=how, expected="no call of it")
+        require(not reached, "the app is called for a refused request", sent=how, expected="no call")
 
 
 def test_a_refusal_does_not_wait_for_the_body(shared_room):
@@ -1598,7 +1603,9 @@ def play_ending(room, how, mistake):
     mistakes[WAITS, APP] = "a call's end gives more than one place back"
     cancelled = how.startswith("is cancelled")
     mistakes[GONE, APP] = (
-        "a cancellation does not reach the app" if cancelled else "a call of the app goes on although it was to end"
+        "a cancellation does not reach the app"
+        if cancelled
+        else "a call of the app goes on although it should have ended"
     )
     play(room, endings, mistakes, how=how)
 
@@ -1632,17 +1639,17 @@ def test_a_place_is_given_back_once(shared_room):
 
 
 def test_the_last_piece_gives_no_place_back(shared_room):
-    mistake = "the last piece gives the place back, and the app still works"
+    mistake = "the last piece gives the place back while the app is still working"
     play(shared_room, after_the_last_piece, {(WAITS, APP): mistake})
 
 
 def test_leaving_gives_no_place_back(shared_room):
-    mistake = "a client that leaves gives the place back, and the app still works"
+    mistake = "a client that leaves gives the place back while the app is still working"
     play(shared_room, after_leaving, {(WAITS, APP): mistake})
 
 
 def test_a_cancelled_call_keeps_its_place_to_its_end(shared_room):
-    mistake = "a cancelled call of the app gives its place back before its end"
+    mistake = "a cancelled call of the app gives its place back before it has ended"
     play(
         shared_room,
         cleaning_up,
@@ -1654,9 +1661,9 @@ def test_the_app_is_never_cancelled(shared_room):
     for case, cancelled in untold(shared_room.play(never_cancelled), "cancelled").items():
         require(
             not cancelled,
-            "the app's call is cancelled: it is the app's to decide what it does when its client leaves",
+            "the app's call is cancelled: the app decides what to do when its client leaves",
             sent=f"a request runs, and {case}",
-            expected="the app works on",
+            expected="the app keeps working",
             got="it was cancelled, or has ended",
         )
 
@@ -1665,7 +1672,7 @@ def test_the_app_is_never_cancelled(shared_room):
 
 
 def test_who_leaves_while_waiting_never_reaches_the_app(shared_room):
-    require_entered(shared_room, "leave", "a client that has left while it waited still reaches the app")
+    require_entered(shared_room, "leave", "a client that left while it waited still reaches the app")
 
 
 def test_who_is_cancelled_while_waiting_never_reaches_the_app(shared_room):
@@ -1687,31 +1694,31 @@ def require_entered(room, how, mistake):
 
 
 def test_who_leaves_makes_room_for_others_to_wait(shared_room):
-    mistake = "a client that has left keeps its place among those who wait"
+    mistake = "a client that has left keeps its place in the queue"
     play(shared_room, leaving_makes_room, {(WAITS, REFUSED): mistake, (APP, WAITS): mistake}, how="leave")
 
 
 def test_who_is_cancelled_makes_room_for_others_to_wait(shared_room):
-    mistake = "a request whose call was cancelled keeps its place among those who wait"
+    mistake = "a request whose call was cancelled keeps its place in the queue"
     play(shared_room, leaving_makes_room, {(WAITS, REFUSED): mistake, (APP, WAITS): mistake}, how="cancel")
 
 
 def test_no_place_is_lost_when_one_leaves_at_its_turn(shared_room):
-    lost = "a place is lost when a client leaves as its turn comes"
+    lost = "a place is lost when a client leaves just as its turn comes"
     mistakes = {(APP, WAITS): lost, (APP, REFUSED): lost, (WAITS, REFUSED): lost}
     play(shared_room, place_not_lost, mistakes, how="leave")
     play(shared_room, all_leave, mistakes, how="leave")
 
 
 def test_no_place_is_lost_when_one_is_cancelled_at_its_turn(shared_room):
-    lost = "a place is lost when a call is cancelled as its turn comes"
+    lost = "a place is lost when a call is cancelled just as its turn comes"
     mistakes = {(APP, WAITS): lost, (APP, REFUSED): lost, (WAITS, REFUSED): lost}
     play(shared_room, place_not_lost, mistakes, how="cancel")
     play(shared_room, all_leave, mistakes, how="cancel")
 
 
 def test_no_place_is_lost_when_one_leaves_before_its_body_is_here(shared_room):
-    lost = "a place is lost when a client whose turn has come leaves before its body is here"
+    lost = "a place is lost when a client whose turn has come leaves before its body has arrived"
     mistakes = {(APP, WAITS): lost, (APP, REFUSED): lost}
     play(shared_room, leaving_before_the_body_is_here, mistakes, how="leave")
     play(shared_room, leaving_before_the_body_is_here, mistakes, how="cancel")
@@ -1724,7 +1731,7 @@ def test_what_is_sent_while_waiting_reaches_the_app(shared_room):
     for case, sent, got, same in untold(shared_room.play(bodies), "bodies"):
         require(
             same,
-            "what a client sends while it waits does not reach the app whole and in order",
+            "what a client sends while it waits does not reach the app complete and in order",
             sent=f"a request that waits, with {case}",
             expected=sent,
             got=got,
@@ -1735,14 +1742,14 @@ def test_the_app_hears_that_its_client_has_left(shared_room):
     for case, (before, after) in untold(shared_room.play(hearing), "heard").items():
         require(
             before != "http.disconnect",
-            "the app hears of a disconnect while its client is still there",
+            "the app is told of a disconnect while its client is still connected",
             sent=f"{case}; the app asks for the next message after the body",
             expected="nothing, as long as the client stays",
             got=before,
         )
         require(
             after == "http.disconnect",
-            "the app does not hear that its client has left",
+            "the app is not told that its client has left",
             sent=f"{case}; then its client leaves",
             expected="http.disconnect",
             got=after or "nothing",
@@ -1753,7 +1760,7 @@ def test_the_app_hears_that_its_client_has_left(shared_room):
 
 
 def test_other_paths_pass(shared_room):
-    taken = "a request for another path is held up"
+    taken = "a request for another path is blocked"
     mistakes = {(APP, WAITS): taken, (APP, REFUSED): taken}
     mistakes[WAITS, APP] = mistakes[REFUSED, APP] = "the end of a request for another path gives a place back"
     play(shared_room, other_paths, mistakes)
@@ -1764,7 +1771,7 @@ def require_passing(room, *names):
         room.kept["passing"] = room.play(passing)
     for case, problem in room.kept["passing"].items():
         if case.startswith(names) and ("another path" in case) == ("another path" in names[0]):
-            fail(f"{case.partition(' while')[0].partition(' after')[0]} does not pass as it is", sent=case, **problem)
+            fail(f"{case.partition(' while')[0].partition(' after')[0]} does not pass unchanged", sent=case, **problem)
 
 
 def test_what_is_sent_both_ways_is_not_changed(shared_room):
@@ -1787,10 +1794,10 @@ def test_what_the_app_sends_is_passed_on_as_it_comes(shared_room):
     for case, here in untold(shared_room.play(pieces), "here").items():
         require(
             here == 4,
-            "what the app sends is kept back: it comes out later than the app sends it",
+            "what the app sends is held back: it goes out later than the app sends it",
             sent=f"{case}; the app sends {'a piece' if here else 'the start of a response'}, and waits",
-            expected="it is there while the app waits",
-            got=f"piece {here} of 3 is not there" if here else "the start is not there",
+            expected="it arrives while the app waits",
+            got=f"piece {here} of 3 has not arrived" if here else "the start has not arrived",
         )
 
 
@@ -1798,7 +1805,7 @@ def test_errors_come_through(shared_room):
     for case, got in untold(shared_room.play(errors), "errors").items():
         require(
             got == "Own: no bread" or ("CancelledError" in case and got.startswith("CancelledError")),
-            "the app's error does not come through",
+            "the app's error does not get through",
             sent=f"the app raises {case}",
             expected="the same error, with its type and message",
             got=got,
@@ -1812,7 +1819,7 @@ def test_it_says_how_many_run_and_wait(shared_room):
     for when, expected, got in shared_room.play(counts):
         require(
             got == expected,
-            "`running` and `waiting` are not what is in the app and what waits now",
+            "`running` and `waiting` are not the numbers of requests in the app and in the queue",
             sent=f"max_running=2, max_waiting=2; {when}",
             expected=f"running={expected[0]}, waiting={expected[1]}",
             got=f"running={got[0]}, waiting={got[1]}",
@@ -1820,11 +1827,11 @@ def test_it_says_how_many_run_and_wait(shared_room):
 
 
 def test_two_admissions_share_nothing(shared_room):
-    play(shared_room, two_of_them, "two Admissions count together")
+    play(shared_room, two_of_them, "two Admissions share a count")
 
 
 def test_every_method_counts(shared_room):
-    free = "requests of some methods take no place"
+    free = "requests with some methods take no place"
     play(shared_room, methods, {(REFUSED, APP): free, (WAITS, APP): free, (REFUSED, WAITS): free})
 
 
@@ -1835,7 +1842,7 @@ def test_path_says_what_is_counted(shared_room):
         {
             (REFUSED, APP): "requests to `path` are not limited",
             (WAITS, APP): "requests to `path` are not limited",
-            (APP, REFUSED): "requests to other paths than `path` are limited",
+            (APP, REFUSED): "requests to paths other than `path` are limited",
         },
     )
 
@@ -1847,7 +1854,7 @@ def test_behind_a_real_server(room):
     def send(name, length):
         before = room.arrived(PATH)
         stream = Stream(room, url, {"prompt": name * length}, path=PATH)
-        room.wait(lambda: room.arrived(PATH) > before, "the server no longer takes requests")
+        room.wait(lambda: room.arrived(PATH) > before, "the server no longer accepts requests")
         room.turns()
         return stream
 
@@ -1856,14 +1863,14 @@ def test_behind_a_real_server(room):
         reply = stream.reply(wait_s)
         require(
             reply.text == f"data: {name}\n\ndata: {length}\n\n",
-            "behind a real server a request does not get its answer",
-            sent=f"{stream.what}; it {'has waited' if name != 'A' else 'was let in at once'}",
+            "on a real server, a request does not get its answer",
+            sent=f"{stream.what}; it {'has waited' if name != 'A' else 'was admitted at once'}",
             expected=f"{name}, and the length of its prompt, {length}",
             got=f"{reply.status} {reply.text}",
         )
 
     a = send("A", 10)
-    room.wait(lambda: room.notes()["entered"], "behind a real server the first request does not reach the app", wait_s)
+    room.wait(lambda: room.notes()["entered"], "on a real server, the first request does not reach the app", wait_s)
     b, c = send("B", 20), send("C", 100_000)
     b.leave_and_be_missed()
     e = send("E", 30)
@@ -1872,7 +1879,7 @@ def test_behind_a_real_server(room):
     require_text("E", e, 30)
     require(
         room.notes()["entered"] == ["A", "C", "E"],
-        "behind a real server a client that has left while it waited still reaches the app",
+        "on a real server, a client that left while it waited still reaches the app",
         sent="A runs; B and C wait; B's client leaves; E comes",
         expected="A C E",
         got=" ".join(room.notes()["entered"]),

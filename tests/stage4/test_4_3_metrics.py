@@ -489,7 +489,7 @@ class Found:
         found = [value for labels, value in self.values(name) if not labels]
         if not found:
             self.require_metric(name)
-            fail(f"{name} has other labels than the contract's", expected="none", got=shown(self.values(name)))
+            fail(f"{name} does not have the contract's labels", expected="none", got=shown(self.values(name)))
         return found[0]
 
     def require_metric(self, name):
@@ -558,8 +558,8 @@ def playing(room, scene, kind, **arguments):
     except Raised as raised:
         if "Duplicated timeseries" in raised.error["message"]:
             fail(
-                "the metrics are made in a registry that all share: a second MeasuredChat fails",
-                sent="two MeasuredChats, each with a registry of its own",
+                "the metrics are created in a registry that all share: a second MeasuredChat fails",
+                sent="two MeasuredChats, each with its own registry",
                 got=raised.error["said"],
                 where=raised.error["where"],
             )
@@ -622,7 +622,7 @@ def test_the_arguments_reach_the_inner_chat(shared_room):
                 fail(mistake, sent=sent, expected="each option", got=end_of(found), where=end["where"])
             require(
                 len(found.calls) == 1,
-                "the inner chat is not called once for each answer",
+                "the inner chat is not called exactly once for each answer",
                 sent=sent,
                 expected="one call",
                 got=str(len(found.calls)),
@@ -631,7 +631,7 @@ def test_the_arguments_reach_the_inner_chat(shared_room):
             wrong = [name for name in expected if came[name] != expected[name]]
             require(
                 not wrong,
-                "the inner chat is not given the arguments of the call",
+                "the inner chat does not get the arguments of the call",
                 sent=sent,
                 expected=", ".join(f"{name}={expected[name]!r}" for name in wrong),
                 got=", ".join(f"{name}={came[name]!r}" for name in wrong),
@@ -648,21 +648,21 @@ def test_the_objects_are_the_inner_answers_own(shared_room):
         others = [each for each in got if not isinstance(each, int)]
         require(
             not others,
-            "the reader is given other objects than those of the inner answer",
+            "the reader does not get the inner answer's own objects",
             sent=found.sent,
             expected="the very same objects",
             got=str(others[:1] and others[0]),
         )
         require(
             got == list(range(6)),
-            "the reader is not given each object once, in order",
+            "the reader does not get each object once, in order",
             sent=found.sent,
             expected="6 objects",
             got=f"numbers {', '.join(map(str, got)) or 'none'} of 0 to 5",
         )
         require(
             end == "end",
-            "the answer does not come to its end",
+            "the answer never ends",
             sent=found.sent,
             expected="the end after the last object",
             got=end_of(found),
@@ -673,7 +673,7 @@ def test_each_object_comes_as_soon_as_it_is_there(shared_room):
     for found in played(shared_room, gives("Hi"), gives(" there"), gives("", 0, "stop"), ends()):
         require(
             found.readings["a"]["kept"] is False,
-            "an object is kept back until the inner answer goes on",
+            "an object is held back until the inner answer goes on",
             sent=found.sent,
             expected="each object as soon as the inner answer has given it",
             got="the reader waits, although there is one",
@@ -690,7 +690,7 @@ def test_an_error_reaches_the_reader(shared_room):
                     came = isinstance(raised, dict) and raised["raised"] == error and raised["message"] == message
                     require(
                         came,
-                        "an error of the inner chat does not reach the reader as it is",
+                        "an error of the inner chat does not reach the reader unchanged",
                         sent=found.sent,
                         expected=f"{error}: {message}",
                         got=end_of(found),
@@ -752,7 +752,7 @@ def require_closed(founds):
 def test_the_finish_reason_is_the_outcome(shared_room):
     for reason in ("stop", "length"):
         for found in played(shared_room, *whole(reason)):
-            found.require_outcomes({reason: 1}, f"an answer that ends with {reason!r} is not counted as that")
+            found.require_outcomes({reason: 1}, f"an answer that ends with {reason!r} is not counted as such")
         for found in played(shared_room, gives("Hi"), gives(" there", 0, reason), ends()):
             found.require_outcomes({reason: 1}, f"an answer whose last object has text is not counted as {reason!r}")
 
@@ -807,8 +807,8 @@ def test_each_answer_counts_once(shared_room):
 
 def test_an_answer_that_nobody_read_counts_nowhere(shared_room):
     for found in played(shared_room, ["call", "a"], closes(1.0)):
-        found.require_outcomes({}, "an answer that nobody began to read is counted")
-        require_nothing(found, "an answer that nobody began to read is counted")
+        found.require_outcomes({}, "an answer that no one began to read is counted")
+        require_nothing(found, "an answer that no one began to read is counted")
 
 
 def require_nothing(found, mistake):
@@ -828,8 +828,8 @@ def test_the_tokens_are_those_of_the_last_object(shared_room):
     ]
     for found in played(shared_room, *timeline):
         found.sent += "; they say 1, 3, 5 completion_tokens and 0, 20, 20 prompt_tokens"
-        found.require(COMPLETION, 5, "completion tokens are not what the last object says")
-        found.require(PROMPT, 20, "prompt tokens are not what the last object says")
+        found.require(COMPLETION, 5, "the number of completion tokens is not what the last object says")
+        found.require(PROMPT, 20, "the number of prompt tokens is not what the last object says")
     for found in played(shared_room, gives("", 0, "stop", tokens=(20, 1)), ends()):
         found.sent += "; it says 1 completion_tokens and 20 prompt_tokens"
         found.require(COMPLETION, 1, "the completion tokens of an answer without text are not counted")
@@ -851,8 +851,8 @@ def test_the_tokens_count_whatever_the_outcome(shared_room):
     before = [gives("Hi", tokens=(20, 2)), gives(" there", tokens=(20, 4))]
     for what, leaves in {
         "fails": [fails()],
-        "is left by aclose()": [closes()],
-        "is left by cancellation": [cancels()],
+        "is abandoned by aclose()": [closes()],
+        "is abandoned by cancellation": [cancels()],
     }.items():
         for found in played(shared_room, *before, *leaves):
             found.sent += "; its last object says 20 prompt_tokens, 4 completion_tokens"
@@ -867,8 +867,8 @@ def test_the_tokens_count_whatever_the_outcome(shared_room):
             found.require(PROMPT, 20, "the prompt tokens of an object without text are not counted")
     for end in (fails(), refuses(), cancels()):
         for found in played(shared_room, end):
-            found.require(COMPLETION, 0, "completion tokens are counted where no object came")
-            found.require(PROMPT, 0, "prompt tokens are counted where no object came")
+            found.require(COMPLETION, 0, "completion tokens are counted although no object arrived")
+            found.require(PROMPT, 0, "prompt tokens are counted although no object arrived")
 
 
 # the tests: the gauge
@@ -881,7 +881,7 @@ def test_in_flight_is_how_many_are_being_read(shared_room):
         timeline += [gives("", 0, "stop", key), ends(key=key), look]
     for found in played(shared_room, *timeline):
         for number, expected in enumerate((1, 1, 2, 1, 0)):
-            found.at(number).require(IN_FLIGHT, expected, "the gauge is not the number of answers that are being read")
+            found.at(number).require(IN_FLIGHT, expected, "the gauge is not the number of answers being read")
 
 
 def test_in_flight_goes_back_to_0(shared_room):
@@ -890,7 +890,7 @@ def test_in_flight_goes_back_to_0(shared_room):
             value = found.value(IN_FLIGHT)
             require(
                 value <= 0,
-                f"the gauge does not go down where {what}".replace("where read", "where an answer is read"),
+                f"the gauge does not go down when {what}".replace("when read", "when an answer is read"),
                 sent=found.sent,
                 expected=f"{IN_FLIGHT} 0",
                 got=f"{value:g}",
@@ -907,7 +907,7 @@ def test_only_the_given_clock_is_read(shared_room):
     timeline = [gives("Hi"), gives(" there"), gives("", 0, "stop"), ends()]
     for found in played(shared_room, *timeline):
         for name in (FIRST, BETWEEN, WHOLE):
-            found.require(f"{name}_sum", 0, "another clock is read than the one that MeasuredChat was given")
+            found.require(f"{name}_sum", 0, "the clock that is read is not the one that MeasuredChat was given")
 
 
 def test_times_are_in_seconds(shared_room):
@@ -917,7 +917,7 @@ def test_times_are_in_seconds(shared_room):
             for unit, factor in (("milliseconds", 1e3), ("microseconds", 1e6), ("nanoseconds", 1e9)):
                 require(
                     abs(value / factor - seconds) > 1e-6,
-                    f"times are counted in {unit}, not in seconds",
+                    f"times are measured in {unit}, not in seconds",
                     sent=found.sent,
                     expected=f"{name}_sum {seconds:g}",
                     got=f"{value:g}",
@@ -927,47 +927,47 @@ def test_times_are_in_seconds(shared_room):
 def test_time_to_first_token(shared_room):
     timeline = [["pause", 8.0], gives("Hi", 0.5), gives(" there", 4.0), gives("", 2.0, "stop"), ends()]
     for found in played(shared_room, *timeline):
-        found.require(f"{FIRST}_count", 1, "time to first token is not observed once for an answer")
-        found.require(f"{FIRST}_sum", 0.5, "time to first token is not from the call to the first text")
+        found.require(f"{FIRST}_count", 1, "time to first token is not observed exactly once for an answer")
+        found.require(f"{FIRST}_sum", 0.5, "time to first token is not the time from the call to the first text")
 
 
 def test_times_count_whatever_the_outcome(shared_room):
     for what, leaves in {
         "fails": fails(4.0),
-        "is left by aclose()": closes(4.0),
-        "is left by cancellation": cancels(4.0),
+        "is abandoned by aclose()": closes(4.0),
+        "is abandoned by cancellation": cancels(4.0),
     }.items():
         for found in played(shared_room, gives("Hi", 0.5), gives(" there", 1.0), leaves):
             found.require(f"{FIRST}_count", 1, f"the time to first token of an answer that {what} is not observed")
             found.require(f"{BETWEEN}_count", 1, f"the inter-token latency of an answer that {what} is not observed")
-            found.require(f"{FIRST}_sum", 0.5, f"the time to first token of an answer that {what} is another one")
+            found.require(f"{FIRST}_sum", 0.5, f"the time to first token of an answer that {what} is wrong")
 
 
 def test_time_to_first_token_waits_for_text(shared_room):
     for found in played(shared_room, gives("", 0.5), gives("", 1.0), gives("Hi", 2.0), gives("", 4.0, "stop"), ends()):
-        found.require(f"{FIRST}_count", 1, "time to first token is not observed once for an answer")
+        found.require(f"{FIRST}_count", 1, "time to first token is not observed exactly once for an answer")
         found.require(f"{FIRST}_sum", 3.5, "time to first token ends at an object without text")
     for end in ([gives("", 1.0, "length"), ends()], [fails(1.0)], [refuses()], [cancels(1.0)]):
         for found in played(shared_room, gives("", 1.0) if end[0][0] != "refuses" else ["pause", 1.0], *end):
-            found.require(f"{FIRST}_count", 0, "time to first token is observed where no text came")
-            found.require(f"{BETWEEN}_count", 0, "inter-token latency is observed where no text came")
+            found.require(f"{FIRST}_count", 0, "time to first token is observed although no text arrived")
+            found.require(f"{BETWEEN}_count", 0, "inter-token latency is observed although no text arrived")
 
 
 def test_the_last_object_may_have_the_first_text(shared_room):
     for found in played(shared_room, gives("Hi", 2.0, "length"), ends()):
-        found.require(f"{FIRST}_count", 1, "text in an answer's last object is not a first token")
-        found.require(f"{FIRST}_sum", 2.0, "text in an answer's last object is not a first token")
-        found.require(f"{BETWEEN}_count", 0, "inter-token latency is observed for an answer with one text")
+        found.require(f"{FIRST}_count", 1, "text in an answer's last object is not counted as a first token")
+        found.require(f"{FIRST}_sum", 2.0, "text in an answer's last object is not counted as a first token")
+        found.require(f"{BETWEEN}_count", 0, "inter-token latency is observed for an answer with only one text")
 
 
 def test_a_text_of_blanks_is_a_text(shared_room):
-    mistake = "a text of blanks alone is taken for none"
+    mistake = "a text of nothing but spaces is taken for no text"
     for found in played(shared_room, gives(" ", 0.5), gives("\n", 1.0), gives("Hi", 2.0, "stop"), ends()):
         found.require(f"{BETWEEN}_count", 2, mistake)
 
 
 def test_a_time_of_0_is_a_time(shared_room):
-    mistake = "a time of 0.0 is taken for none"
+    mistake = "a time of 0.0 is taken for no time"
     for before in (0.0, 0.5):
         timeline = [gives("Hi", before), gives(" there", 2.0), gives("!", 4.0, "stop"), ends()]
         for found in played(shared_room, *timeline, at=-before):
@@ -979,14 +979,14 @@ def test_inter_token_latency(shared_room):
     gaps = (2**-11, 3.0, 6.0)  # the first is below the lowest edge that there has to be
     timeline = [gives("Hi", 0.5), *(gives(" there", gap) for gap in gaps), gives("", 0, "stop"), ends()]
     for found in played(shared_room, *timeline):
-        found.require(f"{BETWEEN}_count", 3, "inter-token latency is not observed between each two texts")
-        found.require(f"{BETWEEN}_sum", sum(gaps), "inter-token latency is not the time between each two texts")
+        found.require(f"{BETWEEN}_count", 3, "inter-token latency is not observed between every two texts")
+        found.require(f"{BETWEEN}_sum", sum(gaps), "inter-token latency is not the time between every two texts")
         for labels, value in found.values(f"{BETWEEN}_bucket"):
             edge = float(labels["le"])
             if all(abs(gap - edge) > 1e-6 for gap in gaps):
                 require(
                     value == sum(gap < edge for gap in gaps),
-                    "inter-token latency is not observed for each pair of texts on its own",
+                    "inter-token latency is not observed for each pair of texts separately",
                     sent=found.sent,
                     expected=f"{sum(gap < edge for gap in gaps)} of up to {edge:g} s",
                     got=f"{value:g}",
@@ -1002,31 +1002,31 @@ def test_inter_token_latency_skips_objects_without_text(shared_room):
 
 def test_a_slow_readers_time_counts(shared_room):
     for found in played(shared_room, gives("Hi"), ["pause", 4.0], gives(" there", 0.5), gives("", 0, "stop"), ends()):
-        found.require(f"{BETWEEN}_sum", 4.5, "what a slow reader takes is left out of the inter-token latency")
-        found.require(f"{WHOLE}_sum", 4.5, "what a slow reader takes is left out of the request's seconds")
+        found.require(f"{BETWEEN}_sum", 4.5, "the time that a slow reader takes is left out of the inter-token latency")
+        found.require(f"{WHOLE}_sum", 4.5, "the time that a slow reader takes is left out of the request's seconds")
     # both objects are there before the reader asks: the time of an object is when it is handed out
     timeline = [["asks", "a"], ready("Hi"), ready(" there"), ["receive", "a"], ["pause", 4.0], ["receive", "a"]]
     for found in played(shared_room, *timeline, gives("", 0, "stop"), ends()):
-        found.require(f"{BETWEEN}_sum", 4.0, "the time of an object is not that at which it is handed out")
+        found.require(f"{BETWEEN}_sum", 4.0, "the time of an object is not the time when it is handed out")
 
 
 def test_request_seconds(shared_room):
     for found in played(shared_room, ["pause", 8.0], gives("Hi", 0.5), gives("", 1.0, "stop"), ends()):
-        found.require(f"{WHOLE}_count", 1, "a request's seconds are not observed once for an answer")
-        found.require(f"{WHOLE}_sum", 1.5, "a request's seconds are not from the call to the end")
+        found.require(f"{WHOLE}_count", 1, "a request's seconds are not observed exactly once for an answer")
+        found.require(f"{WHOLE}_sum", 1.5, "a request's seconds do not run from the call to the end")
 
 
 def test_request_seconds_count_whatever_the_outcome(shared_room):
     for what, timeline in {
         "fails": [gives("Hi", 0.5), fails(4.0)],
         "fails before its first object": [fails(4.5)],
-        "is left by aclose()": [gives("Hi", 0.5), closes(4.0)],
-        "is left by cancellation": [gives("Hi", 0.5), cancels(4.0)],
-        "is left before its first object": [cancels(4.5)],
+        "is abandoned by aclose()": [gives("Hi", 0.5), closes(4.0)],
+        "is abandoned by cancellation": [gives("Hi", 0.5), cancels(4.0)],
+        "is abandoned before its first object": [cancels(4.5)],
     }.items():
         for found in played(shared_room, *timeline):
             found.require(f"{WHOLE}_count", 1, f"the seconds of an answer that {what} are not observed")
-            found.require(f"{WHOLE}_sum", 4.5, f"the seconds of an answer that {what} do not reach to its end")
+            found.require(f"{WHOLE}_sum", 4.5, f"the seconds of an answer that {what} do not run to its end")
     for found in played(shared_room, refuses()):
         found.require(f"{WHOLE}_count", 1, "the seconds of a request whose chat raises are not observed")
 
@@ -1037,7 +1037,7 @@ def test_without_a_clock_it_is_perf_counter(shared_room):
     value = found.value(f"{FIRST}_sum")
     require(
         0.045 <= value <= 15.0,
-        "without `clock=` the times are not those of time.perf_counter, in seconds",
+        "without `clock=`, the times are not those of time.perf_counter, in seconds",
         sent="MeasuredChat(chat_model, registry), and a first text after 50 ms or a little more",
         expected=f"{FIRST}_sum of at least 0.05",
         got=f"{value:g}",
@@ -1061,14 +1061,14 @@ def test_the_buckets_reach_from_1_ms_to_10_s(shared_room):
             found.require_metric(name)
             edges = sorted({float(labels["le"]) for labels, _ in found.values(f"{name}_bucket")} - {float("inf")})
             for low, high, mistake in (
-                (0.001, 0.002, "a histogram has no bucket edge from 1 ms to below 2 ms"),
-                (10.0, 30.0, "a histogram has no bucket edge from 10 s to below 30 s"),
+                (0.001, 0.002, "a histogram has no bucket boundary from 1 ms to below 2 ms"),
+                (10.0, 30.0, "a histogram has no bucket boundary from 10 s to below 30 s"),
             ):
                 require(
                     any(low <= edge < high for edge in edges),
                     mistake,
                     sent=name,
-                    expected=f"an edge in [{low:g}, {high:g}) seconds",
+                    expected=f"a boundary in [{low:g}, {high:g}) seconds",
                     got=", ".join(f"{edge:g}" for edge in edges),
                 )
 
@@ -1081,15 +1081,15 @@ def test_there_is_no_label_but_outcome(shared_room):
             others = set(labels) - allowed
             require(
                 not others,
-                "a figure has another label than outcome",
+                "a metric has a label other than outcome",
                 sent=name,
-                expected="outcome, at llm_requests_total, and no other: each value of a label is a series more to keep",
+                expected="only outcome, at llm_requests_total: each value of a label is one more series to keep",
                 got=", ".join(sorted(others)),
             )
             outcome = labels.get("outcome")
             require(
                 outcome in (None, *OUTCOMES),
-                "a label says an outcome that is none of the four",
+                "a label has an outcome that is not one of the four",
                 sent=f'{name}{{outcome="{outcome}"}}',
                 expected=", ".join(OUTCOMES),
                 got=str(outcome),
@@ -1109,8 +1109,8 @@ def test_two_registries_do_not_share(shared_room):
             different = next((name for name in one if one[name] != other.get(name)), None)
             require(
                 one == other,
-                "two MeasuredChats with registries of their own share figures",
-                sent=f"{found.sent}; and other answers through another one",
+                "two MeasuredChats with separate registries share metrics",
+                sent=f"{found.sent}; and other answers through another MeasuredChat",
                 expected=f"{different} {one.get(different)}, as without the other one",
                 got=f"{other.get(different)}",
             )
@@ -1134,7 +1134,7 @@ def test_answers_at_once_do_not_mix(shared_room):
     timeline += [ends(key="one"), ends(key="two")]
     for found in played(shared_room, *timeline):
         require_no_waiting(found)
-        mistake = "answers at once mix: something of one answer is kept where all share it (in self?)"
+        mistake = "concurrent answers mix: data of one answer is stored where all of them share it (in self?)"
         found.require_outcomes({"stop": 1, "length": 1}, mistake)
         found.require(COMPLETION, 7, mistake)
         found.require(PROMPT, 30, mistake)
@@ -1167,8 +1167,8 @@ def test_64_at_once_are_counted(shared_room):
     for found in played(shared_room, *timeline):
         found.sent = f"{MANY} answers at once"
         require_no_waiting(found)
-        found.at(0).require(IN_FLIGHT, MANY, "the gauge is not the number of answers that are being read")
-        found.require_outcomes({"stop": MANY}, f"{MANY} answers at once are not all counted")
-        found.require(COMPLETION, 3 * MANY, f"the tokens of {MANY} answers at once are not all counted")
-        found.require(f"{FIRST}_count", MANY, f"the first tokens of {MANY} answers at once are not all counted")
-        found.require(IN_FLIGHT, 0, f"the gauge is not back at 0 after {MANY} answers at once")
+        found.at(0).require(IN_FLIGHT, MANY, "the gauge is not the number of answers being read")
+        found.require_outcomes({"stop": MANY}, f"{MANY} concurrent answers are not all counted")
+        found.require(COMPLETION, 3 * MANY, f"the tokens of {MANY} concurrent answers are not all counted")
+        found.require(f"{FIRST}_count", MANY, f"the first tokens of {MANY} concurrent answers are not all counted")
+        found.require(IN_FLIGHT, 0, f"the gauge is not back at 0 after {MANY} concurrent answers")

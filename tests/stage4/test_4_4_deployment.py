@@ -112,7 +112,7 @@ class Copies:
         found = {}
         for key, stream in sent.items():
             if not self.until(lambda key=key: len(self.notes("step", f"long{key}")) > 1):
-                raise self.hung("the model's second step does not come", sent=stream.sent)
+                raise self.hung("the model's second step never happens", sent=stream.sent)
             stream.leave()
         for key in sent:
             ends = lambda key=key: self.notes("left", f"long{key}") + self.notes("finished", f"long{key}")  # noqa: E731
@@ -185,7 +185,7 @@ def run(copies):
         _, in_copy = copies.last_error()
         mistake = "the application does not start"
         if "return a serve.Application" in str(error):
-            mistake = "build does not return an application: the deployment's .bind() makes one"
+            mistake = "build does not return an application: the deployment's .bind() creates one"
         raise Ended(mistake, sent=ASKED, got=str(error), where=where or in_copy, detail=error.traceback) from None
     except TimeoutError as error:
         raise copies.hung("the application does not start", sent=ASKED, got=str(error)) from None
@@ -207,9 +207,9 @@ def text_of(stream):
 def test_build_loads_nothing_itself(copies):
     require(
         copies.driver not in copies.loads,
-        "build calls `load` where it runs itself: each copy loads its own, in its own process",
+        "build calls `load` in its own process: each copy should load its own, in the copy's process",
         sent=ASKED,
-        expected="load is called in the copies alone",
+        expected="load is called only in the copies",
         got=f"called in the process that calls build, {copies.loads.count(copies.driver)} time(s)",
     )
 
@@ -253,7 +253,7 @@ def test_as_many_copies_as_replicas_answer(copies):
     require(
         len(pids) == REPLICAS,
         f"there {'are' if len(pids) != 1 else 'is'} {len(pids)} cop{'ies' if len(pids) != 1 else 'y'},"
-        f" but replicas={REPLICAS}: a copy is a process of its own",
+        f" but replicas={REPLICAS}: each copy is a separate process",
         sent=f"{ASKED}, then {MANY} requests at once",
         expected=f"{REPLICAS} processes answer",
         got=f"{len(pids)}: {', '.join(map(str, sorted(pids)))}",
@@ -266,7 +266,7 @@ def test_a_copy_asks_for_one_cpu_at_most(copies):
         cpus <= 1,
         f"a copy asks for {cpus:g} CPUs",
         sent=ASKED,
-        expected="one at most: where a machine has fewer than all copies ask for, they wait for ever",
+        expected="at most one: if a machine has fewer CPUs than all copies ask for, they wait forever",
     )
 
 
@@ -274,7 +274,7 @@ def test_an_answer_in_one_piece(copies):
     body = ask("hi")
     reply = copies.send(body).reply()
     facts = {"sent": body, "got": str(reply)}
-    require(reply.status == 200, f"a right request is answered with a {reply.status}", expected=200, **facts)
+    require(reply.status == 200, f"a valid request gets a {reply.status}", expected=200, **facts)
     with contextlib.suppress(TypeError, LookupError):
         choice = reply.data["choices"][0]
         if choice["message"]["content"] == "".join(PIECES) and choice["finish_reason"] == "stop":
@@ -284,7 +284,7 @@ def test_an_answer_in_one_piece(copies):
                 **facts,
             )
             return
-    fail("an answer in one piece is not as 3.7 has it", expected="".join(PIECES), **facts)
+    fail("a non-streamed answer is not as in 3.7", expected="".join(PIECES), **facts)
 
 
 def test_a_streamed_answer(copies):
@@ -292,12 +292,12 @@ def test_a_streamed_answer(copies):
     stream = copies.send(body)
     reply = stream.reply()
     facts = {"sent": body, "got": str(reply)}
-    require(reply.status == 200, f"a right request is answered with a {reply.status}", expected=200, **facts)
+    require(reply.status == 200, f"a valid request gets a {reply.status}", expected=200, **facts)
     kind = reply.headers.get("content-type", "")
     require(kind.startswith("text/event-stream"), "a stream's content type is not text/event-stream", **facts)
     require(
         text_of(stream) == "".join(PIECES) and [event.data for event in stream.events[-1:]] == ["[DONE]"],
-        "a streamed answer is not as 3.7 has it",
+        "a streamed answer is not as in 3.7",
         expected="chunks with the answer's pieces, then data: [DONE]",
         **facts,
     )
@@ -324,7 +324,7 @@ def test_errors_are_those_of_the_endpoint(copies):
         error = reply.data.get("error") if isinstance(reply.data, dict) else None
         as_asked = isinstance(error, dict) and error.get("type") == kind and (code is None or error.get("code") == code)
         expected = {"error": {"message": "...", "type": kind, "param": None, "code": code}}
-        require(as_asked, "an error is not in the form of 3.7's", expected=expected, **facts)
+        require(as_asked, "an error does not have the form of 3.7", expected=expected, **facts)
 
 
 def test_the_models_list(copies):
@@ -332,7 +332,7 @@ def test_the_models_list(copies):
     ids = None
     with contextlib.suppress(TypeError, LookupError):
         ids = [each["id"] for each in reply.data["data"]]
-    require(reply.status == 200 and ids == [NAME], "GET /v1/models is not as 3.7 has it", got=str(reply))
+    require(reply.status == 200 and ids == [NAME], "GET /v1/models is not as in 3.7", got=str(reply))
 
 
 def test_each_piece_is_sent_as_soon_as_it_is_there(copies):
@@ -349,10 +349,10 @@ def test_each_piece_is_sent_as_soon_as_it_is_there(copies):
     if text_of(stream) != "".join(PIECES) or number == len(PIECES):
         return  # that there is text at all is another test's concern
     fail(
-        "nothing streams: all pieces come after the model has finished"
+        "nothing streams: all pieces arrive after the model has finished"
         if not came
-        else f"after {number - 1} pieces nothing more comes until the model has finished",
-        expected=f"piece {number} while the model is held at piece {number + 1}",
+        else f"after {number - 1} pieces, nothing more arrives until the model has finished",
+        expected=f"piece {number} while the model is paused at piece {number + 1}",
         got=came or "no text",
     )
 
@@ -362,14 +362,14 @@ def test_a_client_that_leaves_a_stream_stops_the_model(copies):
 
 
 def test_a_client_that_leaves_before_its_answer_stops_the_model(copies):
-    require_stopped(copies, "whole", "an answer in one piece")
+    require_stopped(copies, "whole", "a non-streamed answer")
 
 
 def require_stopped(copies, key, what):
     left = copies.left[key]
     require(
         left["stopped"],
-        f"the model goes on when the client of {what} has left",
+        f"the model keeps working after the client of {what} has left",
         sent=f"{'stream: true' if key == 'stream' else 'no stream'}; the client leaves after two steps",
         expected="what `chat` returned is closed, or its reader cancelled",
         got=f"{left['steps']} steps",
@@ -378,7 +378,7 @@ def require_stopped(copies, key, what):
 
 def test_a_copy_takes_max_ongoing_requests_at_a_time(copies):
     crowd = copies.crowd
-    sent = f"{ASKED}, then {MANY} requests at once, all held"
+    sent = f"{ASKED}, then {MANY} requests at once, all paused"
     most = max((each["running"] for each in crowd.begun), default=0)
     require(
         most <= MOST,
@@ -402,7 +402,7 @@ def test_who_finds_no_place_waits_or_gets_a_503(copies):
     others = [reply for reply in replies if reply.status not in (200, 503)]
     require(
         not others,
-        "a request that finds all copies taken neither waits nor gets a 503",
+        "a request that finds all copies busy neither waits nor gets a 503",
         sent=sent,
         expected="200 or 503",
         got=str(others[:1] and others[0]),

@@ -249,7 +249,7 @@ def must_have_worked(outcomes, calls, options=None):
     for index, outcome in enumerate(outcomes):
         if "raised" in outcome:
             sent = made if index == 0 else said(calls[index - 1])
-            what = "making the slot model" if index == 0 else f"`{calls[index - 1][0]}`"
+            what = "creating the slot model" if index == 0 else f"`{calls[index - 1][0]}`"
             fail(f"{what} raised {outcome['raised'][0]}", sent=sent, got=outcome["said"], where=outcome["where"])
 
 
@@ -261,7 +261,7 @@ def logits_of(room, calls, model=None, **options):
         count = 1 if call[0] == "prefill" else len(call[1])
         if not found or len(found) < count:
             got = f"of shape {tuple(result['shape'])}" if found else f"a {result.get('type')}"
-            fail(f"`{call[0]}` returns a tensor of logits", sent=said(call), got=got)
+            fail(f"`{call[0]}` does not return a tensor of logits", sent=said(call), got=got)
         # a prefill that gives all positions' logits is another test's matter
         rows.append(as_tensor(found[-count:]))
     return rows
@@ -293,7 +293,7 @@ def compare_with_transformers(room, mistake, calls, options=None, **model):
         for slot, new, row in zip([which] if method == "prefill" else which, [ids], rows, strict=True):
             held[slot] = new if method == "prefill" else held[slot] + new
             if off := far(row, transformers_logits(tuple(held[slot]), **model), CLOSE):
-                fail(mistake, sent=said(call), expected=f"transformers' own logits to {CLOSE}", got=off)
+                fail(mistake, sent=said(call), expected=f"transformers' own logits to within {CLOSE}", got=off)
 
 
 def compare_with_alone(room, mistake, calls, model=None, threads=False, alone_in=None, **options):
@@ -313,7 +313,7 @@ def compare_with_alone(room, mistake, calls, model=None, threads=False, alone_in
                 before = "; ".join(said(call) for call in calls[max(index - 2, 0) : index])
                 slot = calls[index][1] if calls[index][0] == "prefill" else calls[index][1][place]
                 sent = said(calls[index]) + (f", after {before}" if before else "")
-                fail(mistake, sent=sent, expected=f"for slot {slot} the logits of its ids alone", got=off)
+                fail(mistake, sent=sent, expected=f"for slot {slot}, the logits of its ids alone", got=off)
 
 
 def test_knows_slots_window_and_eos_token_ids(shared_room):
@@ -344,7 +344,7 @@ def test_returns_logits_of_these_shapes(shared_room):
     for call, result in zip(calls, results_of(shared_room, calls), strict=True):
         expected = [40] if call[0] == "prefill" else [len(call[1]), 40]
         got = f"shape {tuple(result['shape'])}" if "shape" in result else result["type"]
-        says = f"`{call[0]}` returns a tensor of another shape"
+        says = f"`{call[0]}` returns a tensor of the wrong shape"
         shape = f"a tensor of shape {tuple(expected)}"
         require(result.get("shape") == expected, says, sent=said(call), expected=shape, got=got)
 
@@ -358,7 +358,7 @@ def test_a_step_is_one_token_more(shared_room):
         for count, rows in zip(after, expected, strict=True):
             if off := far(found[count], rows):
                 fail(
-                    "a step gives other logits than the whole sequence as a prompt",
+                    "a step does not give the same logits as the whole sequence as a prompt",
                     sent=f"prefill(0, ids) of {length} ids, then {count} steps",
                     expected=f"the logits of prefill(0, {length + count} ids)",
                     got=off,
@@ -368,19 +368,19 @@ def test_a_step_is_one_token_more(shared_room):
 def test_grouped_key_value_heads(shared_room):
     for heads, kv_heads in ((4, 2), (6, 1)):
         calls = [["prefill", 0, drawn_ids(9, 3)], ["step", [0], [4]]]
-        says = "with fewer key-value heads than heads the logits are not those of transformers"
+        says = "with fewer key-value heads than heads, the logits are not those of transformers"
         compare_with_transformers(shared_room, says, calls, heads=heads, kv_heads=kv_heads)
 
 
 def test_untied_embeddings(shared_room):
     calls = [["prefill", 0, drawn_ids(9, 4)], ["step", [0], [4]]]
-    says = "with untied embeddings the logits are not those of transformers"
+    says = "with untied embeddings, the logits are not those of transformers"
     compare_with_transformers(shared_room, says, calls, tied=False)
 
 
 def test_any_rope_theta(shared_room):
     calls = [["prefill", 0, drawn_ids(9, 5)], ["step", [0], [4]]]
-    says = "with another rope_theta the logits are not those of transformers"
+    says = "with a different rope_theta, the logits are not those of transformers"
     for theta in (1e6, 500.0):
         compare_with_transformers(shared_room, says, calls, theta=theta)
 
@@ -397,10 +397,10 @@ def test_slots_do_not_disturb_each_other(shared_room):
         else:
             named = sorted(drawn.sample(filled, drawn.randint(1, len(filled))))
             calls.append(["step", named, drawn_ids(len(named), number)])
-    says = "what is in other slots, or was never written, changes a slot's logits"
+    says = "the contents of other slots, or what was never written, change a slot's logits"
     compare_with_alone(shared_room, says, calls, slots=9)
     calls = [["prefill", 0, [9, 3, 4]], ["prefill", 1, [8]], ["step", [0, 1], [5, 6]], ["step", [0, 1], [7, 8]]]
-    says = "what is in another SlotModel changes a slot's logits"
+    says = "the contents of another SlotModel change a slot's logits"
     compare_with_alone(shared_room, says, calls, slots=2, beside=True)
 
 
@@ -408,7 +408,7 @@ def test_slots_in_any_order(shared_room):
     calls = [["prefill", slot, drawn_ids(3 + slot, slot)] for slot in (2, 0, 3, 1)]
     for number, named in enumerate(([3, 0, 2, 1], [2, 1], [1, 3, 0], [3], [0, 3, 1, 2])):
         calls.append(["step", named, drawn_ids(len(named), number)])
-    says = "a step that names its slots in another order does not give each the logits of its own"
+    says = "a step that names its slots in a different order does not give each slot its own logits"
     compare_with_alone(shared_room, says, calls, slots=4)
 
 
@@ -417,7 +417,7 @@ def test_a_slot_that_is_used_again_forgets(shared_room):
     calls += [["step", [0, 1], [id, id + 1]] for id in range(4)]
     calls += [["prefill", 0, [9, 3]], ["step", [0, 1], [5, 6]], ["prefill", 1, drawn_ids(7, 8)]]
     calls += [["step", [0, 1], [id, id + 2]] for id in range(26)]
-    says = "a slot that is filled again still knows what it held"
+    says = "a slot that is filled again still knows its old contents"
     compare_with_alone(shared_room, says, calls, slots=2)
     calls = [["prefill", 0, drawn_ids(8, 7)], ["prefill", 0, [9, 3]], ["step", [0], [5]], ["step", [0], [6]]]
     compare_with_alone(shared_room, "a full slot cannot be used again", calls, slots=2, window=8)
@@ -428,7 +428,7 @@ def test_up_to_the_last_position(shared_room):
     calls = [["prefill", 2, ids], ["prefill", 0, ids[:5]], ["prefill", 1, ids[:2]]]
     calls += [["step", [0, 1], [id, id]] for id in ids[5:]]
     calls += [["step", [1], [id]] for id in ids[:3]]
-    says = "near the last position of the window the logits are wrong"
+    says = "near the last position of the window, the logits are wrong"
     for model, options in (({}, {"window": 8}), ({"positions": 8}, {})):
         compare_with_alone(shared_room, says, calls, model, alone_in=SMALL, slots=3, **options)
     calls = [["prefill", 0, drawn_ids(296, 9)], *(["step", [0], [id]] for id in range(4))]
@@ -441,12 +441,12 @@ def test_what_was_returned_stays_as_it_is(shared_room):
     calls += [["step", [1, 0], [4, 9]], ["prefill", 1, [3, 4]]]
     for call, result in zip(calls, results_of(shared_room, calls, later=True), strict=True):
         same = result.get("rows") == result.get("later")
-        require(same, "a tensor that was returned is changed by a later call", sent=said(call))
+        require(same, "a later call changes a tensor that was returned", sent=said(call))
 
 
 def test_from_any_thread(shared_room):
     calls = [["prefill", 0, [5, 6, 7]], ["prefill", 1, [8]], *(["step", [0, 1], [id, id]] for id in range(3))]
-    says = "calls from different threads give other logits"
+    says = "calls from different threads give different logits"
     compare_with_alone(shared_room, says, calls, threads=True, slots=2)
 
 
@@ -477,7 +477,7 @@ def refused(room, *calls):
 
 def test_what_cannot_be_is_a_value_error(shared_room):
     for (what, call), found in zip(WRONG, refused(shared_room, *(call for _, call in WRONG)), strict=True):
-        says = f"{what} is not a ValueError"
+        says = f"{what} does not raise ValueError"
         if "raised" not in found:
             fail(says, sent=said(call), expected="a ValueError", got="none")
         if "ValueError" not in found["raised"]:
@@ -503,9 +503,7 @@ def test_a_refused_call_changes_nothing(shared_room):
     step = ["step", [3], [1]]
     for call in (["prefill", 3, []], ["prefill", 3, [1] * 9]):
         if ["raised" in result for result in refused(shared_room, step, call, step)] == [True, True, False]:
-            fail(
-                "a prefill that is refused fills the slot", sent=f"{said(call)}, {said(step)}", expected="a ValueError"
-            )
+            fail("a refused prefill fills the slot", sent=f"{said(call)}, {said(step)}", expected="a ValueError")
 
 
 def test_a_step_is_one_pass(shared_room):
@@ -519,7 +517,7 @@ def test_a_step_is_one_pass(shared_room):
     # an attention may be made in another way for more slots, but not with one product more for each of them
     require(
         counts[MANY] - counts[FEW] < MANY - FEW,
-        "a step makes more matrix products where it names more slots",
+        "a step makes more matrix products when it names more slots",
         sent=f"a step for {FEW} slots, and one for {MANY}",
         expected=f"as many matrix products in both: {counts[FEW]}",
         got=counts[MANY],
@@ -551,25 +549,25 @@ def require_little_memory(shared_room, window, calls):
         sent = f"{said(call)}: the slot then has {held} positions" if call else "SlotModel(model, slots=1)"
         require(
             not any(window in dimensions for _, _, dimensions in seen),
-            "a tensor is made for the whole window, of which little is used",
+            "a tensor is created for the whole window, although little of it is used",
             sent=sent,
-            expected="tensors for twice as many positions at most, or for a few hundred",
+            expected="tensors for at most twice as many positions, or for a few hundred",
             got=f"one with a dimension of {window:,}",
         )
         largest = max((size for _, size, _ in seen), default=0)
         require(
             largest <= allowed,
-            "a tensor is made for far more positions than the fullest slot has",
+            "a tensor is created for far more positions than the fullest slot has",
             sent=sent,
-            expected="tensors for twice as many at most, or for a few hundred",
+            expected="tensors for at most twice as many, or for a few hundred",
             got=f"one of {largest:,} bytes, where a position's keys and values take 64",
         )
         positions = positions_kept(result["kept"][index])
         require(
             positions <= max(2 * held, A_FEW_HUNDRED),
-            "a tensor is made for far more positions than the fullest slot has",
+            "a tensor is created for far more positions than the fullest slot has",
             sent=sent,
-            expected="tensors for twice as many at most, or for a few hundred",
+            expected="tensors for at most twice as many, or for a few hundred",
             got=f"keys and values for {positions:,} positions",
         )
 
@@ -584,5 +582,5 @@ def test_no_forward_of_transformers(shared_room):
     calls = [["prefill", 0, [5, 6, 7]], ["prefill", 1, [8]], ["step", [0, 1], [4, 4]]]
     result = shared_room.play(forwards, calls=calls)
     must_have_worked(result["outcomes"], calls)
-    says = "a `forward` of transformers' own runs"
+    says = "one of transformers' own `forward`s runs"
     require(result["ran"] == [], says, expected="your own, on the model's weights", got=", ".join(result["ran"]))

@@ -110,9 +110,9 @@ def guarded(room, what):
     except httpx.TimeoutException:
         raise room.hung(f"{what} got no answer") from None
     except httpx.ConnectError:
-        raise room.broken(f"{what}: the server no longer takes connections") from None
+        raise room.broken(f"{what}: the server no longer accepts connections") from None
     except httpx.TransportError as error:
-        raise room.broken(f"{what}: the connection broke before the whole answer had come ({error})") from None
+        raise room.broken(f"{what}: the connection broke before the whole answer had arrived ({error})") from None
 
 
 def facts(room, reply):

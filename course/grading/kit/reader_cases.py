@@ -10,8 +10,8 @@ from course.grading.mistakes import fail, require
 
 MOST_AFTER = 2
 """Steps that the model may make after its reader has left, not counting the one in progress."""
-MIXED = "answers at once mix: something of one answer is kept where all share it (in self?)"
-WAITS = "leaving waits for the model: it came to no end while the model was held"
+MIXED = "concurrent answers mix: data of one answer is stored where all of them share it (in self?)"
+WAITS = "a reader cannot leave until the model goes on: leaving never ended while the model was paused"
 GONE = "the reader is gone at once, and the model stops a step later"
 
 
@@ -47,16 +47,16 @@ def does_not_stream(talk, number, count, must, last_count):
     reader = talk.look(number)
     facts = {
         "sent": talk.as_call(reader["ask"]),
-        "expected": f"{must!r} has come out when the model is held after {count} tokens",
+        "expected": f"{must!r} is out by the time the model is paused after {count} tokens",
     }
     if came_late:
-        mistake = "the stream lags: text that is complete is held back while the model works"
+        mistake = "the stream lags: complete text is held back while the model works"
         fail(mistake, got=repr(came), **facts)
     fail(
-        "nothing streams: all pieces came after the model had finished"
+        "nothing streams: all pieces arrived after the model had finished"
         if reader["pieces"]
-        else "nothing streams: nothing came out while the model was held",
-        got=f"nothing; then, with the model let go: {shown(reader)}",
+        else "nothing streams: no text arrived while the model was paused",
+        got=f"nothing; once the model went on: {shown(reader)}",
         where=where,
         **facts,
     )
@@ -75,7 +75,7 @@ def the_event_loop_never_waits(talk, asks):
             talk.until("held", numbers[0], step, talk.brief_s)
         if not talk.turns():
             first = " in its first step" if step == 1 else ""
-            talk.blocked(talk.as_call(asks[-1]), f"the model was held{first}")
+            talk.blocked(talk.as_call(asks[-1]), f"the model was paused{first}")
     probe.release()
     for number in numbers:
         talk.until("ended", number)
@@ -84,7 +84,7 @@ def the_event_loop_never_waits(talk, asks):
 def next_one_comes(talk, ask):
     """Has the next answer made: its steps give a leaver's steps the time to come."""
     [number] = talk.begin(ask)
-    talk.finish(number, "after a reader has left, the next answer does not come")
+    talk.finish(number, "after a reader has left, the next answer never arrives")
 
 
 def settled_reader(talk, number):
@@ -106,11 +106,11 @@ def stopped(talk, number, step, how, left):
     reader = settled_reader(talk, number)
     sent, steps = f"{talk.as_call(reader['ask'])}, then {how}", reader["steps"] - step
     if not left:
-        fail(WAITS, sent=sent, expected=GONE, got=f"{steps} more steps before the reader was gone")
+        fail(WAITS, sent=sent, expected=GONE, got=f"{steps} more steps before the reader could leave")
     fail(
-        f"the model worked on for {steps} steps after its reader had left",
+        f"the model ran {steps} more steps after its reader had left",
         sent=sent,
-        expected=f"at most {MOST_AFTER} steps more than the one in progress",
+        expected=f"at most {MOST_AFTER} more steps after the one in progress",
     )
 
 
@@ -203,7 +203,7 @@ def answers_at_once_do_not_mix(talk, asks, texts):
     probe.release()
     for number, text in zip(numbers, texts, strict=True):
         reader = talk.finish(number, MIXED)
-        sent = f"{talk.as_call(reader['ask'])}, and {len(texts) - 1} others at once"
+        sent = f"{talk.as_call(reader['ask'])}, and {len(texts) - 1} others at the same time"
         talk.require_end(reader, "", MIXED, sent=sent)
         came, expected = joined(reader["pieces"]), f"{text!r}, as it came when asked alone"
         require(came == text, MIXED, sent=sent, expected=expected, got=shown(reader))
@@ -218,7 +218,7 @@ def one_leaver_stops_only_its_own(talk, asks, text):
     for number in (numbers[0], numbers[2]):
         talk.cancel(number)
     talk.room.probe.release()
-    mistake = "when one reader leaves, another one's answer stops too"
+    mistake = "when one reader leaves, another reader's answer stops too"
     for number in (numbers[1], numbers[3]):
         reader = talk.finish(number, mistake)
         stops = solid(text).startswith(solid(joined(reader["pieces"])))
@@ -237,16 +237,16 @@ def all_at_once_finish(talk, asks, what, pool):
     probe.release()
     if not talk.until("all ended"):
         if not talk.turns():
-            talk.blocked(f"{many} {what} at once", "they were answered")
+            talk.blocked(f"{many} concurrent {what}", "the requests were being answered")
         ended = sum(reader["end"] is not None for reader in talk.look_at_all())
         raise talk.room.hung(
-            f"{many} {what} at once hang: the readers fill a thread pool, and the work that they"
-            " wait for stands in its queue",
-            sent=f"{many} {what} at once, each being read; the default pool has {pool} threads",
+            f"{many} concurrent {what} hang: the readers fill a thread pool, and the work they"
+            " wait for is stuck in its queue",
+            sent=f"{many} concurrent {what}, each being read; the default pool has {pool} threads",
             expected=f"all {many} finish",
-            got=f"{ended} have finished, and nothing moves any more",
+            got=f"{ended} have finished, and the rest are stuck",
         )
     for reader in talk.look_at_all():
         text = "Yes" if "Say yes" in reader["ask"]["prompt"] else ""
-        sent = f"{talk.as_call(reader['ask'])}, and {many - 1} others at once"
-        talk.require_end(reader, text, f"one of {many} {what} at once has no whole answer", sent=sent)
+        sent = f"{talk.as_call(reader['ask'])}, and {many - 1} others at the same time"
+        talk.require_end(reader, text, f"one of {many} concurrent {what} got an incomplete answer", sent=sent)

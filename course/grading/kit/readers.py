@@ -30,8 +30,8 @@ from course.grading.kit.tokenizers import ENCODING, is_about_an_encoding
 from course.grading.mistakes import fail, require
 
 FOREIGN = (
-    "the event loop is touched from another thread: asyncio's queues, events and futures are not thread-safe,"
-    " loop.call_soon_threadsafe is the way in"
+    "the event loop is touched from another thread: asyncio's queues, events and futures are not thread-safe;"
+    " use loop.call_soon_threadsafe"
 )
 
 # in the room
@@ -309,7 +309,7 @@ class Talk:
     def until_held(self, number, step):
         """Waits until that reader's conversation is held before that step."""
         if not self.until("held", number, step):
-            self.hangs(number, "the model is not asked for the answer's next step")
+            self.hangs(number, "the model is never asked for the answer's next step")
         reader = self.look(number)
         if reader["end"]:
             self.require_end(reader)
@@ -320,7 +320,7 @@ class Talk:
         self.until("all asked", limit_s=self.brief_s)
         self.room.play(loop_turns, limit_s=self.brief_s)
 
-    def finish(self, number, mistake="the answer does not come to its end"):
+    def finish(self, number, mistake="the answer never ends"):
         """Waits until that reader has come to an end, of whatever kind; returns `look` of it."""
         if not self.until("ended", number):
             self.hangs(number, mistake)
@@ -355,12 +355,12 @@ class Talk:
         limit_s = limit_s or (self.brief_s if in_a_loop else self.soon_s)
         return self.room.play(loop_turns, limit_s=limit_s)
 
-    def blocked(self, call, when="the model was held"):
+    def blocked(self, call, when="the model was paused"):
         raise self.room.hung(
-            f"a blocking call inside async def: the event loop stood still while {when}",
+            f"a blocking call inside async def stopped the event loop while {when}",
             sent=call,
-            expected="other coroutines go on: the model runs in another thread, and who waits for it"
-            " does so with await",
+            expected="other coroutines keep running: the model runs in another thread, and the code that waits for it"
+            " uses await",
             got="nothing else ran in the event loop",
         )
 

@@ -45,14 +45,14 @@ class Model(Steps):
         talks = self.talks()
         require(
             len(talks) == number,
-            "each prompt asks the handler once",
+            "the handler is not called exactly once for each prompt",
             sent=sent,
             got=f"{len(talks)} calls of generate for {number} prompts",
         )
         talk = talks[-1]
         require(
             talk["stream"] is True,
-            "generate is to be called with stream=True: otherwise it gives one piece, at the end",
+            "generate is not called with stream=True: without it, the whole answer is one piece at the end",
             sent=sent,
             expected="generate(prompt, stream=True, ...)",
             got=f"stream={talk['stream']}",
@@ -62,10 +62,10 @@ class Model(Steps):
             ("max_new_tokens", max_new_tokens),
             ("temperature", temperature),
         ):
-            left_out = "" if name in sent else ", which is the value if it is left out"
+            left_out = "" if name in sent else ", the default when it is left out"
             require(
                 talk[name] == expected and type(talk[name]) is not bool,
-                f"`{name}` does not reach the handler as it was asked for",
+                f"the handler is called with the wrong `{name}`",
                 sent=sent,
                 expected=f"{name}={expected!r}{left_out}",
                 got=f"{name}={talk[name]!r}",

@@ -153,9 +153,9 @@ class Stream:
             Ended: the connection broke, or the answer's process ended.
         """
         if not self.ended(limit_s):
-            raise self.room.hung(f"{self.what} did not come to an end", got=str(self) or None)
+            raise self.room.hung(f"{self.what} never ended", got=str(self) or None)
         if self.broken:
-            mistake = f"{self.what}: the connection broke before the whole answer had come"
+            mistake = f"{self.what}: the connection broke before the whole answer had arrived"
             if isinstance(self.broken, UnicodeDecodeError):
                 mistake = f"{self.what}: the answer is not UTF-8 ({self.broken})"
             raise self.room.broken(mistake)

@@ -93,16 +93,16 @@ class Client:
         self._read += 1
         if self._read > MOST_FRAMES:
             self.room.spoiled = True
-            fail("frames come without end", got=data.decode("utf-8", "replace"))
+            fail("the frames never stop", got=data.decode("utf-8", "replace"))
         if opcode is Opcode.BINARY:
-            fail("a binary frame came: send text frames (send_json, send_text)", got=repr(data))
+            fail("a binary frame arrived: send text frames (send_json, send_text)", got=repr(data))
         text = data.decode("utf-8", "replace")
         try:
             frame = json.loads(text)
         except ValueError:
-            fail("a frame came that is not JSON: let send_json or json.dumps write it", got=text)
+            fail("a frame is not JSON: let send_json or json.dumps write it", got=text)
         if not isinstance(frame, dict):
-            fail("a frame came that is not a JSON object", got=text)
+            fail("a frame is not a JSON object", got=text)
         return frame
 
     def leave(self):

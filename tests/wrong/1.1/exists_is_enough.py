@@ -1,4 +1,4 @@
-# caught by: test_what_does_not_exist_is_a_file_not_found_error | says: a file instead of a folder has to raise FileNotFoundError
+# caught by: test_what_does_not_exist_is_a_file_not_found_error | says: a file instead of a folder raises
 import os
 
 import torch

@@ -1,4 +1,4 @@
-# caught by: test_what_does_not_exist_is_a_file_not_found_error, test_a_folder_loads_however_its_path_is_written | says: has to raise FileNotFoundError, not OSError
+# caught by: test_what_does_not_exist_is_a_file_not_found_error, test_a_folder_loads_however_its_path_is_written | says: raises OSError instead of FileNotFoundError
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

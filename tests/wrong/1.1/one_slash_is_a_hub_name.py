@@ -1,4 +1,4 @@
-# caught by: test_a_folder_loads_however_its_path_is_written | says: for a model that is there
+# caught by: test_a_folder_loads_however_its_path_is_written | says: for a model that exists
 import re
 
 import torch

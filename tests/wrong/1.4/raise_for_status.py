@@ -1,4 +1,4 @@
-# caught by: test_the_error_says_what_the_server_said, test_other_200s_are_chat_errors | says: does not say what the server said
+# caught by: test_the_error_says_what_the_server_said, test_other_200s_are_chat_errors | says: the ChatError does not contain what the server said
 import httpx
 
 

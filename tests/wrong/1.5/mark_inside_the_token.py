@@ -1,4 +1,4 @@
-# caught by: test_a_text_that_looks_like_a_stand_in_is_kept | says: a stand-in can be typed
+# caught by: test_a_text_that_looks_like_a_stand_in_is_kept | says: a placeholder can be typed
 import copy
 import re
 

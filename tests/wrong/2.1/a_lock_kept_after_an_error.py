@@ -1,4 +1,4 @@
-# caught by: test_after_an_error_the_next_answer_works | says: after an error in the model the next answer does not come
+# caught by: test_after_an_error_the_next_answer_works | says: after an error in the model, the next answer never arrives
 import asyncio
 
 import torch

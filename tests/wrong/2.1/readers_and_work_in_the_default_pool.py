@@ -1,4 +1,4 @@
-# caught by: test_64_streams_at_once_all_finish | says: 64 streams at once hang: the readers fill a thread pool
+# caught by: test_64_streams_at_once_all_finish | says: 64 concurrent streams hang: the readers fill a thread pool
 import asyncio
 import copy
 import threading

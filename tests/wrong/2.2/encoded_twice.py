@@ -1,4 +1,4 @@
-# caught by: test_each_piece_is_an_event, test_done_says_how_many_pieces_there_were, test_an_error_after_the_first_piece_is_an_event, test_any_text_survives | says: the data of a piece is not this JSON
+# caught by: test_each_piece_is_an_event, test_done_says_how_many_pieces_there_were, test_an_error_after_the_first_piece_is_an_event, test_any_text_survives | says: the data of a piece is not the expected JSON
 import json
 
 from fastapi import Depends, FastAPI, HTTPException

@@ -1,4 +1,4 @@
-# caught by: test_the_model_stops_when_the_client_leaves, test_the_model_stops_when_the_client_left_early | says: the model worked on for
+# caught by: test_the_model_stops_when_the_client_leaves, test_the_model_stops_when_the_client_left_early | says: more steps after the client had left
 import asyncio
 import json
 

@@ -1,4 +1,4 @@
-# caught by: test_after_the_window_it_lets_in_again | says: after the window nobody is let in again
+# caught by: test_after_the_window_it_lets_in_again | says: after the window has passed, requests are still refused
 from collections import Counter
 
 import redis

@@ -1,4 +1,4 @@
-# caught by: test_main_serves_on_the_port_that_it_is_given | says: a coroutine that nobody awaits
+# caught by: test_main_serves_on_the_port_that_it_is_given | says: main is an async def that is never awaited
 import asyncio
 
 import uvicorn

@@ -1,4 +1,4 @@
-# caught by: test_each_process_builds_its_own_app | says: made before the fork
+# caught by: test_each_process_builds_its_own_app | says: the app that answers was built in another process
 import multiprocessing
 import socket
 

@@ -1,4 +1,4 @@
-# caught by: test_the_script_serves_with_4_workers_on_port_8000 | says: have to call main(8000, 4)
+# caught by: test_the_script_serves_with_4_workers_on_port_8000 | says: run as a script, the file serves nothing
 import uvicorn
 
 

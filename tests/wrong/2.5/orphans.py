@@ -1,4 +1,4 @@
-# caught by: test_sigint_to_the_parent_ends_all | says: its workers run on
+# caught by: test_sigint_to_the_parent_ends_all | says: the parent has ended, but its workers keep running
 import signal
 import socket
 import subprocess

@@ -1,4 +1,4 @@
-# caught by: test_all_clients_run_at_once | says: one request after the other
+# caught by: test_all_clients_run_at_once | says: the requests are sent one after another
 import math
 import asyncio
 import json
