@@ -164,13 +164,16 @@ class Engine:
     def _keep(self, again):
         if again and not self._may_start():
             return
-        worker = self._worker = (ThreadWorker if self._thread else ProcessWorker)(self._load)
-        if self._closed.is_set():
-            worker.close()
+        worker = None
         try:
+            worker = self._worker = (ThreadWorker if self._thread else ProcessWorker)(self._load)
+            if self._closed.is_set():
+                worker.close()
             worker.work(lambda *message: self._heard(worker, *message))
-        except Exception:
+        except Exception as error:
             logger.exception("the engine failed")
+            if worker is None:
+                self._failure = f"It could not be started: {type(error).__name__}: {error}"
         self._lost(worker, "it has ended")
 
     def _may_start(self):
@@ -208,7 +211,8 @@ class Engine:
                 return
             self._worker, self.loaded, self.ready = None, {}, False
             self._steps_before = self.steps
-        worker.kill()
+        if worker is not None:
+            worker.kill()
         self._call(self._fail, how)
         if not self._closed.is_set():
             logger.error("the engine is lost: %s; another one is started", how)

@@ -198,9 +198,10 @@ def test_it_is_started_again_at_most_three_times_a_minute():
         (load_broken, "no weights here", False),
         (load_broken, "no weights here", True),
         (load_and_die, "before it had loaded", False),
+        (lambda: None, "could not be started: .*pickle", False),
     ],
 )
-def test_one_that_cannot_load_says_why(load, words, thread):
+def test_one_that_cannot_start_or_load_says_why(load, words, thread):
     engine = Engine(load, encode, thread=thread)
     try:
         with pytest.raises(EngineError, match=words):
