@@ -73,11 +73,12 @@ class Probe:
             self._changed.notify_all()
 
     def release(self):
-        """Lets all held conversations go on, and holds no more."""
+        """Lets all held conversations go on, and holds no more. Returns when they do, so that none still sleeps."""
         with self._changed:
             self._hold_before = None
             self._releases += 1
             self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._held, timeout=1.0)
 
     def end(self):
         """Makes every conversation say the end-of-turn token from now on, and lets them go on."""
@@ -172,6 +173,7 @@ class Probe:
                 releases = self._releases
                 self._changed.wait_for(lambda: self._releases > releases or not self._is_held(rows))
                 self._held -= 1
+                self._changed.notify_all()
             if self._fail_before and any(row.steps == self._fail_before[0] and not row.over for row in rows):
                 _, error, message = self._fail_before
                 raise error(message)
