@@ -87,7 +87,7 @@ def test_a_verdicts_facts_are_chinese_and_its_json_english(chinese):
     found = verdict("failed")
     found.tests[0].facts = {"expected": "at most 3 steps", "got": "nothing", "where": "line 5, in ask: a(b)"}
     for shown in (str(found), found._repr_html_(), "\n".join(found.full_lines())):
-        assert "最多 3 步" in shown and "什么也没有" in shown and "第 5 行，ask 里：a(b)" in shown
+        assert "最多 3 步" in shown and "什么也没有" in shown and "第 5 行（ask 内）：a(b)" in shown
     assert "at most 3 steps" in found.as_json()["tests"][0]["message"]
 
 
