@@ -144,7 +144,7 @@ async def usage(server):
     """a non-streamed answer reports how many tokens it used
 
     Bills and limits are computed from these three numbers. Count the prompt's tokens and the generated ones, and add
-    them."""
+    them up."""
     answer = await server.known()
     check_usage(answer.usage, answer.sent)
 

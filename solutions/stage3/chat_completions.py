@@ -125,7 +125,7 @@ def create_app(load, *, model="tiny-qwen"):
 
     `chat` is given the messages as dicts of role and content, with the content as one string (parts are
     joined with nothing between them), and the options as requested, with `stop` as a list. Options that are
-    left out or null have the defaults of exercise 3.6. `max_completion_tokens` wins over `max_tokens`.
+    left out or null get the defaults of exercise 3.6. `max_completion_tokens` wins over `max_tokens`.
 
     Errors are `{"error": {"message", "type", "param", "code"}}`. All four are present; `param` and `code` are
     a string or null:
@@ -146,7 +146,7 @@ def create_app(load, *, model="tiny-qwen"):
 
     The model takes no step for a refused request. When the client leaves, streaming or not, even while no piece
     is arriving, the model stops within three steps: what `chat` returned is closed, or its reader is
-    cancelled. No other answer is disturbed, and answers do not wait for each other.
+    cancelled. No other answer is affected, and answers do not wait for each other.
 
     Args:
         load: returns an object with `chat(messages, *, max_tokens, temperature, top_p, seed, stop)` as in
@@ -173,21 +173,21 @@ def create_app(load, *, model="tiny-qwen"):
     @app.exception_handler(RequestValidationError)
     async def say_what_is_wrong(request, error):
         problem = error.errors()[0]
-        # the body's field; what follows are pydantic's names, and of what is not JSON a place in the text
+        # the body's field: after it come pydantic's own names or, for a body that is not JSON, a position in the text
         param = next((name for name in problem["loc"][1:2] if isinstance(name, str)), None)
         message = f"{param or 'the body'}: {problem['msg']}"
         return openai_error(400, message, type="invalid_request_error", param=param)
 
     @app.exception_handler(400)
     async def say_that_it_is_not_json(request, error):
-        # FastAPI's own answer to bytes that are no text, and to JSON that is nested too deep
+        # FastAPI's own answer to bytes that are not text, and to JSON that is nested too deep
         return openai_error(400, error.detail, type="invalid_request_error")
 
     @app.get("/v1/models")
     async def models():
         return {"object": "list", "data": [{"id": model, "object": "model", "created": 0, "owned_by": "you"}]}
 
-    # its end comes after the response's, also where the response never began: the answer is closed there
+    # it ends after the response does, even if the response never began: that is where the answer is closed
     async def until_answered():
         async with AsyncExitStack() as stack:
             yield stack

@@ -11,8 +11,8 @@ from sequence import Piece, Sequence
 class ChatModel:
     """One model that answers many conversations at once, for a server with an event loop.
 
-    The event loop never waits for the model. Answers generated at the same time do not mix; if 64
-    are being read at once, all of them reach their end.
+    The event loop never waits for the model. Answers generated at the same time do not get mixed up.
+    When 64 are being read at once, all of them finish.
 
     Example:
         >>> chat_model = ChatModel(model, tokenizer)
@@ -56,12 +56,12 @@ class ChatModel:
         The reader may leave at any time: by calling `aclose()` between two pieces, or by being
         cancelled while it waits (it gets the CancelledError), even while other answers are ahead of
         it. The model then stops within two steps after the one in progress, no one waits for it to
-        stop, and no other answer is disturbed.
+        stop, and no other answer is affected.
         """
         loop = asyncio.get_running_loop()
         steps = self._steps(messages, max_tokens, temperature, top_p, seed, stop)
         piece = Piece("", 0, 0)
-        # one step at a time: a reader who leaves or does not read asks for no more of them
+        # one step at a time: for a reader who leaves or stops reading, no more steps are run
         while piece.finish_reason is None:
             piece = await loop.run_in_executor(self._model_thread, next, steps)
             if piece.text or piece.finish_reason:

@@ -98,7 +98,7 @@ async def process(handler, request_body):
     what it returned is closed with `aclose`, or with `close` if it has no `aclose`. For an object with
     `__aiter__`, the iterator is closed, too. So a `finally` in a generator runs; in a `def` generator,
     after the step in progress. `aclose()` returns when all this is done. A cancelled reader waits
-    neither for a `def` generator nor for its `finally`. Afterwards the stream is at its end, and
+    neither for a `def` generator nor for its `finally`. Afterwards, the stream has ended, and
     another `aclose()` does nothing.
 
     Left to you:

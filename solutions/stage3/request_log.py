@@ -71,8 +71,8 @@ def setup_logging(folder, *, load=system_load):
     logger stay, and logging continues after `uvicorn` has configured its own logging.
 
     Args:
-        folder: a path, as a string or a Path. A relative path is resolved once, at the call; after `os.chdir`
-            the same string is another folder.
+        folder: a path, as a string or a Path. A relative path is resolved once, at the call; after `os.chdir`,
+            the same string names a different folder.
         load: a function without arguments that returns three percentages (cpu, memory, gpu).
 
     Example:

@@ -1,4 +1,4 @@
-"""Exercise 4.2: no more requests at once than the model can carry, and a plain no to the others."""
+"""Exercise 4.2: no more requests at once than the model can handle, and a quick refusal for the others."""
 
 import asyncio
 from collections import deque

@@ -32,7 +32,7 @@ def run(slots, tokenizer, take, give):
 
     It works in rounds:
 
-    1. Call `take` to get what has come in, with `wait=True` if, and only if, nothing is running or waiting.
+    1. Call `take` to get what has arrived, with `wait=True` if, and only if, nothing is running or waiting.
     2. Admit up to four newcomers, with one prefill each: first come, first served, each into the lowest
        free slot. Those who find no free slot wait.
     3. Run one step for all the answers that are running. If nothing is running, there is no step.
@@ -46,9 +46,9 @@ def run(slots, tokenizer, take, give):
     raised, which goes to that answer alone; or what `step` raised, which goes to everyone in that step. Each
     of these is an Exception. The loop carries on, and their slots are free.
 
-    Each answer is what it would be alone, whatever else is running. After a leave, no call includes that
-    answer and nothing more is given for it, and if it was waiting, it costs no prefill. A leave for an
-    unknown key, or for an answer that has ended, is ignored. (An ask that is refused and its leave may be
+    Each answer is what it would be alone, whatever else is running. After a `leave`, no call includes that
+    answer and nothing more is given for it, and if it was waiting, it costs no prefill. A `leave` for
+    an unknown key, or for an answer that has ended, is ignored. (An `ask` that is refused and its `leave` may be
     in the same list: its exception is given as soon as you read the ask, or not at all.)
 
     Not graded: errors in `take`, in `give` or in `Sequence.take`.
@@ -61,7 +61,7 @@ def run(slots, tokenizer, take, give):
             these slots, in any order, and returns the next tokens' logits, shape
             (len(slots), vocabulary). A slot that is no longer used needs no call.
         tokenizer: for `open_sequence`.
-        take: `take(wait)` returns what has come in since it was last called, in order: a list of
+        take: `take(wait)` returns what has arrived since it was last called, in order: a list of
             ("ask", key, prompt_ids, options) and ("leave", key). With `wait=True` it blocks until
             there is something; with False it returns immediately, with [] if there is nothing. It
             returns None when the server closes: then everything that is running or waiting is given a
@@ -77,7 +77,7 @@ def run(slots, tokenizer, take, give):
         take(False)  -> []
         prefill(0, c's ids)  give  step([0, 1], ...)  give
     """
-    waiting = {}  # key: (prompt_ids, options), in the order in which they came
+    waiting = {}  # key: (prompt_ids, options), in order of arrival
     running = {}  # key: (slot, sequence)
     free = list(range(slots.slots))  # a heap: the lowest is taken first
 

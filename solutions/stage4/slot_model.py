@@ -60,7 +60,7 @@ class SlotModel:
             scaling are not used.
         slots: how many sequences there is room for.
         window: the number of positions in each slot; None means `max_position_embeddings` of the
-            model's config. Memory is then taken as it is needed: no tensor is made for more than
+            model's config. Memory is then allocated as needed: no tensor is made for more than
             twice as many positions as the fullest slot holds, or a few hundred if that is more.
 
         `eos_token_ids` comes from the model's `generation_config.eos_token_id`, an id or a list.

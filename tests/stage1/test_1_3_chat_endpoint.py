@@ -395,7 +395,7 @@ def test_a_text_has_1_to_4000_code_points(shared_room):
             require(
                 good(reply) if expected == 200 else reply.status == 422,
                 f"a text of {count} {name} is"
-                f" {'refused, but short enough' if expected == 200 else 'accepted, but too long'}:"
+                f" {'refused, although it is short enough' if count <= 4000 else 'accepted, although it is too long'}:"
                 " count code points, as len(text) does",
                 sent=f"POST /chat with {letter!r} * {count}",
                 expected=expected,
@@ -413,7 +413,8 @@ def test_a_text_has_1_to_4000_code_points(shared_room):
         reply = http.post("/chat", content=body.encode(), headers={"content-type": "application/json"})
         require(
             good(reply) if is_allowed else reply.status == 422,
-            f"a text of {what} is {'refused, but short enough' if is_allowed else 'accepted, but too long'}:"
+            f"a text of {what} is"
+            f" {'refused, although it is short enough' if is_allowed else 'accepted, although it is too long'}:"
             " count code points, as len(text) does",
             sent=f"POST /chat {body[:60]}...",
             expected=200 if is_allowed else 422,

@@ -490,9 +490,9 @@ def test_tokens_per_s_is_of_the_whole_run(shared_room):
         (3 * MOST / seen.seconds, "max_new_tokens is counted: count the token events that arrived"),
     ]
     expected, got = 12 / seen.seconds, seen.values["tokens_per_s"]
-    mistake = "tokens per second is wrong: divide all token events by the time of the whole run"
+    mistake = "tokens per second is wrong: divide all token events by the duration of the whole run"
     if type(got) is float and got > 20 * expected:
-        mistake = "the time of the whole run is not read from `clock`"
+        mistake = "the duration of the run is not measured with `clock`"
     compare(seen, "tokens_per_s", expected, mistake, known)
 
 

@@ -1272,7 +1272,7 @@ def test_a_relative_folder_is_that_of_the_call(background):
     )
     require(
         seen["same text"] >= 1 or not (seen["first"]["log"] and has_moved(background)),
-        "a relative folder is compared as text: after os.chdir, the same text is another directory",
+        "a relative folder is compared as text: after os.chdir, the same text names a different directory",
         sent='setup_logging("logs"), os.chdir("elsewhere"), setup_logging("logs"), and a warning',
         expected="a line in elsewhere/logs/",
         got=seen["moved"].get("said", NO_LINE),

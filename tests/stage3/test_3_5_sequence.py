@@ -427,6 +427,6 @@ def test_a_late_take_costs_about_what_an_early_one_does(shared_room):
             late < TOO_SLOW * early,
             "a late take costs many times what an early one does: everything is decoded or searched again",
             sent=f"{LATE} takes, without a newline: {text * 2!r} ..., stop={stop!r}",
-            expected=f"about {early:.0f} µs, as one of the first",
+            expected=f"about {early:.0f} µs, like one of the first",
             got=f"{late:.0f} µs for one of the last",
         )

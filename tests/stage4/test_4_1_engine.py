@@ -540,7 +540,7 @@ def test_one_who_leaves_disturbs_no_other(shared_room):
 def test_a_leave_for_nobody_is_ignored(shared_room):
     plan = [at(0, leave("x"), ask("a", 8)), at(2, leave("nobody"), leave(0), leave(None))]
     done = run(shared_room, plan, sent="leaves with keys that no request has")
-    gets_its_answer(done, "a", mistake="a leave for an unknown key disturbs the running answers")
+    gets_its_answer(done, "a", mistake="a `leave` for an unknown key disturbs the running answers")
 
 
 def test_a_leave_for_an_answer_that_has_ended_is_ignored(shared_room):
@@ -548,18 +548,18 @@ def test_a_leave_for_an_answer_that_has_ended_is_ignored(shared_room):
     plan += [at(4, ask("e", 4), ask("f", 4), ask("g", 4))]
     done = run(shared_room, plan, sent="a and c have ended, and leave; then e, f and g arrive")
     for call in done.of("prefill"):
-        mistake = "a leave for an answer that has ended frees its slot twice"
+        mistake = "a `leave` for an answer that has ended frees its slot a second time"
         require(call["over"] is None, mistake, **done.facts(call))
-    gets_its_answer(done, *"befg", mistake="a leave for an answer that has ended disturbs the others")
+    gets_its_answer(done, *"befg", mistake="a `leave` for an answer that has ended disturbs the others")
 
 
 def test_a_leave_for_an_answer_that_has_failed_is_ignored(shared_room):
     plan = [at(0, ask("x", 9)), at(1, ask("a", fails=["OSError", "no"])), at(3, leave("a"), ask("b", 4), ask("c", 4))]
     done = run(shared_room, plan, sent="x runs; a's prefill fails, a leaves; then b and c arrive")
     for call in done.of("prefill"):
-        mistake = "a leave for an answer that has failed frees its slot twice"
+        mistake = "a `leave` for an answer that has failed frees its slot a second time"
         require(call["over"] is None, mistake, **done.facts(call))
-    gets_its_answer(done, *"xbc", mistake="a leave for an answer that has failed disturbs the others")
+    gets_its_answer(done, *"xbc", mistake="a `leave` for an answer that has failed disturbs the others")
 
 
 def test_a_key_may_come_again(shared_room):
@@ -567,7 +567,7 @@ def test_a_key_may_come_again(shared_room):
     a, b, c = (ask(name, 4, key="k", prompt=prompt) for name, prompt in zip("abc", (3, 4, 5), strict=True))
     once_ended = [
         ([at(0, beside, ask("a", 2, key="k")), at(4, b)], "once its answer has ended"),
-        ([at(0, beside, ask("a", 2, key="k")), at(4, leave("k"), b)], "behind a leave that came too late"),
+        ([at(0, beside, ask("a", 2, key="k")), at(4, leave("k"), b)], "behind a `leave` that came too late"),
         ([at(0, beside), at(2, refused), at(5, b)], "once it has been refused"),
         ([at(0, beside, ask("a", key="k", fails=["OSError", "no"])), at(4, b)], "once its prefill has failed"),
     ]
@@ -604,7 +604,7 @@ def test_any_hashable_is_a_key(shared_room):
     plan = [at(0, *asks, ask("z", 9)), at(2, leave(0), leave(["t", 1])), at(3, leave(None), leave(""))]
     done = run(shared_room, plan, slots=3, sent="those with the keys 0, None, '' and ('t', 1) leave")
     for name in "abcd":
-        is_not_run_again(done, name, "a leave is lost because of its key", most=1)
+        is_not_run_again(done, name, "a `leave` is lost because of its key", most=1)
     gets_its_answer(done, *"ghij", mistake="a request leaves, and an answer with another, similar key is dropped, too")
     done = run(
         shared_room, [at(0, *asks), at(2, None)], slots=2, sent="the same keys; after two steps, take returns None"

@@ -1630,7 +1630,7 @@ def test_a_cancellation_gives_its_place_back(shared_room):
 
 def test_an_end_after_the_client_has_left_gives_its_place_back(shared_room):
     how = "ends after its client has left"
-    play_ending(shared_room, how, "a call of the app whose client has left does not give its place back at its end")
+    play_ending(shared_room, how, "a call that ends after its client has left does not give its place back")
 
 
 def test_a_place_is_given_back_once(shared_room):
