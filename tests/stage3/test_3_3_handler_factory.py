@@ -289,11 +289,11 @@ async def two_cases(answer, inside):
     """[what a path is answered with, and what the same in capital letters is], or why the second was refused."""
     with contextlib.suppress(Exception):
         answer.create_app()  # not `fresh`: the events of the served app go on
-    events, path = [], new("/chat")
+    config, path = config_class([]), new("/chat")
     paths, replies = (path, path.upper()), []
     for each in paths:
-        handler = handler_class(events, lambda self, given, each=each: each)
-        told = inside.outcome(answer.HandlerFactory.register_handler, each, config_class(events), handler)
+        handler = handler_class([], lambda self, given, each=each: each)
+        told = inside.outcome(answer.HandlerFactory.register_handler, each, config, handler)
         if "raised" in told:
             return told["said"]
     app = Lifespan(answer.create_app())
