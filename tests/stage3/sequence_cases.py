@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from course.grading.mistakes import fail, require
 
 PIECE = ("text", "prompt_tokens", "completion_tokens", "finish_reason")
-END, CONTROL = "<|im_end|>", "<|im_start|>"
+END, CONTROL, PAD = "<|im_end|>", "<|im_start|>", "<|endoftext|>"
 COUNTING = "one two three four five six"
 WORDS = 60
 """How many plain words can be drawn from."""
 
 
-def ask(*says, limit=200, limit_after=None, ends=None, draws=None, **options):
+def ask(*says, limit=200, limit_after=None, ends=None, draws=None, prompt=1, **options):
     """Asks for one answer.
 
     Args:
@@ -26,11 +26,12 @@ def ask(*says, limit=200, limit_after=None, ends=None, draws=None, **options):
         limit: in tokens. limit_after: as `limit`, but in parts of `says`: the tokens of so many parts.
         ends: texts of tokens, each of which ends the answer; None for the checkpoint's own.
         draws: the logits of the first plain words, at each step, instead of `says`; other tokens are never drawn.
+        prompt: how many times the prompt's question is asked in it.
         options: stop, temperature, top_p, seed.
     """
     says = [list(part) if isinstance(part, bytes) else part for part in says]
     asked = {"says": says, "limit": limit, "limit_after": limit_after}
-    return {**asked, "ends": ends, "draws": draws, "options": options}
+    return {**asked, "ends": ends, "draws": draws, "prompt": prompt, "options": options}
 
 
 # in the room
@@ -290,6 +291,7 @@ def the_ends_token_ends_the_answer_without_text(drive):
         (ask("one two", " token", " three", ends=[END, " token"]), "one two"),
         (ask("one two", " token", " three", ends=[" token", END]), "one two"),
         (ask("one", END, " two", " token", " three", ends=[" model", " token"], limit=9), "one two"),
+        (ask("one", PAD, " two", " token", " three", ends=[" token", END], limit=9), "one two"),
     ]
     for answer, expected in asked(drive, cases):
         said, facts = answer.said, answer.facts(expected)
@@ -414,6 +416,12 @@ def what_only_looked_like_a_stop_sequence_comes_out(drive):
     ]
     for answer, expected in asked(drive, ends):
         require(answer.said != "one ", f"{mistake} when the answer ended", **answer.facts(expected))
+    for stop, taken in (
+        (" TWO", "a stop sequence is found without regard to case"),
+        ("t.o", "a stop sequence is taken for a pattern: each of its characters stands for itself"),
+    ):
+        answer = drive.one(ask("one", " two", " three", stop=[stop]))
+        require(answer.said not in ("one", "one "), taken, **answer.facts("one two three"))
 
 
 def the_stop_sequence_that_begins_first_counts(drive):
@@ -545,6 +553,15 @@ def equal_seeds_draw_alike(drive):
         sent = f"twice {drive.shown(ask(draws=FLAT, limit=8, seed=seed))}"
         mistake = "seed 0 is treated as no seed" if seed == 0 else "the same seed draws differently"
         require(first == second and len(first) > 0, mistake, sent=sent, expected=repr(first), got=repr(second))
+    short, longer = ask(draws=FLAT, limit=8, seed=7), ask(draws=FLAT, limit=9, seed=7)
+    first, longer_prompt, longer_answer = (answer.said for answer in drive(short, {**short, "prompt": 3}, longer))
+    facts = {"sent": f"{drive.shown(short)}, then with a longer prompt", "expected": repr(first)}
+    # how many tokens there are is another rule's concern
+    alike = longer_prompt.startswith(first) or first.startswith(longer_prompt)
+    require(alike, "what a seed draws depends on the prompt", **facts, got=repr(longer_prompt))
+    facts = {"sent": f"{drive.shown(short)}, then {drive.limit}=9", "expected": f"{first!r}, and one more"}
+    mistake = f"what a seed draws depends on `{drive.limit}`"
+    require(longer_answer.startswith(first), mistake, **facts, got=repr(longer_answer))
 
 
 def each_token_is_drawn_anew(drive):

@@ -14,6 +14,7 @@ import re
 import time
 from dataclasses import dataclass
 
+from course.grading.kit import asgi
 from course.grading.kit.cases import TEXTS
 from course.grading.kit.http import Http
 from course.grading.kit.sse import Stream
@@ -80,6 +81,46 @@ async def is_written(answer, inside):
     await asyncio.wait([task], timeout=1)
     if task.done() and isinstance(task.exception(), NotImplementedError):
         raise task.exception()
+
+
+async def gone_for_a_second(answer, inside, script):
+    """Whether the script is stopped when its client has been gone for a second, and whether it has begun at all.
+    The event loop's clock stands still but for that second: nothing that sleeps longer wakes up."""
+    from fastapi import Request
+
+    handler = made(inside)["handlers"][script["way"]](None)
+    handler.script, handler.inside = script, inside
+    handler.note = note = {"steps": 0, "closed": [], "began": []}
+    left, now, loop = asyncio.Event(), time.monotonic(), asyncio.get_running_loop()
+    real, loop.time = loop.time, lambda: now + left.is_set()
+    # what servers say: Starlette looks for the client by itself
+    scope = {**asgi.http("/respond", method="POST"), "asgi": {"version": "3.0", "spec_version": "2.3"}}
+
+    async def receive():
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        pass
+
+    async def serve():
+        response = await answer.respond(handler, script, Request(scope, receive))
+        await response(scope, receive, send)
+
+    async def until(holds):
+        end = time.monotonic() + 2.0
+        while not holds() and time.monotonic() < end:
+            await asyncio.sleep(0)
+            time.sleep(0.0005)  # for threads
+        return holds()
+
+    serving = asyncio.ensure_future(serve())
+    begun = await until(lambda: f"step {script['hold']}" in note["began"])
+    left.set()
+    stops = await until(lambda: stopped(script, note))
+    serving.cancel()
+    loop.time = real
+    return {"begun": begun, "stops": stops}
 
 
 def note_logs(inside):
@@ -822,6 +863,18 @@ def test_the_work_stops_when_the_client_leaves(shared_room):
             sent=sent,
             expected=f"the generator is closed, an async def action is cancelled, {script['hold']} steps",
             got=f"{'stopped' if stops else 'neither closed nor cancelled'}, {steps} steps",
+        )
+    for script, when in leaving():
+        if script["kind"] in ("def generator", "object"):
+            continue
+        script = {"id": "gone", "way": "def", "pieces": ["one", "two", "three", "four"], **script}
+        found = shared_room.play(gone_for_a_second, script=script)
+        require(
+            found["stops"] or not found["begun"],
+            "a client that has left is noticed too late: within a second the work has to stop",
+            sent=f"{script['way']} {script['kind']}; the client leaves {when}, and a second passes",
+            expected="the generator is closed, an async def action is cancelled",
+            got="neither closed nor cancelled: nothing looked for the client meanwhile",
         )
 
 

@@ -36,6 +36,10 @@ NUMBERS = itertools.count()
 # in the room
 
 
+class Broken(Exception):
+    """An error that is like none of Python's."""
+
+
 def new(path):
     """A path that no scene has registered before."""
     return f"{path}-{next(NUMBERS)}"
@@ -56,7 +60,7 @@ def config_class(events, name="Config", way="def", failing=(), base=None):
     def done(self, what):
         events.append(f"{name} {what}")
         if what in failing:
-            raise ValueError(f"{name} cannot be {what}")
+            raise Broken(f"{name} cannot be {what}")
 
     def made(self):
         done(self, "made")
@@ -201,14 +205,16 @@ async def second_apps(answer, inside):
 
 
 async def start_and_stop(answer, inside, ways=("def", "def", "def"), failing=(), subclass=False):
-    """Starts and stops an app of three config classes on four paths, the first on two of them.
-    `failing` names who fails at what: ["B", "initialized"]; `subclass`: C is one of A."""
+    """Starts and stops an app of three config classes on four paths, the first on two of them. By their names, or by
+    their paths, the classes would come in another order. `failing` names who fails at what: ["B", "initialized"];
+    `subclass`: C is one of A."""
     events = fresh(answer, inside)
     classes, fails = [], {name: [] for name in "ABC"}
     for name, way in zip("ABC", ways, strict=True):
         base = classes[0] if subclass and name == "C" else None
         classes.append(config_class(events, name, way, fails[name], base))
-    for path, kind in zip(map(new, ("/a", "/b", "/again", "/c")), (*classes[:2], classes[0], classes[2]), strict=True):
+        classes[-1].__name__ = {"A": "Model", "B": "Index", "C": "Store"}[name]
+    for path, kind in zip(map(new, ("/n", "/b", "/x", "/c")), (*classes[:2], classes[0], classes[2]), strict=True):
         answer.HandlerFactory.register_handler(path, kind, handler_class(events))
     lifespan = Lifespan(answer.create_app())
     before = list(events)
@@ -277,6 +283,28 @@ async def two_apps(answer, inside):
     answer.HandlerFactory.register_handler(new("/ask"), kinds[0], handler_class(events))
     await Lifespan(answer.create_app()).start()
     return {"started": started, "stopped": stopped, **second, "later": events[asked:]}
+
+
+async def two_cases(answer, inside):
+    """[what a path is answered with, and what the same in capital letters is], or why the second was refused."""
+    with contextlib.suppress(Exception):
+        answer.create_app()  # not `fresh`: the events of the served app go on
+    config, path = config_class([]), new("/chat")
+    paths, replies = (path, path.upper()), []
+    for each in paths:
+        handler = handler_class([], lambda self, given, each=each: each)
+        told = inside.outcome(answer.HandlerFactory.register_handler, each, config, handler)
+        if "raised" in told:
+            return told["said"]
+    app = Lifespan(answer.create_app())
+    await app.start()
+    transport = httpx.ASGITransport(app.app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+        for each in paths:
+            reply = await client.post(each, json={})
+            replies.append(each.partition("-")[0] if reply.text == f'"{each}"' else f"{reply.status_code} {reply.text}")
+    await app.stop()
+    return replies
 
 
 def contexts():
@@ -497,7 +525,7 @@ def test_configs_are_initialised_once_each_in_order(shared_room):
     plain = ("def", "def", "def")
     for ways, subclass in ((plain, False), (("async def", "def", "async def"), False), (plain, True)):
         found = shared_room.play(start_and_stop, ways=ways, subclass=subclass)
-        facts = {"sent": f"A on /a and /again, B on /b, C on /c; initialize is {', '.join(ways)}; the app starts"}
+        facts = {"sent": f"A on /n and /x, B on /b, C on /c; initialize is {', '.join(ways)}; the app starts"}
         if subclass:
             facts["sent"] += "; C is a subclass of A"
         facts |= {"got": ", ".join(found["at start"]) or "nothing"}
@@ -658,6 +686,15 @@ def test_each_path_is_answered_by_its_own_handler(shared_room):
             **facts,
             **served(shared_room).facts(reply),
         )
+    got = shared_room.play(two_cases)
+    # an app that answers neither is another test's concern
+    require(
+        got == ["/chat", "/CHAT"] or all(each.startswith(("4", "5")) for each in got),
+        "two paths that differ in capital letters are taken for one",
+        sent="register_handler('/chat', ...) and register_handler('/CHAT', ...), and a request to each",
+        expected="each is answered by its own handler",
+        got=got,
+    )
 
 
 def test_the_handler_gets_its_config(shared_room):

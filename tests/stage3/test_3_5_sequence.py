@@ -4,7 +4,9 @@ The rules that 3.6 shares are in sequence_cases.py; what is decided here concern
 Not covered: bytes that are no character, a U+FFFD that the model says; seeds drawn from a global generator.
 """
 
+import functools
 import random
+import re
 import statistics
 import threading
 import time
@@ -34,7 +36,7 @@ class Taking:
         _, tokenizer = inside.tiny
         self.inside, self.tokenizer = inside, tokenizer
         self.ask = cases.prepared(tokenizer, ask, [tokenizer.eos_token_id])
-        self.prompt = tokenizer("What is a token?")["input_ids"]
+        self.prompt = tokenizer("What is a token?" * ask["prompt"])["input_ids"]
         self.logits = torch.full([len(tokenizer)], -1e4)
         self.pieces, self.raised, self.ended = [], None, False
         made = inside.outcome(self._make, answer)
@@ -128,13 +130,19 @@ def take_in_threads(answer, inside, asks):
     return [each.result() for each in taking]
 
 
+@functools.cache
+def words_of(tokenizer):
+    """The ids of all tokens that are letters: bytes that are no character are not promised."""
+    return [id for word, id in tokenizer.get_vocab().items() if re.fullmatch("Ġ?[A-Za-z]+", word)]
+
+
 def draw_with(answer, inside, seeds, at_once):
-    """What a sequence with each of these seeds draws, three tokens; at once: all are made before one draws."""
+    """What a sequence with each of these seeds draws, three words; at once: all are made before one draws."""
     import torch
 
     _, tokenizer = inside.tiny
-    logits = torch.zeros(len(tokenizer))
-    logits[0] = -1e4
+    logits = torch.full([len(tokenizer)], -1e4)
+    logits[words_of(tokenizer)] = 0
 
     def made(seed):
         return answer.Sequence(tokenizer, [1], limit=8, eos_token_ids=[0], seed=seed)
@@ -143,7 +151,6 @@ def draw_with(answer, inside, seeds, at_once):
         said = []
         for _ in range(3):
             piece = sequence.take(logits)
-            # the token too: several bytes of characters in a row have no text yet
             said.append(f"{getattr(sequence, 'token', '')} {getattr(piece, 'text', piece)}")
         return " | ".join(said)
 

@@ -100,7 +100,7 @@ async def chat_all(answer, inside, asks, at_once, disturbed):
 
     async def one(chat_model, ask):
         number = inside.kept["asked"] = inside.kept.get("asked", 0) + 1
-        prompt = f"This is question {number}."
+        prompt = f"This is question {number}." + " Please." * (ask["prompt"] - 1)
         if ask["values"]:
             inside.probe.logits(ask["values"], prompt)
         else:
@@ -288,8 +288,11 @@ def test_the_model_is_given_the_chat_template(shared_room):
         {"role": "assistant", "content": "\nHello.\n"},
         {"role": "user", "content": "\n\n  两个 空格 👍🏽\n"},
     ]
+    turns = enumerate(["system", *["user", "user", "system", "assistant"] * 8])
+    long = [{"role": role, "content": f"Part {number}." * (number != 7)} for number, role in turns]
     told = [
         (user("What is a token?"), None, False),
+        (long, None, False),
         (dialogue, None, False),
         (dialogue, NAMED_ROLES, False),
         (dialogue, None, True),
@@ -307,7 +310,11 @@ def test_the_model_is_given_the_chat_template(shared_room):
             mistake = "the generation prompt is missing: add_generation_prompt=True"
         elif each["merges"]:
             mistake = "contents were encoded one by one: newlines at a content's end become other tokens that way"
-        elif result["text"].count("<|im_start|>system") > 1:
+        elif result["text"].count("<|im_start|>") < result["rendered"].count("<|im_start|>"):
+            mistake = "not all messages of a long conversation reach the model"
+        elif sorted(result["ids"]) == sorted(result["expected"]):
+            mistake = "the messages reach the model in another order"
+        elif result["text"].count("<|im_start|>system") > result["rendered"].count("<|im_start|>system"):
             mistake = "a system line is added to the messages: the template writes it by itself"
         require(
             result["ids"] == result["expected"],

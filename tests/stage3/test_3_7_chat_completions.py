@@ -22,8 +22,8 @@ LONG = 60
 MOST_STEPS = 3
 """After a client has left."""
 MANY = 64
-ERRORS = ["RuntimeError", "KeyError", "OutOfTokens"]
-"""What the model raises; the last one is a class of its own."""
+ERRORS = ["RuntimeError", "KeyError", "OutOfTokens", "TimeoutError", "ConnectionResetError"]
+"""What the model raises; the third one is a class of its own."""
 PIECES = ["Hello", ", ", "world", "!"]
 OVER = "the prompt has 9001 tokens, and the model's window holds 4096"
 
@@ -43,6 +43,20 @@ def app(answer, inside, name=None, **script):
     made = answer.create_app(load, **({"model": name} if name else {}))
     inside.notes["loads in create_app"] = inside.notes["loads"]
     return made
+
+
+def app_made_yesterday(answer, inside, **script):
+    """As `app`; until the first request comes it is yesterday."""
+    clock = time.time
+    time.time = lambda: clock() - 86_400
+    made = app(answer, inside, **script)
+
+    async def today(scope, receive, send):
+        if scope["type"] == "http":
+            time.time = clock
+        await made(scope, receive, send)
+
+    return today
 
 
 def app_whose_clock_runs(answer, inside, **script):
@@ -261,6 +275,15 @@ def test_the_model_is_loaded_once_at_start_up(shared_room):
         expected="one call of load for all requests",
         got=f"{shared_room.notes()['loads']} calls for three requests",
     )
+    one, two = (shared_room.serve(app, answers={"hi": [name]}) for name in ("one", "two"))
+    got = [message_of(answer_to(shared_room, url, ask("hi"))).get("content") for url in (one, two)]
+    require(
+        got[0] != "two",
+        "two apps share a model: what one app has loaded takes the place of another's",
+        sent="two apps, started one after the other, and a request to each",
+        expected="each answers with the model that it has loaded",
+        got=got,
+    )
 
 
 def test_an_answer_in_one_piece(shared_room):
@@ -461,6 +484,16 @@ def test_all_chunks_have_one_id(shared_room):
 
 
 def test_all_chunks_have_one_created(room):
+    url, before = room.serve(app_made_yesterday), time.time()
+    for body in (ask("hi"), ask("hi", stream=True)):
+        found = [answer_to(room, url, body)] if "stream" not in body else chunks(streamed(room, url, body))
+        require(
+            all(not whole_number(each.get("created")) or each["created"] > before - 3600 for each in found),
+            "`created` is when the app was made: it is the time of the answer",
+            sent=body,
+            expected=int(before),
+            got=[each.get("created") for each in found][:1],
+        )
     url = room.serve(app_whose_clock_runs, answers={"hi": PIECES})
     times = [chunk.get("created") for chunk in chunks(streamed(room, url, ask("hi", **WITH_USAGE)))]
     require(
@@ -722,19 +755,23 @@ def asked_with(room, url, body):
 
 def test_the_messages_reach_the_model(shared_room):
     url = shared_room.serve(app)
-    messages = [
+    four = [
         {"role": "system", "content": "You are terse.\n"},
         {"role": "user", "content": '你好 👍🏽 "quoted" <|im_end|>'},
         {"role": "assistant", "content": ""},
         {"role": "user", "content": " and now? "},
     ]
-    for stream in (False, True):
+    turns = [("user", "one"), ("user", "two"), ("system", "Be terse."), ("assistant", "1"), ("assistant", "2")]
+    long = [{"role": role, "content": f"{number} {said}"} for number in range(20) for role, said in turns]
+    for messages, stream in itertools.product((four, long), (False, True)):
         body = {"model": NAME, "messages": messages, "stream": stream}
         got = asked_with(shared_room, url, body)["messages"]
         facts = {"sent": body, "expected": messages, "got": got}
-        require(isinstance(got, list) and len(got) == 4, "not all messages reach `chat`", **facts)
+        require(isinstance(got, list) and len(got) == len(messages), "not all messages reach `chat`", **facts)
         dicts = all(isinstance(each, dict) and {"role", "content"} <= set(each) for each in got)
         require(dicts, "the messages that reach `chat` are not dicts of role and content", **facts)
+        moved = got != messages and sorted(map(str, got)) == sorted(map(str, messages))
+        require(not moved, "the messages reach `chat` in another order", **facts)
         require(
             [each["role"] for each in got] == [each["role"] for each in messages],
             "the roles of the messages do not reach `chat` unchanged",
@@ -855,15 +892,18 @@ def test_other_fields_are_ignored(shared_room):
     more = {"n": 1, "frequency_penalty": 0.5, "logit_bias": {}, "store": True, "metadata": {"a": [1]}, "top_k": 3}
     body = ask("hi", **more)
     body["messages"][0]["name"] = "Alice"
-    reply = reply_to(shared_room, url, body)
-    require(
-        reply.status == 200,
-        f"a field that the exercise does not name is refused with a {reply.status}: ignore it",
-        sent=body,
-        expected=200,
-        **facts(shared_room, reply),
-    )
-    require_defaults(asked_with(shared_room, url, body), body, "that is left out")
+    deeper = ask([{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}], stream=True)
+    deeper["stream_options"] = {"include_usage": True, "include_obfuscation": False}
+    for each in (body, deeper):
+        reply = reply_to(shared_room, url, each)
+        require(
+            reply.status == 200,
+            f"a field that the exercise does not name is refused with a {reply.status}: ignore it",
+            sent=each,
+            expected=200,
+            **facts(shared_room, reply),
+        )
+        require_defaults(asked_with(shared_room, url, each), each, "that is left out")
 
 
 # what is refused
@@ -969,7 +1009,8 @@ def test_another_model_is_a_404(shared_room):
     for name in names(shared_room):
         url = shared_room.serve(app, name=name)
         own = name or NAME
-        for asked, stream in itertools.product(("gpt-4o" if name is None else NAME, own.upper()), (False, True)):
+        others = "gpt-4o" if name is None else NAME, own.upper(), f"mine/{own}", f"{own}:latest", f" {own}", own[:-1]
+        for asked, stream in itertools.product(others, (False, True)):
             body = ask("hi", model=asked, stream=stream)
             reply = reply_to(shared_room, url, body)
             require(
@@ -981,6 +1022,10 @@ def test_another_model_is_a_404(shared_room):
                 expected=404,
                 **facts(shared_room, reply),
             )
+        # whether that is another model's name or none is left open
+        reply = reply_to(shared_room, url, ask("hi", model=""))
+        mistake = "an empty `model` is not refused"
+        require(reply.status in (400, 404), mistake, sent=ask("hi", model=""), **facts(shared_room, reply))
 
 
 def test_what_is_refused_has_openais_form(shared_room):
@@ -1074,7 +1119,7 @@ def test_a_model_that_fails_later_is_a_500_where_nothing_was_sent(shared_room):
 
 
 def test_a_500_has_openais_form(shared_room):
-    fails = {"at its first piece": [0, "no GPU", "KeyError"], "after a piece": [1, "no GPU", "OutOfTokens"]}
+    fails = {"at its first piece": [0, "no GPU", "OutOfTokens"], "after a piece": [1, "no GPU", "KeyError"]}
     refuses = {"at the call": ["no GPU", "RuntimeError"]}
     url = shared_room.serve(app, answers={"after a piece": ["one "]}, fails=fails, refuses=refuses)
     for when in (*fails, *refuses):

@@ -12,6 +12,10 @@ from loops import IDLE, ask, at, leave, run
 
 from course.grading.mistakes import fail, require
 
+MANY = 150
+"""Who ask at once: a hundred and more have to wait."""
+
+
 # what the tests share
 
 
@@ -241,8 +245,13 @@ def test_at_most_four_prefills_in_a_round_without_a_step(shared_room):
 def test_no_newcomer_waits_while_a_slot_is_free(shared_room):
     some = [at(0, ask("a", 9), ask("b", 9)), at(1, *[ask(name, 4) for name in "cdefgh"])]
     many = [at(0, *[ask(name, 9) for name in "abcdefghijklmnopqrst"])]
-    for plan, slots, sent in ((some, 7, "a and b run, then six arrive at once"), (many, 20, "twenty arrive at once")):
-        done = run(shared_room, plan, slots=slots, sent=f"{sent}; {slots} slots")
+    long = [at(0, *[ask(name, 4, prompt=2500) for name in "abcdef"])]
+    for plan, slots, sent in (
+        (some, 7, "a and b run, then six arrive at once"),
+        (many, 20, "twenty arrive at once"),
+        (long, 6, "six arrive at once, with prompts of 2500 ids"),
+    ):
+        done = run(shared_room, plan, slots=slots, window=5200, sent=f"{sent}; {slots} slots")
         no_slot_idle(done, "a newcomer waits although a slot is free and a round may have up to four prefills")
 
 
@@ -344,6 +353,9 @@ def test_first_come_first_served(shared_room):
     plan += [at(2, ask("z", 2)), at(4, ask("y", 3), ask("x", 2))]
     done = run(shared_room, plan, slots=2, sent="d a c b f e arrive at once, z y x later; two slots")
     in_order(done, "dacbfezyx", "the request that arrived first is not served first")
+    plan = [at(0, *[ask(name, 3) for name in "abcdef"]), at(1, leave("c"))]
+    done = run(shared_room, plan, slots=1, sent="a to f arrive at once; c leaves while it waits; one slot")
+    in_order(done, "abdef", "a request that leaves while it waits changes the order of the others")
 
 
 def in_order(done, names, mistake):
@@ -352,11 +364,10 @@ def in_order(done, names, mistake):
 
 
 def test_all_who_wait_get_their_turn(shared_room):
-    names = "abcdefghijk"
-    for slots in (1, 2):
-        done = run(
-            shared_room, [at(0, *[ask(name, 3) for name in names])], slots=slots, sent=f"eleven ask, {slots} slots"
-        )
+    for count, tokens, slots in ((11, 3, 1), (11, 3, 2), (MANY, 2, 2)):
+        names = [f"a{number}" for number in range(count)]
+        plan = [at(0, *[ask(name, tokens) for name in names])]
+        done = run(shared_room, plan, slots=slots, sent=f"{count} ask at once, {slots} slots")
         gets_its_answer(done, *names, mistake="a request that had to wait for a slot does not get its answer")
 
 
@@ -427,6 +438,8 @@ def test_the_options_reach_the_sequence(shared_room):
     plan += [at(1, ask("c", 8, draws=True, temperature=0.7, top_p=0.4, seed=3))]
     done = run(shared_room, plan, sent="a with stop, b with limit, c with temperature, top_p and seed")
     says_as_alone(done, *"abc", mistake="the options do not all reach the Sequence")
+    done = run(shared_room, [at(0, ask("a", 8, draws=True))], sent="a asks with a temperature of 0")
+    says_as_alone(done, "a", mistake="a temperature of 0 does not reach the Sequence: 0 is not as if left out")
 
 
 def test_each_end_of_the_slot_model_ends_an_answer(shared_room):

@@ -371,6 +371,21 @@ async def in_order(answer, inside):
     return hall.told or {"came": "ABCDEFG", "entered": "".join(hall.entered), "most": hall.most}
 
 
+async def in_order_without_one(answer, inside):
+    """As `in_order`, where C leaves while it waits."""
+    async with Hall(answer, 1, 5) as hall:
+        hall.come("ABCDEF")
+        await hall.stand("six come at once", runs="A", waits="BCDEF")
+        hall.clients["C"].leave()
+        await turns(TURNS)
+        for number in range(1, 5):
+            if not hall.inside:
+                break
+            hall.one_in_the_app().answer()
+            await until(lambda number=number: len(hall.entered) > number and hall.inside)
+    return hall.told or {"came": "ABDEF", "entered": "".join(hall.entered)}
+
+
 async def newcomers(answer, inside):
     """A place becomes free, and some turns of the event loop later somebody comes."""
     for count in EACH_TURN:
@@ -1186,14 +1201,21 @@ async def errors(answer, inside):
     async def raises(scope, receive, send):
         raise Own("no bread")
 
+    async def breaks(client):
+        raise ConnectionResetError("no bread")
+
+    async def gives_up(client):
+        raise RuntimeError("no bread")
+
     for case, scope in (
         ("for a request to another path", http("/health")),
         ("for a WebSocket", websocket(PATH)),
     ):
         exchange = Exchange(answer.Admission(raises, max_running=1, max_waiting=1), scope).give(BODY).start()
         found[case] = await raised(exchange)
+    kinds = {fails_like_a_cancellation: "CancelledError", breaks: "ConnectionResetError", gives_up: "RuntimeError"}
     for had_waited in (False, True):
-        for order in (fails, fails_in_a_stream, fails_like_a_cancellation):
+        for order in (fails, fails_in_a_stream, *kinds):
             async with Hall(answer, 1, 2) as hall:
                 client = hall.come("A")
                 await hall.stand("A comes", runs="A")
@@ -1204,7 +1226,7 @@ async def errors(answer, inside):
                     await hall.stand("A's answer ends", runs="B")
                 client.do(order)
                 case = "in mid-answer" if order is fails_in_a_stream else "before its response"
-                case += " a CancelledError" if order is fails_like_a_cancellation else ""
+                case += f" a {kinds[order]}" if order in kinds else ""
                 case += ", for a request that had waited" if had_waited else ""
                 found[case] = await raised(client)
                 if order is not fails_in_a_stream and client.messages:
@@ -1464,6 +1486,16 @@ def test_first_come_first_served(shared_room):
         sent="max_running=1; A to G arrive one after another, the bodies of B and D later",
         expected=" ".join(came),
         got=" ".join(entered),
+    )
+    found = shared_room.play(in_order_without_one)
+    require_told(found if "pair" in found else None)
+    # that one who has left does not go in is another test's concern
+    require(
+        found["entered"] == found["came"] or "C" in found["entered"],
+        "a request that leaves while it waits changes the order of the others",
+        sent="max_running=1; A to F arrive one after another; C's client leaves while it waits",
+        expected=" ".join(found["came"]),
+        got=" ".join(found["entered"]),
     )
 
 
@@ -1803,8 +1835,9 @@ def test_what_the_app_sends_is_passed_on_as_it_comes(shared_room):
 
 def test_errors_come_through(shared_room):
     for case, got in untold(shared_room.play(errors), "errors").items():
+        kind = next((each for each in ("RuntimeError", "ConnectionResetError") if each in case), "Own")
         require(
-            got == "Own: no bread" or ("CancelledError" in case and got.startswith("CancelledError")),
+            got == f"{kind}: no bread" or ("CancelledError" in case and got.startswith("CancelledError")),
             "the app's error does not get through",
             sent=f"the app raises {case}",
             expected="the same error, with its type and message",
