@@ -929,7 +929,9 @@ def test_time_to_first_token(shared_room):
     timeline = [["pause", 8.0], gives("Hi", until_first), gives(" there", 4.0), gives("", 2.0, "stop"), ends()]
     for found in played(shared_room, *timeline):
         found.require(f"{FIRST}_count", 1, "time to first token is not observed exactly once for an answer")
-        found.require(f"{FIRST}_sum", until_first, "time to first token is not the time from the call to the first text")
+        found.require(
+            f"{FIRST}_sum", until_first, "time to first token is not the time from the call to the first text"
+        )
 
 
 def test_times_count_whatever_the_outcome(shared_room):
