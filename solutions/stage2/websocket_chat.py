@@ -36,10 +36,10 @@ def create_app(handler):
     on. It is ignored when nothing is running, and stops no one else and nothing later. One that comes
     right behind its prompt, before the answer has begun, may be ignored or stop that answer.
 
-    A frame that is none of this, binary, or nested too deep to read, gets {"type": "error", "message":
-    "..."}; the answer in progress and the connection go on. When the model fails, the client gets such a frame too, and
-    then the close code 1011. When the client leaves, the model stops within three steps, and no log
-    shows a traceback.
+    A frame that is none of this (another `type`, with or without a prompt; binary; nested too deep to
+    read) gets {"type": "error", "message": "..."}; the answer in progress and the connection go on.
+    When the model fails, the client gets such a frame too, and then the close code 1011. When the
+    client leaves, the model stops within three steps, and no log shows a traceback.
 
     Args:
         handler: as in exercise 2.2.
