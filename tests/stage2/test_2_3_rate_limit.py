@@ -100,6 +100,19 @@ class Client:
             )
         return stream.reply()
 
+    def break_off(self):
+        """Sends a request without the end of its body, and leaves."""
+        place, before = urlsplit(self.url), self.room.arrived("/chat_stream")
+        source = (self.address, 0) if self.address else None
+        with socket.create_connection((place.hostname, place.port), source_address=source) as connection:
+            head = "POST /chat_stream HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+            connection.sendall(f'{head}content-length: 99\r\n\r\n{{"prompt": "h'.encode())
+            self.room.wait(
+                lambda: self.room.arrived("/chat_stream") > before, "a request does not reach the app", WAIT_S
+            )
+            self.room.turns()
+        self.room.turns()
+
     def let_in(self, count, limit):
         """Sends so many requests, all of which the limit allows."""
         for number in range(1, count + 1):
@@ -405,6 +418,13 @@ def test_a_stream_in_progress_counts(shared_room):
     client.is_refused(
         "a stream in progress does not count: every request counts when it arrives",
         "2 requests that are still streaming, then a third, under a limit of 2/day",
+    )
+    client = Client(shared_room, shared_room.serve(app, limit="2/day"))
+    for _ in range(2):
+        client.break_off()
+    client.is_refused(
+        "a request that breaks off does not count: every request counts when it arrives, before its body is read",
+        "2 requests that break off in the middle of their bodies, then a third, under a limit of 2/day",
     )
 
 
