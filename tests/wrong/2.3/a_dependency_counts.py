@@ -1,4 +1,4 @@
-# caught by: test_a_body_that_is_not_json_counts | says: a request that is not JSON does not count
+# caught by: test_a_body_that_is_not_json_counts, test_a_stream_in_progress_counts | says: a request that is not JSON does not count
 import math
 import time
 
