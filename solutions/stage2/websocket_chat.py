@@ -37,10 +37,10 @@ def create_app(handler):
     one. A `stop` that arrives right after its prompt, before the answer has started, may be ignored or
     may stop that answer.
 
-    Any other frame, including a binary one and one nested too deep to parse, gets {"type": "error",
-    "message": "..."}; the answer in progress and the connection go on. If the model fails, the client
-    gets such a frame, too, followed by the close code 1011. When the client leaves, the model stops
-    within three steps, and no traceback is logged.
+    Any other frame (another `type`, with or without a prompt; binary; nested too deep to parse) gets
+    {"type": "error", "message": "..."}; the answer in progress and the connection go on. If the model
+    fails, the client gets such a frame, too, followed by the close code 1011. When the client leaves,
+    the model stops within three steps, and no traceback is logged.
 
     Args:
         handler: as in exercise 2.2.

@@ -1,21 +1,24 @@
 """0.1: the tokenizer decides what a token is, not blanks, characters or bytes."""
 
+from course.grading.kit.tokenizers import merge_newlines
 from course.grading.mistakes import fail, require
 
 LONG = "one more word " * 15_000
 """More tokens than any limit that an answer may have in mind."""
 
 
-def count(answer, inside, texts):
-    model, tokenizer = inside.tiny
+def count(answer, inside, texts, merges_newlines=False):
+    tokenizer = inside.tiny[1]
+    if merges_newlines:
+        tokenizer = merge_newlines(tokenizer)
     return {
         "counts": [inside.outcome(answer.count_tokens, tokenizer, text) for text in texts],
         "expected": [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts],
     }
 
 
-def compare(room, texts, mistake):
-    seen = room.play(count, texts=texts)
+def compare(room, texts, mistake, **tokenizer):
+    seen = room.play(count, texts=texts, **tokenizer)
     for text, counted, expected in zip(texts, seen["counts"], seen["expected"], strict=True):
         if "raised" in counted:
             fail(
@@ -42,6 +45,10 @@ def test_counts_what_the_tokenizer_makes(room):
     )
     compare(room, ["  Hi there \n", "\r\n"], "spaces and newlines at the ends are not counted: they are tokens, too")
     compare(room, [LONG], "a long text is cut: count all of its tokens")
+    paragraphs = ["One paragraph\n\nAnother\n\nThe last"]
+    mistake = "the text is cut before it is counted: one token can hold two newlines"
+    compare(room, paragraphs, mistake, merges_newlines=True)
+    compare(room, paragraphs, "the count is another tokenizer's: use the given tokenizer each time")
 
 
 def test_counts_chinese_and_repeated_tokens(room):

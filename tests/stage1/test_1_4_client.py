@@ -342,6 +342,10 @@ def test_other_200s_are_chat_errors(shared_room):
             outcome = shared_room.play(ask, base_url=server.url)
         sent = f"the server answers {said}"
         a_chat_error(outcome, "when a 200 does not contain the expected JSON", sent=sent)
+    for status in (204, 307):
+        with ScriptedServer([response(status, b"")]) as server:
+            outcome = shared_room.play(ask, base_url=server.url)
+        a_chat_error(outcome, f"when the server answers {status}", sent=f"the server answers {status}, without a body")
 
 
 def test_nothing_is_sent_twice(shared_room):

@@ -4,8 +4,11 @@ The model is held, stepped, broken and told what to say; a test decides by what 
 until then, by how many steps the model made, and by whether the readers' event loop still turns.
 """
 
+import asyncio
 import inspect
 import re
+import sys
+import threading
 
 import pytest
 
@@ -64,14 +67,19 @@ def open_readers(answer, inside, pool=None, settings=None):
 def what_generate_returns(answer, inside):
     """Type and methods of what generate returns, and the default of max_new_tokens."""
     inside.probe.say("Yes.")
-    found = []
-    for stream in (True, False):
-        thing = inside.kept["readers"].made.generate("Hello", stream=stream)
-        has = [name for name in ("__anext__", "aclose") if hasattr(thing, name)]
-        found.append({"type": type(thing).__name__, "has": has})
-        if inspect.iscoroutine(thing):
-            thing.close()
-    return found
+    readers = inside.kept["readers"]
+
+    async def returned():  # where it is called in a server, too: on the event loop
+        found = []
+        for stream in (True, False):
+            thing = readers.made.generate("Hello", stream=stream)
+            has = [name for name in ("__anext__", "aclose") if hasattr(thing, name)]
+            found.append({"type": type(thing).__name__, "has": has})
+            if inspect.iscoroutine(thing):
+                thing.close()
+        return found
+
+    return asyncio.run_coroutine_threadsafe(returned(), readers.loop).result()
 
 
 def prompt_of(answer, inside, prompt, template=None):
@@ -86,6 +94,29 @@ def prompt_of(answer, inside, prompt, template=None):
 def choose_letters(answer, inside, logits, when):
     """Makes the next token one of these letters, where the prompt contains `when`."""
     inside.probe.logits(with_ids(parts(inside)[1], logits), when)
+
+
+def say_a_special_token(answer, inside, when):
+    """Makes the model say a special token between two sentences, where the prompt contains `when`."""
+    _, tokenizer = parts(inside)
+    first, last = (tokenizer(text)["input_ids"] for text in ("One, two.", " Three."))
+    inside.probe.say_ids([*first, tokenizer.convert_tokens_to_ids("<|endoftext|>"), *last], when)
+
+
+def note_waits_in_the_loop(answer, inside):
+    """Notes in which line of the answer a thread in which an event loop runs waits for another thread."""
+    inside.notes.pop("waits", None)
+    wait = inside.kept.setdefault("wait", threading.Condition.wait)
+
+    def noted_wait(self, timeout=None):
+        # an executor looks for an idle thread with a timeout of 0; a thread that starts is waited for
+        starts = sys._getframe(2).f_code is threading.Thread.start.__code__
+        if timeout != 0 and not starts and asyncio._get_running_loop() is not None:
+            if line := inside.kept["readers"].line_of_the_answer():
+                inside.notes.setdefault("waits", line)
+        return wait(self, timeout)
+
+    threading.Condition.wait = noted_wait
 
 
 def texts_so_far(answer, inside, text):
@@ -221,13 +252,33 @@ def test_the_pieces_are_the_answer(shared_room):
             if "<|" in said:
                 fail("special tokens are in the output: skip_special_tokens=True leaves them out", **facts)
             require(said == text, "the joined pieces are not what the model said", **facts)
+    shared_room.play(say_a_special_token, when="Say it marked")
+    for stream in (True, False):
+        said = talk.answer(call := ask(f"Say it marked, {stream}", stream=stream))["said"]
+        require(
+            "<|" not in said,
+            "special tokens are in the output: skip_special_tokens=True leaves them out",
+            sent=f"{as_call(call)}; the model says a special token in mid-answer",
+            got=repr(said),
+        )
+    require_all_for_one_who_pauses(talk, shared_room)
+
+
+def require_all_for_one_who_pauses(talk, room):
+    text, mistake = LONG * 2, "a reader that pauses does not get the whole answer: what it has not read yet is lost"
+    room.probe.say(text, "Read slowly")
+    [number] = talk.begin({**ask("Read slowly", stream=True, max_new_tokens=999), "pauses_after": 1})
+    talk.until("ended", number, None, 0.2)  # until the model has ended, or waits for its reader
+    talk.close(number)
+    talk.require_end(talk.finish(number, mistake), text, mistake)
 
 
 def test_max_new_tokens_counts_new_tokens(shared_room):
     talk = shared(shared_room)
-    so_far = shared_room.play(texts_so_far, text=LONG * 3)
-    shared_room.probe.say(LONG * 3, "Count:")
+    so_far = shared_room.play(texts_so_far, text=LONG * 4)
+    shared_room.probe.say(LONG * 4, "Count:")
     asks = [
+        ask("Count: 260", stream=True, max_new_tokens=260),
         ask("Count: 60", stream=True, max_new_tokens=60),
         ask("Count: 7", stream=True, max_new_tokens=7),
         ask("Count: 1, at once", max_new_tokens=1),
@@ -470,11 +521,25 @@ def test_text_comes_out_while_the_model_is_held(room):
 
 def test_the_event_loop_never_waits_for_the_model(room):
     talk = talk_in(room)
+    room.play(note_waits_in_the_loop)
     room.probe.say(COUNTING)
     reading.the_event_loop_never_waits(talk, [ask("Count: streaming", stream=True)])
     reading.the_event_loop_never_waits(talk, [ask("Count: at once", stream=False)])
     two = [ask("Count: first of two", stream=True), ask("Count: second of two", stream=False)]
     reading.the_event_loop_never_waits(talk, two)
+    require_no_waits(room, as_call(two[0]))
+
+
+def require_no_waits(room, sent):
+    waits = room.notes().get("waits")
+    require(
+        waits is None,
+        "a blocking call inside async def: the event loop waits for the model's thread, again and again",
+        sent=sent,
+        expected="await, or a call that does not wait, such as get_nowait()",
+        got="a wait in the event loop's own thread",
+        where=waits,
+    )
 
 
 def test_an_error_in_the_model_reaches_the_reader(room):
@@ -521,6 +586,7 @@ def test_after_an_error_the_next_answer_works(room):
 def test_a_reader_who_closes_stops_the_model(room):
     room.probe.say(LONG)
     reading.closing_stops_the_model(talk_in(room), ask("Count far", stream=True), a_short_one("Then count"))
+    reading.closing_unread_stops_the_model(talk_in(room), ask("Count unread", stream=True), a_short_one("At last"))
 
 
 def a_short_one(prompt):
@@ -572,4 +638,7 @@ def test_one_leaver_stops_only_its_own(room):
 def test_64_streams_at_once_all_finish(room):
     names = ["Say yes" if number % 8 == 0 else "Be quiet" for number in range(MANY)]
     asks = [ask(f"{name} {number}.", stream=True) for number, name in enumerate(names)]
-    reading.all_at_once_finish(talk_in(room, pool=POOL), asks, "streams", POOL)
+    talk = talk_in(room, pool=POOL)
+    room.play(note_waits_in_the_loop)
+    reading.all_at_once_finish(talk, asks, "streams", POOL)
+    require_no_waits(room, f"{MANY} streams at once")

@@ -68,7 +68,9 @@ async def measuring_by_its_own_clock(answer, inside, url, clients, clock_file):
 async def measuring_in_silence(answer, inside, url, clients, clock_file):
     """As `measuring`. What gives up after some seconds without a byte does so here by the test's clock,
     or, where a socket waits by itself, at once."""
-    asyncio.get_running_loop().time = read_clock(clock_file)
+    test_time = read_clock(clock_file)
+    # real time goes on, for what sleeps and looks again
+    asyncio.get_running_loop().time = lambda: test_time() - START + time.monotonic()
     set_timeout = socket.socket.settimeout
 
     def hurried(self, seconds):

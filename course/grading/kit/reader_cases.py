@@ -137,6 +137,17 @@ def closing_stops_the_model(talk, ask, then):
     stopped(talk, number, step, how, left)
 
 
+def closing_unread_stops_the_model(talk, ask, then):
+    """The reader of `ask` calls aclose() before it has asked for a piece; `then` is asked afterwards."""
+    talk.room.probe.hold(1)
+    [number] = talk.begin({**ask, "stops_after": 0})
+    talk.until_all_wait()
+    left = talk.close(number)
+    talk.room.probe.release()
+    next_one_comes(talk, then)
+    stopped(talk, number, 1, "aclose() before it had asked for a piece", left)
+
+
 def cancelling_stops_the_model(talk, ask, step, then):
     """The reader is cancelled while it waits for that step. Returns the reader, the way in which it left, and
     whether it was gone before the model went on."""

@@ -80,12 +80,13 @@ class Readers:
 
         def noted_call_soon(*args, **kwargs):
             if threading.get_ident() != own:
-                self.inside.notes.setdefault("foreign", self._line_of_the_answer())
+                self.inside.notes.setdefault("foreign", self.line_of_the_answer())
             return call_soon(*args, **kwargs)
 
         self.loop.call_soon = noted_call_soon
 
-    def _line_of_the_answer(self):
+    def line_of_the_answer(self):
+        """The line in which this thread runs the answer; "" if it does not."""
         for frame, line in traceback.walk_stack(sys._getframe(1)):
             if (file := frame.f_code.co_filename) == str(self.inside.answer_file):
                 return f"line {line}, in {frame.f_code.co_name}: {linecache.getline(file, line).strip()}"
@@ -93,7 +94,8 @@ class Readers:
 
     def begin(self, ask):
         """Has a reader ask: {"prompt", "options", "stops_after": after how many pieces it reads no
-        more and waits to be sent away}. Returns its number."""
+        more and waits to be sent away, "pauses_after": after how many it waits for that and reads on}.
+        Returns its number."""
         number = len(self.notes)
         note = {"ask": ask, "asked": False, "pieces": [], "end": None}
         note |= {"closing": False, "left": False}
@@ -131,6 +133,8 @@ class Readers:
             if hasattr(thing, "__aiter__") and not hasattr(thing, "__anext__"):
                 thing = aiter(thing)
             while len(note["pieces"]) != ask.get("stops_after"):
+                if len(note["pieces"]) == ask.get("pauses_after"):
+                    await leave.wait()
                 try:
                     piece = await _next(thing)
                 except StopAsyncIteration:

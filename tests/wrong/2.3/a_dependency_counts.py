@@ -1,4 +1,4 @@
-# caught by: test_a_body_that_is_not_json_counts | says: a request that is not JSON is not counted
+# caught by: test_a_body_that_is_not_json_counts, test_a_stream_in_progress_counts | says: a request that is not JSON is not counted
 import math
 import time
 
