@@ -43,6 +43,8 @@ class Room:
     """One process with one answer. Use it as a context manager; leaving it ends all that it started."""
 
     open_rooms: set[int] = set()
+    adopts = False
+    """Whether this process adopts orphans, so that `kill_orphans` finds whatever a room has started."""
     elsewhere = False
     """Whether it is no room, but a server that runs already: see `elsewhere`."""
 
@@ -257,8 +259,9 @@ class Room:
         """Ends the room and whatever the answer left running."""
         pid = self._process.pid
         family = []
-        with contextlib.suppress(psutil.Error):
-            family = psutil.Process(pid).children(recursive=True)
+        if not Room.adopts:  # to look for them takes longer than the rest
+            with contextlib.suppress(psutil.Error):
+                family = psutil.Process(pid).children(recursive=True)
         with contextlib.suppress(OSError):
             if hasattr(os, "killpg") and os.getpgid(pid) == pid:
                 os.killpg(pid, signal.SIGKILL)

@@ -141,7 +141,7 @@ def _result(status, kind="", mistake="", facts=None, detail=""):
 def adopt_orphans():
     """Makes processes whose parent ends children of this one, so that they can be ended too."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+        Room.adopts = ctypes.CDLL(None).prctl(36, 1) == 0  # PR_SET_CHILD_SUBREAPER
 
 
 def end_everything():
