@@ -8,17 +8,18 @@ who is not let in again by that clock gets a real second, since a timer may real
 import itertools
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
-from urllib.parse import urlsplit
 
 import pytest
 
 from course.grading.kit.clock import Clock, set_clocks
 from course.grading.kit.http import facts
 from course.grading.kit.processes import free_port
+from course.grading.kit.rest import Resting
 from course.grading.kit.scripted_handler import Model, ScriptedHandler
 from course.grading.kit.sse import Stream, has_address
 from course.grading.mistakes import fail, require
@@ -595,11 +596,11 @@ def test_two_apps_in_memory_do_not_share_a_count(shared_room):
 
 
 @pytest.fixture
-def redis_uri():
-    """A Redis server of the test's own on a free port; None where none is installed."""
+def redis():
+    """(address, process) of a Redis server of the test's own on a free port; (None, None) where none is installed."""
     program = shutil.which("redis-server") or shutil.which("valkey-server")
     if program is None:
-        yield None
+        yield None, None
         return
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -618,16 +619,10 @@ def redis_uri():
                 except ConnectionRefusedError:
                     assert server.poll() is None and time.monotonic() < until
                     time.sleep(0.005)
-            yield f"redis://127.0.0.1:{port}"
+            yield f"redis://127.0.0.1:{port}", server
         finally:
             server.kill()
             server.wait()
-
-
-def pause(redis_uri, ms):
-    with socket.create_connection(("127.0.0.1", urlsplit(redis_uri).port)) as connection:
-        connection.sendall(b"CLIENT PAUSE %d\r\n" % ms)
-        assert connection.recv(16) == b"+OK\r\n"
 
 
 def test_an_app_for_a_redis_that_does_not_answer_can_be_made(shared_room):
@@ -643,7 +638,8 @@ def test_an_app_for_a_redis_that_does_not_answer_can_be_made(shared_room):
     )
 
 
-def test_two_apps_on_one_redis_share_a_count(shared_room, another_room, redis_uri, not_tested):
+def test_two_apps_on_one_redis_share_a_count(shared_room, another_room, redis, not_tested):
+    redis_uri, server = redis
     if redis_uri is None:
         not_tested(NO_REDIS)
         return
@@ -663,9 +659,18 @@ def test_two_apps_on_one_redis_share_a_count(shared_room, another_room, redis_ur
     clients = [Client(old.room, url, address) for old, url in zip((first, second), urls, strict=True)]
     for client in clients:
         client.ask()  # now each app has a connection
-    # Redis answers nobody for a moment, until all of them have arrived: both apps look before either counts
-    pause(redis_uri, 300)
+    # Redis stands still until all of them have arrived and wait for it: both apps look before either counts
+    rooms = [client.room for client in clients]
+    goals = [room.arrived("/chat_stream") + MANY for room in rooms]
+    server.send_signal(signal.SIGSTOP)
     streams = [client.start() for _ in range(MANY) for client in clients]
+    until = time.monotonic() + 0.3
+    while time.monotonic() < until:
+        if [room.arrived("/chat_stream") for room in rooms] == goals and all(
+            [Resting(room.pid).check(0.01) for room in rooms]
+        ):
+            break
+    server.send_signal(signal.SIGCONT)
     replies = [stream.reply(WAIT_S) for stream in streams]
     let_in = sum(is_answered(reply) for reply in replies)
     refused = sum(reply.status == 429 for reply in replies)
