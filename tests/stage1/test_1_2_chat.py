@@ -531,7 +531,7 @@ def test_above_0_the_temperature_draws(room):
         set(colder) <= set("st"),
         "the temperature makes no difference, or the wrong one",
         sent=f"{sent(cold)}; the logits are {two}",
-        expected="only s and t at so low a temperature",
+        expected="only s and t at such a low temperature",
         got=colder,
     )
     require(
@@ -545,7 +545,7 @@ def test_above_0_the_temperature_draws(room):
         hotter.count("s") < 0.6 * len(hotter),
         "the temperature makes no difference, or the wrong one",
         sent=f"{sent(hot)}; the logits are {hot['logits']}",
-        expected="all eight letters at so high a temperature",
+        expected="all eight letters at such a high temperature",
         got=hotter,
     )
     reply_of(every, results[8])

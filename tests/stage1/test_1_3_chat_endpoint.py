@@ -404,8 +404,8 @@ def test_a_text_has_1_to_4000_code_points(shared_room):
     accented = "e\u0301"
     escaped = json.dumps({"text": "😀" * 4000})
     for text, what, is_allowed in (
-        (accented * 2000, "2,000 times e with a separate accent", True),
-        (accented * 2001, "2,001 times e with a separate accent", False),
+        (accented * 2000, "2,000 e's, each with a separate accent", True),
+        (accented * 2001, "2,001 e's, each with a separate accent", False),
         (f" {'a' * 3999}\n", "3,999 letters between a space and a newline", False),
         (escaped, "4,000 emoji, in JSON as \\ud83d\\ude00", True),
     ):
@@ -617,7 +617,7 @@ def test_after_an_error_the_next_request_is_answered(room):
     )
     at_once = ["fine 3", "break ValueError", "fine 4", "break KeyError", "fine 5"]
     waiting = {text: start(http, text) for text in at_once}
-    mistake = "an error in one answer disturbs the others at the same time"
+    mistake = "an error in one answer affects others that run at the same time"
     for text, each in waiting.items():
         if text in ERRORS:
             continue

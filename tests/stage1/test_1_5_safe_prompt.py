@@ -410,14 +410,14 @@ def test_calls_do_not_disturb_each_other(room):
     sent, result = rest[1]
     require(
         result["ids"] == first[1]["ids"],
-        "the same messages gave other ids in a later call",
+        "the same messages gave different ids in a later call",
         sent=sent,
         expected=first[1]["ids"],
         got=result["ids"],
     )
     require(
         first[1]["templates_ids_at_the_end"] == first[1]["expected"][1]["ids"],
-        "encode_chat changed the tokenizer: afterwards its own chat template gives other ids",
+        "encode_chat changed the tokenizer: afterwards its own chat template gives different ids",
         sent=f"encode_chat(tokenizer, ...), then tokenizer.apply_chat_template(...); {sent}",
         expected=first[1]["expected"][1]["ids"],
         got=first[1]["templates_ids_at_the_end"],

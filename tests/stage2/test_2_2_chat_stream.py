@@ -331,7 +331,7 @@ def test_each_piece_is_sent_as_soon_as_it_is_there(shared_room):
         if late and number < len(pieces):
             fail(
                 "each piece arrives late: it is sent only when the next one is ready",
-                expected=f"piece {number} while the model works on piece {number + 1}",
+                expected=f"piece {number} while the model is working on piece {number + 1}",
                 got=f"{came} pieces",
                 where=where,
             )
@@ -344,7 +344,7 @@ def test_each_piece_is_sent_as_soon_as_it_is_there(shared_room):
             "nothing streams: all pieces arrived after the model had finished"
             if came == 0
             else f"after {came} pieces, nothing more arrived until the model had finished",
-            expected=f"piece {number} while the model works on piece {number + 1}",
+            expected=f"piece {number} while the model is working on piece {number + 1}",
             got=f"{came} pieces, and {len(tokens(stream))} at the end",
             where=where,
         )
@@ -547,7 +547,7 @@ def test_the_model_stops_when_the_client_leaves(room):
     require_stopped(model, model.steps_after_leaving("hi", LONG))
     room.wait(
         lambda: model.talk("hi")["left"],
-        "the client left, but the handler was never told: it keeps the answer forever",
+        "the client left, but the handler was never told: it keeps the answer open forever",
         WAIT_S,
         expected="close what generate returned (aclose), or cancel its reader",
     )

@@ -231,7 +231,7 @@ def test_returns_a_measurement(shared_room):
 def test_each_measurement_begins_anew(shared_room):
     slow = whole(LATE, 2, 2 * LATE)
     seen = measured(shared_room, slow, whole(), clients=1, times=2)
-    seen.sent = "two calls of measure(..., clients=1), one after the other; the first one is slow"
+    seen.sent = "two calls to measure(..., clients=1), one after the other; the first one is slow"
     mistake = "the second measurement has values of the first: keep nothing between calls"
     compare(seen, "requests", 1, mistake)
     _not_late(seen, mistake)
@@ -435,7 +435,7 @@ def test_a_piece_from_the_network_is_no_event(shared_room):
         | {times[-1]: chunk(pieces[-1]) + END},
     )
     seen.sent = "3 events in one piece; 2 more and done in 7, cut in `data:`, in 好, in `event:`"
-    mistake = "a chunk of bytes is taken for an event: it can hold several, or part of one"
+    mistake = "a chunk of bytes is mistaken for an event: it can hold several, or part of one"
     compare(seen, "errors", 0, mistake)
     _counted(seen, 5, mistake)
 

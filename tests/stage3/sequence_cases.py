@@ -315,7 +315,7 @@ def finish_reason_says_why(drive):
             ask("one", " model", " two", "!", stop=[" two"], limit_after=3),
             "one model",
             "stop",
-            "the last token completes a stop",
+            "the last token completes a stop sequence",
         ),
         (ask("one", " two", stop=[" two!"], limit_after=2), "one two", "length", "no stop sequence is complete"),
     ]
@@ -429,7 +429,7 @@ def the_stop_sequence_that_begins_first_counts(drive):
             **answer.facts(expected),
         )
     answer = drive.one(ask(b"a", b"b", b"c", b"d", " two", stop=["abcd", "bc"]))
-    mistake = "a stop sequence is complete, but the answer goes on: it waits for a longer one that may begin before it"
+    mistake = "a stop sequence is complete, but the answer goes on: it waits in case a longer one that began earlier is completed, too"
     require(answer.said not in ("abc", "") or answer.last["completion_tokens"] == 3, mistake, **answer.facts("a"))
 
 
@@ -514,7 +514,7 @@ def tokens_are_drawn_at_the_temperature(drive):
             if options
             else "without a temperature, the tokens are not drawn at 1.0 from all of them",
             sent=f"{answer.sent}, with the logits {logits[:3]} ...",
-            got=f"the words number {words}",
+            got=f"words no. {words}",
         )
 
 
@@ -530,7 +530,7 @@ def tokens_are_drawn_from_top_p(drive):
         require(
             words is None or len(words) >= 20 and set(words) == expected,
             "the tokens are not drawn from the likeliest ones that reach `top_p`",
-            sent=f"{answer.sent}, probable at temperature 1 0.50, 0.30, 0.15, 0.05",
+            sent=f"{answer.sent}, with probabilities 0.50, 0.30, 0.15, 0.05 at temperature 1",
             expected=f"words {sorted(expected)}: {why}",
             got=f"words {sorted(set(words or []))}",
         )
@@ -543,7 +543,7 @@ def equal_seeds_draw_alike(drive):
     for seed in (7, 2**32 - 1, 0):
         first, second = (answer.said for answer in drive(*[ask(draws=FLAT, limit=8, seed=seed)] * 2))
         sent = f"twice {drive.shown(ask(draws=FLAT, limit=8, seed=seed))}"
-        mistake = "seed 0 is treated as no seed" if seed == 0 else "the same seed draws differently"
+        mistake = "seed 0 is treated as no seed" if seed == 0 else "the same seed does not draw the same tokens"
         require(first == second and len(first) > 0, mistake, sent=sent, expected=repr(first), got=repr(second))
 
 
@@ -586,7 +586,7 @@ def other_seeds_and_none_draw_differently(drive):
     }
     require(
         len(set(said.values())) == len(said),
-        "different seeds draw the same",
+        "different seeds draw the same tokens",
         sent=f"{drive.call}(..., seed=...) for {list(said)}",
         got=list(said.values()),
     )

@@ -1204,7 +1204,7 @@ def test_lists_and_strings_are_results(shared_room):
             sent = f"{'async def' if asynchronous else 'def'} run that returns {name}"
             if "hangs" in told:
                 raise shared_room.hung("process hangs when run gives a result", sent=sent)
-            mistake = f"{name} is taken for a stream: only generators and objects with __aiter__ are"
+            mistake = f"{name} is mistaken for a stream: only generators and objects with __aiter__ are"
             expected = "post_process is called once, with what run returned"
             if told["raised"]:
                 fail(mistake, sent=sent, expected=expected, got=said(told["raised"]), where=told["raised"]["where"])
@@ -1228,7 +1228,7 @@ def test_a_def_action_never_keeps_the_loop_waiting(shared_room):
         sent = f"def {name}, which takes a long time"
         require(
             not told["on the loop"],
-            f"a def {name} runs on the event loop: while it works, everything else waits",
+            f"a def {name} runs on the event loop: while it runs, everything else waits",
             sent=sent,
             expected="it runs in a thread, and process awaits it",
             got="it ran in the event loop's own thread",
@@ -1237,7 +1237,7 @@ def test_a_def_action_never_keeps_the_loop_waiting(shared_room):
     for kind in ("def generator", "async generator"):
         require(
             not play(shared_room, held_post_process_of_a_piece, kind=kind),
-            "a def post_process runs on the event loop: while it works, everything else waits",
+            "a def post_process runs on the event loop: while it runs, everything else waits",
             sent=f"def post_process, which takes a long time; run gives {as_written(kind)}",
             expected="it runs in a thread, and the reader awaits it",
             got="it ran in the event loop's own thread",
@@ -1576,9 +1576,9 @@ def test_a_cancelled_reader_leaves_a_def_generator_at_once(shared_room):
         if told is None or told["on the loop"]:
             continue
         way = "async def" if asynchronous else "def"
-        sent = f"a def generator whose finally takes a while; {way} post_process is at work, and {by(scope)}"
+        sent = f"a def generator whose finally takes a while; {way} post_process is running, and {by(scope)}"
         if not told["gone"]:
-            mistake = "a reader cancelled while post_process works is not released: it waits for a generator's finally"
+            mistake = "a reader cancelled while post_process is running is not released: it waits for a generator's finally"
             raise shared_room.hung(mistake, sent=sent, expected="it is released at once")
 
 
@@ -1635,9 +1635,9 @@ def test_a_reader_cancelled_in_post_process_closes_too(shared_room):
             arguments = {"kind": kind, "asynchronous": asynchronous, "scope": scope}
             told = play(shared_room, leave_in_post_process, **arguments)
             way = "async def" if asynchronous else "def"
-            sent = f"run gives {as_written(kind)}; {way} post_process is at work, and {by(scope)}"
+            sent = f"run gives {as_written(kind)}; {way} post_process is running, and {by(scope)}"
             if told and told["gone"] and told["end"] == "CancelledError":  # else another test's concern
-                when = "the reader is cancelled while post_process works"
+                when = "the reader is cancelled while post_process is running"
                 require_left(shared_room, told, kind, sent, steps=2, when=when)
 
 
@@ -1676,7 +1676,7 @@ def test_a_failing_post_process_closes_too(shared_room):
 def test_64_at_once_all_finish(shared_room):
     told = play(shared_room, many_actions)
     hanging = sum("hangs" in each for each in told)
-    sent = f"{MANY} calls of process at once, def actions; the default pool has {POOL} threads"
+    sent = f"{MANY} calls to process at once, def actions; the default pool has {POOL} threads"
     if hanging:
         raise shared_room.hung(f"{MANY} concurrent calls hang", sent=sent, got=f"{MANY - hanging} have finished")
     for number, each in enumerate(told):
@@ -1700,7 +1700,7 @@ def test_64_streams_at_once_all_finish(shared_room):
         if told["hangs"]:
             raise shared_room.hung(
                 f"{MANY} concurrent streams hang: between two pieces, a stream keeps what another one needs, a thread"
-                " of a shared pool or a lock",
+                " from a shared pool or a lock",
                 sent=sent,
                 expected=f"all {MANY} finish",
                 got=f"{told['finished']} have finished, and the rest are stuck",

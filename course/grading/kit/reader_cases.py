@@ -11,7 +11,7 @@ from course.grading.mistakes import fail, require
 MOST_AFTER = 2
 """Steps that the model may make after its reader has left, not counting the one in progress."""
 MIXED = "concurrent answers mix: data of one answer is stored where all of them share it (in self?)"
-WAITS = "a reader cannot leave until the model goes on: leaving never ended while the model was paused"
+WAITS = "a reader cannot leave until the model goes on: leaving never finished while the model was paused"
 GONE = "the reader is gone at once, and the model stops a step later"
 
 
@@ -50,7 +50,7 @@ def does_not_stream(talk, number, count, must, last_count):
         "expected": f"{must!r} is out by the time the model is paused after {count} tokens",
     }
     if came_late:
-        mistake = "the stream lags: complete text is held back while the model works"
+        mistake = "the stream lags: complete text is held back while the model is working"
         fail(mistake, got=repr(came), **facts)
     fail(
         "nothing streams: all pieces arrived after the model had finished"
