@@ -589,7 +589,7 @@ def test_at_most_max_new_tokens(room):
         )
         require(
             len(reply) == most,
-            "the reply was cut before max_new_tokens, although the model was not done",
+            "the reply was cut off before max_new_tokens, although the model was not done",
             **facts,
             got=f"{len(reply)} tokens",
         )
@@ -605,7 +605,7 @@ def test_at_most_max_new_tokens(room):
 def test_refuses_an_empty_text_and_a_negative_temperature(room):
     calls = [{"text": ""}, {"text": "", "history": EARLIER}, {"text": "Go", "temperature": -0.5}]
     for call, result in zip(calls, room.play(talk, calls=calls), strict=True):
-        what = "an empty text" if call["text"] == "" else "a negative temperature"
+        what = "empty text" if call["text"] == "" else "a negative temperature"
         if "raised" not in result:
             fail(
                 f"{what} was accepted: it should raise ValueError",

@@ -287,7 +287,7 @@ def test_post_chat_answers(room):
         require(
             isinstance(reply.data, dict) and reply.data.get("result") == replies[-1],
             "`result` is not exactly chat's reply: do not strip, cut or replace anything",
-            sent="a text of 3,000 letters between spaces and newlines",
+            sent="text of 3,000 letters between spaces and newlines",
             expected=ascii(replies[-1]),
             got=ascii(reply.text),
         )
@@ -387,14 +387,14 @@ def test_a_text_has_1_to_4000_code_points(shared_room):
             if expected == 422 and not good(reply):
                 require(
                     reply.status == 422,
-                    f"a text that is too long gets {reply.status} instead of 422",
+                    f"a `text` that is too long gets {reply.status} instead of 422",
                     sent=f"POST /chat with {letter!r} * {count}",
                     expected=expected,
                     **http.facts(reply),
                 )
             require(
                 good(reply) if expected == 200 else reply.status == 422,
-                f"a text of {count} {name} is"
+                f"text of {count} {name} is"
                 f" {'refused, but short enough' if expected == 200 else 'accepted, but too long'}:"
                 " count code points, as len(text) does",
                 sent=f"POST /chat with {letter!r} * {count}",
@@ -413,7 +413,7 @@ def test_a_text_has_1_to_4000_code_points(shared_room):
         reply = http.post("/chat", content=body.encode(), headers={"content-type": "application/json"})
         require(
             good(reply) if is_allowed else reply.status == 422,
-            f"a text of {what} is {'refused, but short enough' if is_allowed else 'accepted, but too long'}:"
+            f"text of {what} is {'refused, but short enough' if is_allowed else 'accepted, but too long'}:"
             " count code points, as len(text) does",
             sent=f"POST /chat {body[:60]}...",
             expected=200 if is_allowed else 422,
@@ -422,7 +422,7 @@ def test_a_text_has_1_to_4000_code_points(shared_room):
     reply = post(http, "")
     require(
         reply.status == 422,
-        "an empty text does not get 422",
+        "empty text does not get 422",
         sent={"text": ""},
         expected=422,
         **http.facts(reply),
@@ -434,11 +434,11 @@ def test_other_bodies_are_422(shared_room):
     bodies = {
         "{}": "a body without `text`",
         '{"Text": "hi"}': "a body without `text`",
-        '{"text": null}': "a text that is null",
-        '{"text": 5}': "a text that is a number",
-        '{"text": true}': "a text that is true",
-        '{"text": ["hi"]}': "a text that is a list",
-        '{"text": {"text": "hi"}}': "a text that is an object",
+        '{"text": null}': "a `text` that is null",
+        '{"text": 5}': "a `text` that is a number",
+        '{"text": true}': "a `text` that is true",
+        '{"text": ["hi"]}': "a `text` that is a list",
+        '{"text": {"text": "hi"}}': "a `text` that is an object",
         "text=hi": "a body that is not JSON",
         '{"text": "hi"': "a body that is not JSON",
         **NO_OBJECTS,
@@ -499,7 +499,7 @@ def test_requests_at_once_get_their_answers(room):
     rests_s = 1.6 * LINE_S
     until(lambda: resting.check(rests_s), 0.3 * room.limit_s)  # an answer that polls never rests
     room.set("go")
-    mixed = "concurrent requests mix: keep each one's data in local variables, not in app.state or globals"
+    mixed = "concurrent requests get mixed up: keep each one's data in local variables, not in app.state or globals"
     for text, each in zip(texts, waiting, strict=True):
         reply = each.reply(limit_s=5.0)
         if reply.status in (409, 429, 503):

@@ -254,7 +254,7 @@ def test_done_says_how_many_pieces_there_were(shared_room):
             got=reply.text,
         )
         data = done[0].json
-        mistake = "`pieces` of `done` is not the number of pieces that were sent"
+        mistake = "`pieces` in `done` is not the number of pieces that were sent"
         require(
             isinstance(data, dict) and type(data.get("pieces")) is int and data["pieces"] == count,
             mistake if prompt == "first" else f"{mistake}: count each answer from 0",
@@ -284,7 +284,7 @@ def count_while_another_streams(room):
         counts[which] = done[0].json.get("pieces") if done and done[0].json else None
     require(
         list(counts.values()) == [len(tokens(first)), len(tokens(second))],
-        "`pieces` of `done` counts another stream's pieces too: keep the count in the request, not in the app",
+        "`pieces` in `done` counts another stream's pieces too: keep the count in the request, not in the app",
         sent="a second request while the first one's answer streams",
         expected=f"pieces: {len(tokens(first))} and {len(tokens(second))}",
         got=f"pieces: {counts['first']} and {counts['second']}",
@@ -376,7 +376,7 @@ def test_streams_do_not_wait_for_each_other(shared_room):
         ended = second.ended(WAIT_S)
         require(
             "second" not in first.text,
-            "streams mix: one client's pieces reached another client",
+            "streams get mixed up: one client's pieces reached another client",
             sent=[asked("first"), asked("second")],
             got=str(first),
         )

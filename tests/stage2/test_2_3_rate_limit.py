@@ -145,7 +145,7 @@ def over(count, limit):
     return f"{count} requests from one address in a row, under a limit of {limit}"
 
 
-REFUSES_TOO_MANY = "the limit refuses too much: a request within it gets 429"
+REFUSES_TOO_MANY = "the limit refuses too many requests: a request within it gets 429"
 NOTHING_IS_REFUSED = "the limit does not work: it admitted one request too many"
 
 
@@ -657,7 +657,7 @@ def test_two_apps_on_one_redis_share_a_count(shared_room, another_room, redis_ur
     )
     require(
         (let_in, refused) == (5, len(streams) - 5),
-        "concurrent requests are not limited correctly: as many as the limit allows get in, all others get 429",
+        "concurrent requests are not limited correctly: as many as the limit allows get in; all others get 429",
         sent=sent,
         expected=f"5 are admitted, {len(streams) - 5} get 429",
         got=f"{let_in} are admitted, {refused} get 429",

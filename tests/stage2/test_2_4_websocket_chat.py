@@ -202,7 +202,7 @@ def test_done_says_how_many_pieces_there_were(shared_room):
     done = answers(client, what="no done arrives after the last piece")[0][-1]
     require(
         type(done.get("pieces")) is int and done["pieces"] == 3,
-        "`pieces` of `done` is not the number of pieces that were sent",
+        "`pieces` in `done` is not the number of pieces that were sent",
         sent="3 pieces",
         expected={"type": "done", "pieces": 3, "stopped": False},
         got=done,
@@ -271,7 +271,7 @@ def test_connections_do_not_wait_for_each_other(shared_room):
     both = [texts(frames), texts(answers(first)[0])]
     require(
         both == [["re: ", "second"], ["re: ", "first"]],
-        "the answers of two connections mix: send a frame only to the client that asked",
+        "the answers of two connections get mixed up: send a frame only to the client that asked",
         expected=[["re: ", "second"], ["re: ", "first"]],
         got=both,
     )
@@ -373,7 +373,7 @@ def test_a_prompt_during_an_answer_waits_its_turn(shared_room):
     found[0] = began + found[0]
     expected = [["1", "2", "3"], *(["re: ", prompt] for prompt in prompts)]
     came = [texts(frames) for frames in found]
-    mistake = "the answers mix: a prompt that arrives during an answer must wait its turn"
+    mistake = "the answers get mixed up: a prompt that arrives during an answer must wait its turn"
     if sorted(came) == sorted(expected):
         mistake = "the waiting prompts were not answered in order"
     elif came[0] != expected[0] and came[1:] == expected[1:]:

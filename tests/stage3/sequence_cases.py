@@ -214,7 +214,7 @@ def the_texts_joined_are_the_answer(drive):
         said, expected = answer.said, text.replace(CONTROL, "")
         if "<|" in said:
             fail("special tokens are in the output: skip_special_tokens=True leaves them out", **answer.facts(expected))
-        mistake = "the joined texts are not what the model said"
+        mistake = "the joined text is not what the model said"
         if solid(said) == solid(expected):
             mistake = "spaces or newlines are lost: a piece's text must come out unchanged"
         require(said == expected, mistake, **answer.facts(expected))
@@ -244,7 +244,7 @@ def a_cut_character_is_left_out(drive):
             "a character that the end cuts in two appears broken: leave it out",
             **answer.facts(expected),
         )
-        require(answer.said != "", "the text before a cut character is lost", **answer.facts(expected))
+        require(answer.said != "", "the text before a cut-off character is lost", **answer.facts(expected))
 
 
 def whole_characters_before_a_cut_one_come_out(drive):
@@ -258,7 +258,7 @@ def whole_characters_before_a_cut_one_come_out(drive):
         # a broken character has a test
         require(
             answer.said.rstrip("\ufffd") != before,
-            "a whole character is lost: it ends in the token in which a cut one begins",
+            "a whole character is lost: it ends in the token in which a cut-off one begins",
             **answer.facts(before + whole),
         )
 
@@ -325,7 +325,7 @@ def finish_reason_says_why(drive):
         got = answer.last["finish_reason"]
         mistake = f'finish_reason is not "{expected}" when {why}'
         if got == "stop" and expected == "length":
-            mistake = 'finish_reason is "stop" for an answer that was cut: it should be "length"'
+            mistake = 'finish_reason is "stop" for an answer that was cut off: it should be "length"'
         elif got == "length":
             mistake = f'finish_reason is "length" when {why}: it should be "stop"'
         elif got is None:
@@ -425,11 +425,15 @@ def the_stop_sequence_that_begins_first_counts(drive):
         # one that does not end the answer there is another rule's concern
         require(
             answer.said != first_in_the_list,
-            "of two stop sequences in one token, the first in the list counts: it should be the one that begins first",
+            "when one token completes two stop sequences, the first in the list counts:"
+            " it should be the one that begins first",
             **answer.facts(expected),
         )
     answer = drive.one(ask(b"a", b"b", b"c", b"d", " two", stop=["abcd", "bc"]))
-    mistake = "a stop sequence is complete, but the answer goes on: it waits in case a longer one that began earlier is completed, too"
+    mistake = (
+        "a stop sequence is complete, but the answer goes on:"
+        " it waits in case a longer one that began earlier is completed, too"
+    )
     require(answer.said not in ("abc", "") or answer.last["completion_tokens"] == 3, mistake, **answer.facts("a"))
 
 
@@ -562,7 +566,7 @@ def nothing_else_changes_what_a_seed_draws(drive):
     seeded, unseeded = ask(draws=FLAT, limit=8, seed=5), ask(draws=FLAT, limit=8)
     alone = drive.one(seeded).said
     disturbed = drive(seeded, disturbed=True)[0]
-    facts = {"sent": disturbed.sent, "expected": f"{alone!r}, as without", "got": repr(disturbed.said)}
+    facts = {"sent": disturbed.sent, "expected": f"{alone!r}, as without it", "got": repr(disturbed.said)}
     require(
         disturbed.said == alone,
         "torch.manual_seed elsewhere changes what a seed draws: the global generator is used",
@@ -573,7 +577,7 @@ def nothing_else_changes_what_a_seed_draws(drive):
             answer.said == alone,
             "drawing for another answer at the same time changes what a seed draws: they share a generator",
             sent=answer.sent,
-            expected=f"{alone!r}, as alone",
+            expected=f"{alone!r}, as when it runs alone",
             got=repr(answer.said),
         )
 

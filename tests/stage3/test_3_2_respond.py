@@ -409,7 +409,7 @@ def as_sent(script):
     fails = script.get("fails")
     words = [script.get("kind", "result")]
     if script.get("result"):
-        words.append(f"run gives {script['result']}")
+        words.append(f"run returns {script['result']}")
     if script.get("context"):
         words.append(f"response_context={script['context']}")
     if fails:
@@ -508,7 +508,9 @@ def test_response_context_shapes_the_result(shared_room):
         context = "Page" if "answers" in data else "Answer"
         reply = service(shared_room).ask(result=name, context=context)
         facts = {"sent": as_sent({"result": name, "context": context}), "expected": data}
-        require(reply.status == 200, f"{name} is refused, although it matches response_context", **facts, got=str(reply))
+        require(
+            reply.status == 200, f"{name} is refused, although it matches response_context", **facts, got=str(reply)
+        )
         mistake = "a result is not what response_context turns it into"
         if "secret" in reply.text:
             mistake = "a field that is not in response_context is sent"
@@ -527,7 +529,10 @@ def test_a_result_that_does_not_fit_is_a_500(shared_room):
         sent = as_sent(script)
         mistake = "a result that does not match response_context is sent"
         if reply.status == 422:
-            mistake = "a result that does not match response_context is reported as the client's mistake: it is the server's own"
+            mistake = (
+                "a result that does not match response_context is reported as the client's mistake:"
+                " it is the server's own"
+            )
         require(reply.status == 500, mistake, sent=sent, expected="500", got=str(reply))
         require(bool(reply.body), "a 500 has an empty body", sent=sent)
         mistake = "the 500 for a result that does not match response_context shows what pydantic says about it"
@@ -541,7 +546,7 @@ def test_each_piece_is_an_event(shared_room):
         stream = service(shared_room).stream(kind=kind, pieces=["one", {"n": 2}, [3]])
         reply = service(shared_room).whole(stream)
         content_type = reply.headers.get("content-type", "").split(";")[0].strip()
-        facts = {"sent": f"run gives a stream: {kind}"}
+        facts = {"sent": f"run returns a stream: {kind}"}
         require(
             content_type == "text/event-stream",
             "the content type of a stream is not text/event-stream",

@@ -733,13 +733,18 @@ def test_request_context_validates_the_body(shared_room):
 def test_response_context_reaches_the_answer(shared_room):
     http = served(shared_room)
     reply = http.post("/answer", json={"answerText": "hi", "more": 1})
-    facts = {"sent": 'run gives {"answerText": "hi", "more": 1}, response_context=Answer'}
+    facts = {"sent": 'run returns {"answerText": "hi", "more": 1}, response_context=Answer'}
     mistake = "response_context has no effect on the answer"
     holds = reply.status == 200 and reply.data == {"answerText": "hi"}
     require(holds, mistake, **facts, expected='200 {"answerText": "hi"}', **http.facts(reply))
     reply = http.post("/answer", json={"more": 1})
-    facts = {"sent": 'run gives {"more": 1}, response_context=Answer', "expected": "500"}
-    require(reply.status == 500, "a result that does not match response_context does not get a 500", **facts, **http.facts(reply))
+    facts = {"sent": 'run returns {"more": 1}, response_context=Answer', "expected": "500"}
+    require(
+        reply.status == 500,
+        "a result that does not match response_context does not get a 500",
+        **facts,
+        **http.facts(reply),
+    )
 
 
 def test_the_openapi_document_shows_both_models(shared_room):
@@ -774,7 +779,7 @@ def test_respond_answers(shared_room):
     stream.ended()
     got = [event.json for event in stream.events]
     mistake = "a stream is not answered as respond does"
-    require(got == ["one", "two"], mistake, sent="run gives a generator", expected="two events", got=str(stream))
+    require(got == ["one", "two"], mistake, sent="run returns a generator", expected="two events", got=str(stream))
     reply = http.post("/fails", json={"what": "teapot"})
     holds = reply.status == 418 and reply.data == {"detail": "a teapot"}
     mistake = "an HTTPException is not answered as respond does"
@@ -794,7 +799,7 @@ def test_a_client_that_leaves_stops_the_work(shared_room):
     stream.leave_and_be_missed()
     require(
         until(lambda: "cancelled" in shared_room.notes()["events"], limit_s),
-        "when the client leaves, its action goes on: pass the request itself to respond, which stops the work",
+        "when the client leaves, its action keeps running: pass the request itself to respond, which stops the work",
         expected="the async def action is cancelled",
         got="it is not",
     )

@@ -1374,7 +1374,9 @@ def test_processes_share_the_files(writers):
         require(torn is None, f"lines of several processes are broken up in {name}", **facts, got=torn)
         count = len(set(messages))
         require(count == len(expected), f"lines of several processes are lost in {name}", **facts, got=count)
-        require(len(messages) == count, f"lines of several processes are duplicated in {name}", **facts, got=len(messages))
+        require(
+            len(messages) == count, f"lines of several processes are duplicated in {name}", **facts, got=len(messages)
+        )
 
 
 def test_nothing_keeps_the_process_from_ending(writers):
@@ -1505,7 +1507,7 @@ def test_after_a_move_the_new_load_alone_is_called(background):
         "after a move, the old load is called, too",
         sent=sent,
         expected="only new is called",
-        got="old, too: its thread goes on",
+        got="old, too: its thread keeps running",
     )
     require(seen["new_shown"], "after a move, the new load's figures never appear on a line", sent=sent)
 
@@ -1577,7 +1579,7 @@ def test_a_response_carries_its_logid(shared_room):
         )
     require(
         not found["not_bytes"],
-        "X-Log-Id is not written as ASGI wants it: a header is two `bytes`",
+        "X-Log-Id is not written as ASGI requires: a header is two `bytes`",
         expected="(b'x-log-id', b'...')",
         got=", ".join(found["not_bytes"]),
     )
@@ -1592,7 +1594,7 @@ def test_a_response_carries_its_logid(shared_room):
     for ids in found["same"]:
         require(
             len(ids) == 1,
-            "a Response that is sent twice carries the logid of the request before, too",
+            "a Response that is sent twice also carries the logid of the previous request",
             sent="two requests, answered by one Response object",
             expected="one X-Log-Id each",
             got=", ".join(ids),

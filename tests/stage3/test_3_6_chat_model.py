@@ -306,7 +306,9 @@ def test_the_model_is_given_the_chat_template(shared_room):
         elif not result["text"].endswith("assistant\n"):
             mistake = "the generation prompt is missing: add_generation_prompt=True"
         elif each["merges"]:
-            mistake = "contents were encoded one by one: newlines at the end of a message become different tokens that way"
+            mistake = (
+                "contents were encoded one by one: newlines at the end of a message become different tokens that way"
+            )
         elif result["text"].count("<|im_start|>system") > 1:
             mistake = "a system line is added to the messages: the template writes it by itself"
         require(

@@ -284,7 +284,7 @@ def test_an_answer_in_one_piece(shared_room):
         )
         require(
             choices[0].get("index") == 0 and whole_number(choices[0]["index"]),
-            "the choice has no `index` 0",
+            "the choice's `index` is not 0",
             expected='"index": 0',
             **facts,
         )
@@ -344,11 +344,11 @@ def require_usage(usage, prompt_tokens, completion_tokens, sent):
     facts = {"sent": sent, "expected": expected, "got": usage}
     require(isinstance(usage, dict), "there is no `usage`", **facts)
     for name, value in expected.items():
-        mistake = f"`{name}` of usage is not what the model counted"
+        mistake = f"`{name}` in usage is not what the model counted"
         if name == "completion_tokens":
             mistake += ": it is in the last piece, and a piece is not a token"
         if name == "total_tokens":
-            mistake = "`total_tokens` of usage is not the sum of the other two"
+            mistake = "`total_tokens` in usage is not the sum of the other two"
         require(usage.get(name) == value and whole_number(usage[name]), mistake, **facts)
 
 
@@ -393,7 +393,7 @@ def test_the_answer_names_the_apps_model(shared_room):
         named += [chunk.get("model") for chunk in chunks(streamed(shared_room, url, body))]
         require(
             set(named) == {name},
-            "an answer, or a chunk of it, has no `model`" if None in named else "`model` of an answer is not the app's",
+            "an answer, or a chunk of it, has no `model`" if None in named else "an answer's `model` is not the app's",
             sent=f"{called}; model: {name}",
             expected=name,
             got=list(dict.fromkeys(named)),
@@ -428,11 +428,11 @@ def test_a_stream_is_events_of_chunks(shared_room):
             got=event.data,
         )
         choices = chunk.get("choices")
-        require(isinstance(choices, list), "a chunk has no list of `choices`", got=event.data)
+        require(isinstance(choices, list), "a chunk's `choices` is not a list", got=event.data)
         for choice in choices:
             require(
                 isinstance(choice, dict) and choice.get("index") == 0 and whole_number(choice["index"]),
-                "a chunk's choice has no `index` 0",
+                "the `index` of a chunk's choice is not 0",
                 expected='"choices": [{"index": 0, "delta": ..., "finish_reason": null}]',
                 got=event.data,
             )
@@ -484,7 +484,7 @@ def test_the_first_chunk_has_the_role(shared_room):
     expected = '{"role": "assistant", "content": ""}'
     require(
         deltas != [] and deltas[0].get("role") == "assistant",
-        "the `delta` of the first chunk has no role",
+        "the first chunk's `delta` has no role",
         expected=expected,
         got=deltas[:2],
     )
@@ -508,7 +508,7 @@ def test_the_text_is_in_delta_content(shared_room):
             require(
                 isinstance(delta.get("content", ""), str),
                 "a `delta.content` is null: a client that joins the texts fails",
-                expected='a text, or no "content" at all',
+                expected='a string, or no "content" at all',
                 got=delta,
             )
         got = text_of(stream)
@@ -688,13 +688,13 @@ def test_the_models_list(shared_room):
         models = data.get("data") if isinstance(data, dict) else None
         require(
             isinstance(models, list) and len(models) == 1 and isinstance(models[0], dict),
-            "GET /v1/models has no list of one model under `data`",
+            "`data` in GET /v1/models is not a list with one model",
             expected=expected,
             got=str(reply),
         )
         require(
             data.get("object") == "list" and models[0].get("object") == "model",
-            "an `object` of GET /v1/models is missing: it is list, and model for each model",
+            "an `object` in GET /v1/models is missing: it is list, and model for each model",
             expected=expected,
             got=str(reply),
         )
@@ -1342,11 +1342,11 @@ def test_64_at_once_each_get_their_own(shared_room):
     Chat(shared_room).let(names[0], None)
     for number, (name, client) in enumerate(zip(names, clients, strict=True)):
         if not client.ended():
-            raise shared_room.hung(f"of {MANY} concurrent requests, one gets no answer", sent=ask(name))
+            raise shared_room.hung(f"one of {MANY} concurrent requests gets no answer", sent=ask(name))
         got = text_of(client) if number % 2 == 0 else message_of(client.reply().data or {}).get("content")
         require(
             got == f"re: {name}",
-            f"of {MANY} concurrent requests, one gets an answer that is not its own",
+            f"one of {MANY} concurrent requests gets an answer that is not its own",
             sent=ask(name, stream=number % 2 == 0),
             expected=f"re: {name}",
             got=got or str(client),

@@ -426,7 +426,7 @@ def test_the_options_reach_the_sequence(shared_room):
     plan = [at(0, ask("a", says="one two three four", stop=["three"]), ask("b", says="one two three four", limit=2))]
     plan += [at(1, ask("c", 8, draws=True, temperature=0.7, top_p=0.4, seed=3))]
     done = run(shared_room, plan, sent="a with stop, b with limit, c with temperature, top_p and seed")
-    says_as_alone(done, *"abc", mistake="the options do not all reach the Sequence")
+    says_as_alone(done, *"abc", mistake="not all options reach the Sequence")
 
 
 def test_each_end_of_the_slot_model_ends_an_answer(shared_room):
@@ -447,7 +447,7 @@ def test_the_limit_is_cut_to_what_is_left_of_the_window(shared_room):
     done = run(
         shared_room, plan, slots=6, window=20, sent="window 20; prompt and limit: " + str(list(lengths.values()))
     )
-    says_as_alone(done, *lengths, mistake="the limit is not cut to what is left of the window")
+    says_as_alone(done, *lengths, mistake="the limit is not reduced to what is left of the window")
 
 
 def test_a_prompt_that_fills_the_window_is_refused(shared_room):
@@ -586,7 +586,7 @@ def test_a_key_may_come_again(shared_room):
         for name in set(done.asks) - {"x", newest}:
             if done.asks[name]["state"] == "left":
                 is_not_run_again(
-                    done, name, "an answer whose reader has left goes on when its key is used again", most=1
+                    done, name, "an answer whose reader has left keeps running when its key is used again", most=1
                 )
 
 
@@ -613,9 +613,7 @@ def test_any_hashable_is_a_key(shared_room):
     lost = [name for name in keys if not given[name] or "RuntimeError" not in given[name][-1].get("kinds", [])]
     if not set(lost) - set("abc"):  # where others get none either, that has a test of its own
         got = f"nothing for {[keys[name] for name in lost]}"
-        require(
-            not lost, "on close, a running or waiting request does not get a RuntimeError", **done.facts(got=got)
-        )
+        require(not lost, "on close, a running or waiting request does not get a RuntimeError", **done.facts(got=got))
 
 
 # errors
@@ -627,7 +625,7 @@ def test_an_error_in_prefill_goes_to_that_answer_alone(shared_room):
     done = run(shared_room, plan, sent="the prefills of b and d fail")
     for name in "bd":
         gets_its_error(done, name, "an error in prefill does not reach the request it belongs to")
-        is_not_run_again(done, name, "an answer whose prefill has failed goes on")
+        is_not_run_again(done, name, "an answer whose prefill has failed keeps running")
     gets_its_answer(done, *"ace", mistake="an error in prefill affects the others")
 
 
@@ -647,7 +645,9 @@ def test_an_error_in_step_goes_to_those_that_were_in_it(shared_room):
     done = run(shared_room, plan, slots=2, fails=fails, sent="a and b run, c waits; the third step fails")
     for name in "abc":
         gets_its_error(done, name, "an error in step does not reach every answer in that step")
-        is_not_run_again(done, name, "an answer whose step has failed goes on", most=99 * (name not in failed(done)))
+        is_not_run_again(
+            done, name, "an answer whose step has failed keeps running", most=99 * (name not in failed(done))
+        )
         reached = [out for out in done.asks[name]["given"] if out.get("raised") == "OutOfMemory"]
         require(
             not reached or name in failed(done),

@@ -488,7 +488,7 @@ async def without_a_body(answer, inside):
             await until(client._task.done)
             if not client._task.done():
                 hall.told = {"pair": ["", ""], "when": "a request too many, whose body does not arrive"}
-                hall.told |= {"expected": "its call ends", "got": f"{client.status}, and its call goes on"}
+                hall.told |= {"expected": "its call ends", "got": f"{client.status}, and its call keeps running"}
     return hall.told
 
 
@@ -1502,7 +1502,8 @@ def test_a_refusal_comes_at_once(shared_room):
     require(
         place == REFUSED,
         "a refusal is not sent at once: the request waits for some time first",
-        sent="max_running=1, max_waiting=1; A and B arrive, then C; the event loop keeps running, but its clock stands still",
+        sent="max_running=1, max_waiting=1; A and B arrive, then C;"
+        " the event loop keeps running, but its clock stands still",
         expected=f"C {REFUSED}",
         got=f"C {place}",
     )
@@ -1557,7 +1558,7 @@ def test_a_refusal_says_overloaded(shared_room):
         except ValueError:
             fail("the body of a refusal is not JSON", **facts)
         error = data.get("error") if isinstance(data, dict) else None
-        require(isinstance(error, dict), "a refusal's body has no object `error`", **facts)
+        require(isinstance(error, dict), "a refusal's body has no `error` object", **facts)
         require(set(data) == {"error"}, "a refusal's body contains more than `error`", **facts)
         require(
             set(error) == {"message", "type", "param", "code"},
@@ -1605,7 +1606,7 @@ def play_ending(room, how, mistake):
     mistakes[GONE, APP] = (
         "a cancellation does not reach the app"
         if cancelled
-        else "a call to the app goes on although it should have ended"
+        else "a call to the app keeps running although it should have ended"
     )
     play(room, endings, mistakes, how=how)
 

@@ -572,7 +572,7 @@ def end_of(found, key="a"):
     if isinstance(end, dict):
         return f"{end['raised']}: {end['message']}"
     words = {"end": "the end", "left": "the reader has left", "cancelled": "CancelledError"}
-    return words.get(end, "nothing: it goes on waiting")
+    return words.get(end, "nothing: it keeps waiting")
 
 
 # the tests: what passes through
@@ -798,7 +798,7 @@ def test_each_answer_counts_once(shared_room):
             requests, seconds = sum(found.outcomes().values()), found.value(f"{WHOLE}_count")
             require(
                 max(requests, seconds) <= 1,  # whether it counts at all is other tests' concern
-                "an answer counts more than once",
+                "an answer is counted more than once",
                 sent=f"{found.sent} ({what}, then aclose() twice)",
                 expected=f"{REQUESTS} 1 in all, {WHOLE}_count 1",
                 got=f"{REQUESTS} {requests:g} in all, {WHOLE}_count {seconds:g}",
@@ -961,7 +961,7 @@ def test_the_last_object_may_have_the_first_text(shared_room):
 
 
 def test_a_text_of_blanks_is_a_text(shared_room):
-    mistake = "a text of nothing but spaces is treated as no text"
+    mistake = "text of nothing but spaces is treated as no text"
     for found in played(shared_room, gives(" ", 0.5), gives("\n", 1.0), gives("Hi", 2.0, "stop"), ends()):
         found.require(f"{BETWEEN}_count", 2, mistake)
 
@@ -986,7 +986,7 @@ def test_inter_token_latency(shared_room):
             if all(abs(gap - edge) > 1e-6 for gap in gaps):
                 require(
                     value == sum(gap < edge for gap in gaps),
-                    "inter-token latency is not observed for each pair of texts separately",
+                    "inter-token latency is not observed separately for each interval between texts",
                     sent=found.sent,
                     expected=f"{sum(gap < edge for gap in gaps)} of up to {edge:g} s",
                     got=f"{value:g}",
@@ -1061,8 +1061,8 @@ def test_the_buckets_reach_from_1_ms_to_10_s(shared_room):
             found.require_metric(name)
             edges = sorted({float(labels["le"]) for labels, _ in found.values(f"{name}_bucket")} - {float("inf")})
             for low, high, mistake in (
-                (0.001, 0.002, "a histogram has no bucket boundary from 1 ms to below 2 ms"),
-                (10.0, 30.0, "a histogram has no bucket boundary from 10 s to below 30 s"),
+                (0.001, 0.002, "a histogram has no bucket boundary from 1 ms up to 2 ms"),
+                (10.0, 30.0, "a histogram has no bucket boundary from 10 s up to 30 s"),
             ):
                 require(
                     any(low <= edge < high for edge in edges),
@@ -1134,7 +1134,7 @@ def test_answers_at_once_do_not_mix(shared_room):
     timeline += [ends(key="one"), ends(key="two")]
     for found in played(shared_room, *timeline):
         require_no_waiting(found)
-        mistake = "concurrent answers mix: data of one answer is stored where all of them share it (in self?)"
+        mistake = "concurrent answers get mixed up: data of one answer is stored where all of them share it (in self?)"
         found.require_outcomes({"stop": 1, "length": 1}, mistake)
         found.require(COMPLETION, 7, mistake)
         found.require(PROMPT, 30, mistake)
