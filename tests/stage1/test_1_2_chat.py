@@ -231,7 +231,7 @@ def wrong_in_the_prompt(call, result):
     """What the model read wrongly, in a sentence; None if that cannot be said."""
     read, expected = result["read_text"], result["expected_text"]
     if read == expected:
-        return "the prompt was encoded piece by piece: its text is the template's, its ids are not"
+        return "the prompt was encoded piece by piece: its text is the template's, but its ids are not"
     if call.get("system") == "" and "You are a helpful assistant." in read:
         return "an empty system line was replaced by the default one"
     if expected.startswith(read.rstrip()) and call["text"].strip() in read:
@@ -279,7 +279,8 @@ def test_the_model_reads_the_chat_template(room):
             {"text": "\n\n 1 + 1?\n", "history": []},
             {"text": "Hi", "history": [], "system": ""},
         ],
-        "the model's prompt is wrong: it should be the chat template of system line and text, with generation prompt",
+        "the model's prompt is wrong: it should be the chat template of the system line and the text,"
+        " with the generation prompt",
     )
 
 

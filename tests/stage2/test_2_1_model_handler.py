@@ -185,7 +185,7 @@ def test_the_model_is_given_the_chat_template(room):
             given["prompt"] = given["prompt"].replace("word " * 100, "... ")
             mistake = "a long prompt is truncated: pass the whole prompt to the model"
         elif given["prompt"] == expected["text"]:
-            mistake = "the prompt was encoded piece by piece: its text is the template's, its ids are not"
+            mistake = "the prompt was encoded piece by piece: its text is the template's, but its ids are not"
         elif template:
             mistake = "the prompt does not follow the tokenizer's own chat_template"
         elif "<|im_start|>" not in given["prompt"]:

@@ -447,7 +447,7 @@ def the_counts_are_those_of_tokens(drive):
         for piece in answer.pieces:
             require(
                 piece["prompt_tokens"] in (answer.prompt_tokens, None),
-                "prompt_tokens is not the number of the prompt's ids",
+                "prompt_tokens is not the number of ids in the prompt",
                 sent=answer.sent,
                 expected=answer.prompt_tokens,
                 got=piece["prompt_tokens"],

@@ -1701,7 +1701,7 @@ def test_64_streams_at_once_all_finish(shared_room):
             continue
         if told["hangs"]:
             raise shared_room.hung(
-                f"{MANY} concurrent streams hang: between two pieces, a stream keeps what another one needs, a thread"
+                f"{MANY} concurrent streams hang: between pieces, a stream keeps what another one needs, a thread"
                 " from a shared pool or a lock",
                 sent=sent,
                 expected=f"all {MANY} finish",

@@ -724,7 +724,7 @@ def test_an_error_after_the_first_piece_is_an_event(shared_room):
             expected='event: error, data: {"error": {"message": "..."}}, then the end',
             **facts,
         )
-        mistake = "a stream that fails later does not begin with 200 and its pieces"
+        mistake = "a stream that fails after its first piece does not begin with a 200 and the pieces before the error"
         require(stream.status == 200 and "two" in stream.text, mistake, **facts)
         named = [event for event in stream.events if event.name == "error"]
         mistake = "an error after the first piece is not reported: the stream just ends"

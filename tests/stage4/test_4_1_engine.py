@@ -210,7 +210,7 @@ def test_between_two_steps_new_arrivals_are_taken(shared_room):
         done = run(shared_room, [at(0, ask("a", 7), ask("b", 5))], slots=slots, sent=sent)
         for calls in done.rounds()[1:-1]:
             kinds = [call["call"] for call in calls]
-            mistake = "between two steps, the loop does not check who has arrived and who has left"
+            mistake = "between steps, the loop does not check who has arrived and who has left"
             require("take" in kinds, mistake, **done.facts(calls[-1], expected="a take before each step"))
 
 

@@ -1395,7 +1395,7 @@ def require_told(told, mistakes=None):
     if isinstance(mistakes, str) and LOST not in pair[1]:
         sentence = mistakes
     elif LOST in pair[1]:
-        sentence = "a request's call ends without a response and without the app"
+        sentence = "a request's call ends without a response and without calling the app"
     else:
         known = SENTENCES | (mistakes if isinstance(mistakes, dict) else {})
         sentence = known.get(pair, f"a request is {pair[1]}, but should be {pair[0]}")
@@ -1663,7 +1663,7 @@ def test_the_app_is_never_cancelled(shared_room):
         require(
             not cancelled,
             "the app's call is cancelled: the app decides what to do when its client leaves",
-            sent=f"a request runs, and {case}",
+            sent=f"a request is running, and {case}",
             expected="the app keeps working",
             got="it was cancelled, or has ended",
         )

@@ -675,7 +675,7 @@ def test_each_object_comes_as_soon_as_it_is_there(shared_room):
             found.readings["a"]["kept"] is False,
             "an object is held back until the inner answer goes on",
             sent=found.sent,
-            expected="each object as soon as the inner answer has given it",
+            expected="each object as soon as the inner answer has yielded it",
             got="the reader waits, although there is one",
         )
 
@@ -690,7 +690,7 @@ def test_an_error_reaches_the_reader(shared_room):
                     came = isinstance(raised, dict) and raised["raised"] == error and raised["message"] == message
                     require(
                         came,
-                        "an error of the inner chat does not reach the reader unchanged",
+                        "an error in the inner chat does not reach the reader unchanged",
                         sent=found.sent,
                         expected=f"{error}: {message}",
                         got=end_of(found),
@@ -957,7 +957,9 @@ def test_the_last_object_may_have_the_first_text(shared_room):
     for found in played(shared_room, gives("Hi", 2.0, "length"), ends()):
         found.require(f"{FIRST}_count", 1, "text in an answer's last object is not counted as a first token")
         found.require(f"{FIRST}_sum", 2.0, "text in an answer's last object is not counted as a first token")
-        found.require(f"{BETWEEN}_count", 0, "inter-token latency is observed for an answer with only one text")
+        found.require(
+            f"{BETWEEN}_count", 0, "inter-token latency is observed for an answer with text in only one object"
+        )
 
 
 def test_a_text_of_blanks_is_a_text(shared_room):
@@ -1152,7 +1154,7 @@ def require_no_waiting(found):
         kept == 0,
         "answers wait for each other",
         sent=found.sent,
-        expected="each object as soon as its inner answer has given it",
+        expected="each object as soon as its inner answer has yielded it",
         got=f"{kept} readers wait, although there is an object for each",
     )
 
