@@ -7,7 +7,7 @@ PHRASES = {
         "at once",
         "between two answers",
         "before the first piece",
-        "mid-answer",
+        "during an answer",
         "while a prompt was waiting",
         "right after an invalid frame",
         "while frames were being sent",
@@ -22,8 +22,8 @@ PHRASES = {
     "tests/stage3/test_3_6_chat_model.py": ["chat yields"],
     "tests/stage3/test_3_7_chat_completions.py": [
         "a truncated body",
-        "the model fails when `chat` is called",
-        "the model failed when `chat` was called, but the status is {status}",
+        "the model fails during the call to `chat`",
+        "the model failed during the call to `chat`, but the status is {status}",
     ],
     "tests/stage4/test_4_2_admission.py": [
         "a request",

@@ -850,7 +850,7 @@ def before_the_first_piece(client, model, held):
     begin(client, model, held, pieces=0)
 
 
-def in_mid_answer(client, model, held):
+def during_an_answer(client, model, held):
     begin(client, model, held)
 
 
@@ -859,7 +859,7 @@ def while_a_prompt_was_waiting(client, model, held):
     client.send({"prompt": "short"})
 
 
-def right_after_a_wrong_frame(client, model, held):
+def right_after_an_invalid_frame(client, model, held):
     begin(client, model, held)
     client.send("no JSON", later=True)
 
@@ -877,9 +877,9 @@ MOMENTS = [
     at_once,
     between_two_answers,
     before_the_first_piece,
-    in_mid_answer,
+    during_an_answer,
     while_a_prompt_was_waiting,
-    right_after_a_wrong_frame,
+    right_after_an_invalid_frame,
     while_frames_were_being_sent,
 ]
 

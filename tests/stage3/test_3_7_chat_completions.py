@@ -1018,7 +1018,7 @@ def test_what_is_refused_costs_no_step(shared_room):
 def test_a_prompt_over_the_window_is_a_400(shared_room):
     for script, when in (
         ({"fails": {"hi": [0, OVER, "ValueError"]}}, "when the first piece is requested"),
-        ({"refuses": {"hi": [OVER, "ValueError"]}}, "when `chat` is called"),
+        ({"refuses": {"hi": [OVER, "ValueError"]}}, "during the call to `chat`"),
     ):
         for stream in (False, True):
             url = shared_room.serve(app, **script)  # an app for each, as below
@@ -1036,7 +1036,7 @@ def test_a_model_that_fails_before_its_first_piece_is_a_500(shared_room):
     for error in ERRORS:
         scripts = [({"fails": {"hi": [0, "no GPU", error]}}, "before its first piece")]
         if error == ERRORS[0]:
-            scripts.append(({"refuses": {"hi": ["no GPU", error]}}, "when `chat` is called"))
+            scripts.append(({"refuses": {"hi": ["no GPU", error]}}, "during the call to `chat`"))
         for script, when in scripts:
             for stream in (False, True):
                 # an app for each: that an error costs the next request its answer is another test's concern
