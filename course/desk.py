@@ -312,7 +312,9 @@ def _hint_in_a_verdict(exercise, failed):
     if not left:
         return words("you have seen all hints; to see the difference: course solution {id}", id=id)
     if number:
-        return words("course hint {id} shows the last hint, which is about exactly this and nearly the answer", id=id)
+        return words(
+            "course hint {id} shows the last hint, which is about exactly this and is nearly the answer", id=id
+        )
     return words("course hint {id} gives the next hint", id=id)
 
 

@@ -54,7 +54,8 @@ async def stream_shape(server):
     """a stream has the documented shape, up to its [DONE]
 
     Clients join chunks by their id, and rely on `finish_reason` and [DONE] to tell that nothing is missing: without
-    these, an answer that was cut off looks complete. Fill in the fields of every chunk, and end with both."""
+    these, an answer that was cut off looks complete. Fill in the fields of every chunk, and end with a
+    `finish_reason` and [DONE]."""
     answer = await server.known_stream()
     kind = answer.headers.get("content-type", "")
     if not kind.startswith("text/event-stream"):

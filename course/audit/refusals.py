@@ -69,7 +69,7 @@ async def wrong_bodies(server):
 async def unknown_model(server):
     """an unknown model gets a 404
 
-    If another model answers than the one requested, nothing shows the mistake; any other status hides what to fix.
+    If a model other than the one requested answers, nothing shows the mistake; any other status hides what to fix.
     Compare `model` with the names that you serve."""
     answer = await server.ask("Hi", model="no-such-model-anywhere", max_tokens=1)
     if answer.status != 404:

@@ -168,7 +168,7 @@ def calls(*served, titles=()) -> None:
         panel.set_title(title, loc="left", fontsize=10)
         panel.spines[["top", "right", "left"]].set_visible(False)
         panel.tick_params(left=False)
-    panel.set_xlabel("calls of the slot model, in order (gray: waits)")
+    panel.set_xlabel("calls to the slot model, in order (gray: waits)")
     plt.show()
 
 

@@ -362,7 +362,7 @@ class Room:
         self._ends_within(2.0)
         code = self._process.exitcode
         return Ended(
-            "the answer's process ended in the middle: something calls os._exit, kills the process, or crashes it",
+            "the answer's process ended unexpectedly: something calls os._exit, kills the process, or crashes it",
             got=f"signal {-code}" if code is not None and code < 0 else f"exit code {code}",
             detail=self.output(),
         )

@@ -243,7 +243,7 @@ def hint_in_a_verdict(monkeypatch, tmp_path, rung):
 def test_the_last_hint_is_for_those_who_ask(monkeypatch, tmp_path):
     last = exercises()["0.1"].hints[-1]
     assert list(hint_in_a_verdict(monkeypatch, tmp_path, len(exercises()["0.1"].hints))) == [
-        "course hint 0.1 shows the last hint, which is about exactly this and nearly the answer",
+        "course hint 0.1 shows the last hint, which is about exactly this and is nearly the answer",
         *[last] * 3,
     ]
 

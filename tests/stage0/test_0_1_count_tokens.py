@@ -44,7 +44,7 @@ def test_counts_what_the_tokenizer_makes(room):
         "the result is not the number of tokens: ask the tokenizer, which returns the ids",
     )
     compare(room, ["  Hi there \n", "\r\n"], "spaces and newlines at the ends are not counted: they are tokens, too")
-    compare(room, [LONG], "a long text is cut: count all of its tokens")
+    compare(room, [LONG], "a long text is truncated: count all of its tokens")
     paragraphs = ["One paragraph\n\nAnother\n\nThe last"]
     mistake = "the text is cut before it is counted: one token can hold two newlines"
     compare(room, paragraphs, mistake, merges_newlines=True)
@@ -60,4 +60,4 @@ def test_counts_chinese_and_repeated_tokens(room):
 
 
 def test_an_empty_text_has_no_tokens(room):
-    compare(room, [""], "the result for an empty text is not 0: do not add any tokens")
+    compare(room, [""], "the result for empty text is not 0: do not add any tokens")

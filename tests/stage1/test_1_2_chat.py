@@ -231,7 +231,7 @@ def wrong_in_the_prompt(call, result):
     """What the model read wrongly, in a sentence; None if that cannot be said."""
     read, expected = result["read_text"], result["expected_text"]
     if read == expected:
-        return "the prompt was encoded piece by piece: its text is the template's, its ids are not"
+        return "the prompt was encoded piece by piece: its text is the template's, but its ids are not"
     if call.get("system") == "" and "You are a helpful assistant." in read:
         return "an empty system line was replaced by the default one"
     if expected.startswith(read.rstrip()) and call["text"].strip() in read:
@@ -279,7 +279,8 @@ def test_the_model_reads_the_chat_template(room):
             {"text": "\n\n 1 + 1?\n", "history": []},
             {"text": "Hi", "history": [], "system": ""},
         ],
-        "the model's prompt is wrong: it should be the chat template of system line and text, with generation prompt",
+        "the model's prompt is wrong: it should be the chat template of the system line and the text,"
+        " with the generation prompt",
     )
 
 
@@ -531,7 +532,7 @@ def test_above_0_the_temperature_draws(room):
         set(colder) <= set("st"),
         "the temperature makes no difference, or the wrong one",
         sent=f"{sent(cold)}; the logits are {two}",
-        expected="only s and t at so low a temperature",
+        expected="only s and t at such a low temperature",
         got=colder,
     )
     require(
@@ -545,7 +546,7 @@ def test_above_0_the_temperature_draws(room):
         hotter.count("s") < 0.6 * len(hotter),
         "the temperature makes no difference, or the wrong one",
         sent=f"{sent(hot)}; the logits are {hot['logits']}",
-        expected="all eight letters at so high a temperature",
+        expected="all eight letters at such a high temperature",
         got=hotter,
     )
     reply_of(every, results[8])
@@ -591,7 +592,7 @@ def test_at_most_max_new_tokens(room):
         )
         require(
             len(reply) == most,
-            "the reply was cut before max_new_tokens, although the model was not done",
+            "the reply was cut off before max_new_tokens, although the model was not done",
             **facts,
             got=f"{len(reply)} tokens",
         )
@@ -607,7 +608,7 @@ def test_at_most_max_new_tokens(room):
 def test_refuses_an_empty_text_and_a_negative_temperature(room):
     calls = [{"text": ""}, {"text": "", "history": EARLIER}, {"text": "Go", "temperature": -0.5}]
     for call, result in zip(calls, room.play(talk, calls=calls), strict=True):
-        what = "an empty text" if call["text"] == "" else "a negative temperature"
+        what = "empty text" if call["text"] == "" else "a negative temperature"
         if "raised" not in result:
             fail(
                 f"{what} was accepted: it should raise ValueError",

@@ -287,7 +287,7 @@ def test_post_chat_answers(room):
         require(
             isinstance(reply.data, dict) and reply.data.get("result") == replies[-1],
             "`result` is not exactly chat's reply: do not strip, cut or replace anything",
-            sent="a text of 3,000 letters between spaces and newlines",
+            sent="text of 3,000 letters between spaces and newlines",
             expected=ascii(replies[-1]),
             got=ascii(reply.text),
         )
@@ -387,7 +387,7 @@ def test_a_text_has_1_to_4000_code_points(shared_room):
             if expected == 422 and not good(reply):
                 require(
                     reply.status == 422,
-                    f"a text that is too long gets {reply.status} instead of 422",
+                    f"a `text` that is too long gets {reply.status} instead of 422",
                     sent=f"POST /chat with {letter!r} * {count}",
                     expected=expected,
                     **http.facts(reply),
@@ -404,8 +404,8 @@ def test_a_text_has_1_to_4000_code_points(shared_room):
     accented = "e\u0301"
     escaped = json.dumps({"text": "😀" * 4000})
     for text, what, is_allowed in (
-        (accented * 2000, "2,000 times e with a separate accent", True),
-        (accented * 2001, "2,001 times e with a separate accent", False),
+        (accented * 2000, "2,000 e's, each with a separate accent", True),
+        (accented * 2001, "2,001 e's, each with a separate accent", False),
         (f" {'a' * 3999}\n", "3,999 letters between a space and a newline", False),
         (escaped, "4,000 emoji, in JSON as \\ud83d\\ude00", True),
     ):
@@ -423,7 +423,7 @@ def test_a_text_has_1_to_4000_code_points(shared_room):
     reply = post(http, "")
     require(
         reply.status == 422,
-        "an empty text does not get 422",
+        "empty text does not get 422",
         sent={"text": ""},
         expected=422,
         **http.facts(reply),
@@ -435,11 +435,11 @@ def test_other_bodies_are_422(shared_room):
     bodies = {
         "{}": "a body without `text`",
         '{"Text": "hi"}': "a body without `text`",
-        '{"text": null}': "a text that is null",
-        '{"text": 5}': "a text that is a number",
-        '{"text": true}': "a text that is true",
-        '{"text": ["hi"]}': "a text that is a list",
-        '{"text": {"text": "hi"}}': "a text that is an object",
+        '{"text": null}': "a `text` that is null",
+        '{"text": 5}': "a `text` that is a number",
+        '{"text": true}': "a `text` that is true",
+        '{"text": ["hi"]}': "a `text` that is a list",
+        '{"text": {"text": "hi"}}': "a `text` that is an object",
         "text=hi": "a body that is not JSON",
         '{"text": "hi"': "a body that is not JSON",
         **NO_OBJECTS,
@@ -502,7 +502,7 @@ def test_requests_at_once_get_their_answers(room):
     rests_s = 1.6 * LINE_S
     until(lambda: resting.check(rests_s), 0.3 * room.limit_s)  # an answer that polls never rests
     room.set("go")
-    mixed = "concurrent requests mix: keep each one's data in local variables, not in app.state or globals"
+    mixed = "concurrent requests get mixed up: keep each one's data in local variables, not in app.state or globals"
     for text, each in zip(texts, waiting, strict=True):
         reply = each.reply(limit_s=5.0)
         if reply.status in (409, 429, 503):
@@ -632,7 +632,7 @@ def test_after_an_error_the_next_request_is_answered(room):
     )
     at_once = ["fine 3", "break ValueError", "fine 4", "break KeyError", "fine 5"]
     waiting = {text: start(http, text) for text in at_once}
-    mistake = "an error in one answer disturbs the others at the same time"
+    mistake = "an error in one answer affects others that run at the same time"
     for text, each in waiting.items():
         if text in ERRORS:
             continue

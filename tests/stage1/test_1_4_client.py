@@ -245,7 +245,7 @@ def test_a_4xx_or_5xx_is_a_chat_error(shared_room):
             str(status) in message,
             "the ChatError does not name the status",
             sent=sent,
-            expected=f"a message with {status} in it",
+            expected=f"a message that contains {status}",
             **described(outcome),
         )
 
@@ -283,7 +283,7 @@ def test_the_error_says_what_the_server_said(shared_room):
             fail(
                 "the ChatError does not contain what the server said",
                 sent=f"the server answers {status} {body}",
-                expected=f"a message with {' and '.join(missing)} in it",
+                expected=f"a message that contains {' and '.join(missing)}",
                 **described(outcome),
             )
 
@@ -296,7 +296,7 @@ def test_no_server_is_a_chat_error(shared_room):
         nobody.url in message,
         "the ChatError does not say which server was not found: put base_url into it",
         sent=f'ask("{nobody.url}", ...)',
-        expected=f"a message with {nobody.url} in it",
+        expected=f"a message that contains {nobody.url}",
         **described(outcome),
     )
 

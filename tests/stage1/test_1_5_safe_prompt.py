@@ -250,11 +250,11 @@ def require_the_templates_ids(sent, result):
     wanted, found = controls_of(expected), controls_of(result)
     added = result["added_by_the_tokenizer"]
     if added and found.count(added) > wanted.count(added):
-        mistake = f"the tokenizer added its own {added} before a text: add_special_tokens=False"
+        mistake = f"the tokenizer added its own {added} in front of the text: add_special_tokens=False"
     elif result["text"] != expected["text"]:
         mistake = "without control tokens in the messages, the ids do not say what the template renders"
     elif result["pieces"] == expected["pieces"]:
-        mistake = "the prompt was encoded piece by piece: its text is the template's, its ids are not"
+        mistake = "the prompt was encoded piece by piece: its text is the template's, but its ids are not"
     elif fewer := [text for text in wanted if text not in found]:
         mistake = f"the chat template's own {fewer[0]} is no longer a control token"
     require(
@@ -357,7 +357,7 @@ def test_a_text_that_looks_like_a_stand_in_is_kept(room, another_room):
         # removing control tokens has a test of its own
         require(
             rare in result["text"] and marks in result["text"],
-            "rare characters were changed: a placeholder was taken from what users may type",
+            "rare characters were changed: the placeholder is something that a user may type",
             sent=sent,
             **where_they_differ(nearest(result)["text"], result["text"]),
         )
@@ -410,14 +410,14 @@ def test_calls_do_not_disturb_each_other(room):
     sent, result = rest[1]
     require(
         result["ids"] == first[1]["ids"],
-        "the same messages gave other ids in a later call",
+        "the same messages gave different ids in a later call",
         sent=sent,
         expected=first[1]["ids"],
         got=result["ids"],
     )
     require(
         first[1]["templates_ids_at_the_end"] == first[1]["expected"][1]["ids"],
-        "encode_chat changed the tokenizer: afterwards its own chat template gives other ids",
+        "encode_chat changed the tokenizer: afterwards its own chat template gives different ids",
         sent=f"encode_chat(tokenizer, ...), then tokenizer.apply_chat_template(...); {sent}",
         expected=first[1]["expected"][1]["ids"],
         got=first[1]["templates_ids_at_the_end"],

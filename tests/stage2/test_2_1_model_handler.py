@@ -214,9 +214,9 @@ def test_the_model_is_given_the_chat_template(room):
         if len(call["prompt"]) > MANY_WORDS:
             sent = f"generate({MANY_WORDS} words, stream=True)"
             given["prompt"] = given["prompt"].replace("word " * 100, "... ")
-            mistake = "a long prompt is cut: pass the whole prompt to the model"
+            mistake = "a long prompt is truncated: pass the whole prompt to the model"
         elif given["prompt"] == expected["text"]:
-            mistake = "the prompt was encoded piece by piece: its text is the template's, its ids are not"
+            mistake = "the prompt was encoded piece by piece: its text is the template's, but its ids are not"
         elif template:
             mistake = "the prompt does not follow the tokenizer's own chat_template"
         elif "<|im_start|>" not in given["prompt"]:
@@ -327,14 +327,14 @@ def test_a_cut_character_is_left_out(shared_room):
             facts = {"sent": as_call(call), "expected": repr(expected), "got": repr(said)}
             mistake = "a character that max_new_tokens cuts in two appears broken: leave it out"
             if said.startswith("\ufffd"):
-                mistake = "the rest of one answer's cut character appears in the next answer"
+                mistake = "the rest of one answer's cut-off character appears in the next answer"
             require("\ufffd" not in said, mistake, **facts)
-            require(expected in said, "whole characters before the cut one are lost", **facts)
+            require(expected in said, "whole characters before the cut-off one are lost", **facts)
             # one who counts otherwise has more of the text: that is another test's concern
             texts = [cut.rstrip("\ufffd") for cut in so_far[count:]]
             require(
                 any(plain_end(said).endswith(text) for text in texts),
-                "something appears in place of the cut character: leave it out",
+                "something appears in place of the cut-off character: leave it out",
                 **facts,
             )
 
@@ -416,8 +416,8 @@ def test_a_temperature_above_0_samples_at_it(shared_room):
             got = f"{unlikely} are"
         else:
             right = seconds > 0 and unlikely <= 3
-            expected = "about 14 are the second likeliest, and hardly any are unlikelier"
-            got = f"{seconds} are the second likeliest, {unlikely} unlikelier"
+            expected = "about 14 are the second likeliest, and hardly any are less likely"
+            got = f"{seconds} are the second likeliest, {unlikely} less likely"
         require(
             right,
             "the tokens are not drawn at the given temperature"
@@ -431,7 +431,7 @@ def test_a_temperature_above_0_samples_at_it(shared_room):
         drawn[0] != drawn[1],
         "two answers draw the same tokens: seeding each answer (manual_seed) makes it no longer random",
         sent=f"{as_call(asks[0])}, then {as_call(asks[1])}; the logits are the same",
-        expected="other tokens each time",
+        expected="different tokens each time",
         got=f"{len(drawn[0])} tokens, the same ones twice",
     )
     call = ask("Draw hot, again", stream=True, max_new_tokens=21, temperature=50.0)
@@ -441,7 +441,7 @@ def test_a_temperature_above_0_samples_at_it(shared_room):
         twice[len(once) :] != once,
         "the same prompt gets the same answer again: a seed taken from the prompt makes it no longer random",
         sent=f"{as_call(call)}, twice; the logits are the same",
-        expected="other tokens each time",
+        expected="different tokens each time",
         got=f"{len(once)} tokens, the same ones twice",
     )
 

@@ -254,7 +254,7 @@ def test_done_says_how_many_pieces_there_were(shared_room):
             got=reply.text,
         )
         data = done[0].json
-        mistake = "`pieces` of `done` is not the number of pieces that were sent"
+        mistake = "`pieces` in `done` is not the number of pieces that were sent"
         require(
             isinstance(data, dict) and type(data.get("pieces")) is int and data["pieces"] == count,
             mistake if prompt == "first" else f"{mistake}: count each answer from 0",
@@ -284,7 +284,7 @@ def count_while_another_streams(room):
         counts[which] = done[0].json.get("pieces") if done and done[0].json else None
     require(
         list(counts.values()) == [len(tokens(first)), len(tokens(second))],
-        "`pieces` of `done` counts another stream's pieces too: keep the count in the request, not in the app",
+        "`pieces` in `done` counts another stream's pieces too: keep the count in the request, not in the app",
         sent="a second request while the first one's answer streams",
         expected=f"pieces: {len(tokens(first))} and {len(tokens(second))}",
         got=f"pieces: {counts['first']} and {counts['second']}",
@@ -331,7 +331,7 @@ def test_each_piece_is_sent_as_soon_as_it_is_there(shared_room):
         if late and number < len(pieces):
             fail(
                 "each piece arrives late: it is sent only when the next one is ready",
-                expected=f"piece {number} while the model works on piece {number + 1}",
+                expected=f"piece {number} while the model is working on piece {number + 1}",
                 got=f"{came} pieces",
                 where=where,
             )
@@ -344,7 +344,7 @@ def test_each_piece_is_sent_as_soon_as_it_is_there(shared_room):
             "nothing streams: all pieces arrived after the model had finished"
             if came == 0
             else f"after {came} pieces, nothing more arrived until the model had finished",
-            expected=f"piece {number} while the model works on piece {number + 1}",
+            expected=f"piece {number} while the model is working on piece {number + 1}",
             got=f"{came} pieces, and {len(tokens(stream))} at the end",
             where=where,
         )
@@ -376,7 +376,7 @@ def test_streams_do_not_wait_for_each_other(shared_room):
         ended = second.ended(WAIT_S)
         require(
             "second" not in first.text,
-            "streams mix: one client's pieces reached another client",
+            "streams get mixed up: one client's pieces reached another client",
             sent=[asked("first"), asked("second")],
             got=str(first),
         )
@@ -547,7 +547,7 @@ def test_the_model_stops_when_the_client_leaves(room):
     require_stopped(model, model.steps_after_leaving("hi", LONG))
     room.wait(
         lambda: model.talk("hi")["left"],
-        "the client left, but the handler was never told: it keeps the answer forever",
+        "the client left, but the handler was never told: it keeps the answer open forever",
         WAIT_S,
         expected="close what generate returned (aclose), or cancel its reader",
     )

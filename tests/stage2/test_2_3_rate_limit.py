@@ -160,7 +160,7 @@ def over(count, limit):
     return f"{count} requests from one address in a row, under a limit of {limit}"
 
 
-REFUSES_TOO_MANY = "the limit refuses too much: a request within it gets 429"
+REFUSES_TOO_MANY = "the limit refuses too many requests: a request within it gets 429"
 NOTHING_IS_REFUSED = "the limit does not work: it admitted one request too many"
 
 
@@ -297,7 +297,7 @@ def wait_as_told(room, clock, after_s, limit=MINUTE, window_s=60):
         require(
             status(told) == 429,
             "Retry-After is too short: a client that waits that long is refused again. Round up",
-            sent=f"{sent}; then one more when Retry-After has passed",
+            sent=f"{sent}; then one more once Retry-After has passed",
             expected=200,
             got=f"Retry-After: {wait_s}; after {wait_s + HAIR_S:.2f} s it is 429 again",
         )
@@ -446,7 +446,7 @@ def test_what_is_let_in_still_streams(shared_room):
                 "nothing streams with the limit added: all pieces arrived after the model had finished"
                 if came == 0 and not stream.broken
                 else f"with the limit added, the stream stops after {came} pieces",
-                expected=f"piece {number} while the model works on piece {number + 1}",
+                expected=f"piece {number} while the model is working on piece {number + 1}",
                 got=f"{came} pieces, and {len(stream.events)} events at the end",
                 where=shared_room.last_error()[1] or where,
             )
@@ -553,7 +553,7 @@ def test_after_the_window_it_lets_in_again(room, another_room):
         not refused,
         "a refused request extends the window: a client that keeps trying is never admitted again",
         sent="3 requests under a limit of 2/second, and then one every 0.1 seconds",
-        expected="200 when 1 second has passed",
+        expected="200 once 1 second has passed",
         got=got,
     )
 
@@ -685,7 +685,7 @@ def test_two_apps_on_one_redis_share_a_count(shared_room, another_room, redis, n
     )
     require(
         (let_in, refused) == (1, len(streams) - 1),
-        "concurrent requests are not limited correctly: as many as the limit allows get in, all others get 429",
+        "concurrent requests are not limited correctly: as many as the limit allows get in; all others get 429",
         sent=sent,
         expected=f"1 is admitted, {len(streams) - 1} get 429",
         got=f"{let_in} are admitted, {refused} get 429",

@@ -171,7 +171,7 @@ def require_stopped(steps, event, remedy):
     )
 
 
-LEFT = "when the client leaves, cancel the task that answers, and aclose() what generate returned"
+LEFT = "when the client leaves, cancel the task that answers, and call aclose() on what generate returned"
 
 
 # the tests
@@ -202,7 +202,7 @@ def test_done_says_how_many_pieces_there_were(shared_room):
     done = answers(client, what="no done arrives after the last piece")[0][-1]
     require(
         type(done.get("pieces")) is int and done["pieces"] == 3,
-        "`pieces` of `done` is not the number of pieces that were sent",
+        "`pieces` in `done` is not the number of pieces that were sent",
         sent="3 pieces",
         expected={"type": "done", "pieces": 3, "stopped": False},
         got=done,
@@ -234,15 +234,15 @@ def test_each_piece_is_sent_as_soon_as_it_is_there(shared_room):
             late = client.frame(0.5)
             room.spoiled = True
         except Closed as end:
-            closed(client, end, "the connection ended in mid-answer")
+            closed(client, end, "the connection ended mid-answer")
         mistake = "nothing streams: no piece arrived while the model was still working"
         if blocks:
-            mistake = "a blocking call inside async def: nothing is sent while the model works"
+            mistake = "a blocking call inside async def: nothing is sent while the model is working"
         elif late:
             mistake = "each piece arrives late: it is sent only when the next one is ready"
         fail(
             mistake,
-            expected=f"piece {number} while the model works on piece {number + 1}",
+            expected=f"piece {number} while the model is working on piece {number + 1}",
             got=f"{number - 1} pieces",
             where=where,
         )
@@ -271,7 +271,7 @@ def test_connections_do_not_wait_for_each_other(shared_room):
     both = [texts(frames), texts(answers(first)[0])]
     require(
         both == [["re: ", "second"], ["re: ", "first"]],
-        "the answers of two connections mix: send a frame only to the client that asked",
+        "the answers of two connections get mixed up: send a frame only to the client that asked",
         expected=[["re: ", "second"], ["re: ", "first"]],
         got=both,
     )
@@ -373,7 +373,7 @@ def test_a_prompt_during_an_answer_waits_its_turn(shared_room):
     found[0] = began + found[0]
     expected = [["1", "2", "3"], *(["re: ", prompt] for prompt in prompts)]
     came = [texts(frames) for frames in found]
-    mistake = "the answers mix: a prompt that arrives during an answer must wait its turn"
+    mistake = "the answers get mixed up: a prompt that arrives during an answer must wait its turn"
     if sorted(came) == sorted(expected):
         mistake = "the waiting prompts were not answered in order"
     elif came[0] != expected[0] and came[1:] == expected[1:]:
@@ -408,7 +408,7 @@ def test_stop_ends_the_answer(shared_room):
     )
     require(
         len(before) + len(after) < LONG,
-        "a stop in mid-answer was ignored: the answer went on to its end",
+        "a stop mid-answer was ignored: the answer went on to its end",
         sent=sent,
         expected="at most one more piece, and then done",
         got=f"{len(after)} more pieces, and {json.dumps(done)}",
@@ -441,7 +441,7 @@ def test_stop_stops_the_model(shared_room):
         client.send(STOP)
         room.turns()
         steps = model.steps_after_leaving("hi", LONG)
-        event, remedy = "stop", "aclose() what generate returned, or cancel its reader"
+        event, remedy = "stop", "call aclose() on what generate returned, or cancel its reader"
         if waiting:
             event += f", with {waiting} prompts waiting"
             remedy = "the task that listens must not wait for a place in the queue"
@@ -454,11 +454,11 @@ def test_stop_stops_the_real_model(shared_room):
     shared_room.turns()
     shared_room.probe.release()
     answers(client, what="no done arrives after stop")
-    require_stopped(steps(), "stop", "aclose() what generate returned")
+    require_stopped(steps(), "stop", "call aclose() on what generate returned")
 
 
 def begin_with_the_model(room):
-    """A client with an answer of the tiny Qwen, held in mid-answer, and how many steps it has made
+    """A client with an answer of the tiny Qwen, held mid-answer, and how many steps it has made
     since, when it makes no more."""
     held = 6
     room.probe.say("word " * 100)
@@ -627,7 +627,7 @@ def require_just_one_each(client, model, calls=0):
     require(
         asked == 0,
         "an invalid frame costs the model steps: check the whole frame first, then call the handler",
-        expected="no call of generate",
+        expected="no call to generate",
         got=f"{asked} calls",
     )
     client.send({"prompt": "right"})
@@ -669,7 +669,7 @@ def test_a_wrong_frame_during_an_answer(shared_room):
     model = Model(room)
     frames = begin(client, model, "hi")
     wrong = ['{"prompt": ""}', "no JSON", b"\x00\xff"]
-    sent = "in mid-answer: " + ", ".join(repr(data) for data in wrong)
+    sent = "mid-answer: " + ", ".join(repr(data) for data in wrong)
     for data in wrong:
         client.send(data)
         room.turns()
@@ -677,14 +677,14 @@ def test_a_wrong_frame_during_an_answer(shared_room):
         model.let("hi")
         room.turns()
     model.let("hi", None)
-    ended = "after an invalid frame in mid-answer, the answer does not go on"
+    ended = "after an invalid frame mid-answer, the answer does not go on"
     while not frames or frames[-1].get("type") != "done":
         frames.append(next_frame(client, ended, sent=sent))
     rest = [frame for frame in frames if frame.get("type") != "error"]
-    require_whole(rest, list("abcdef"), "an invalid frame in mid-answer spoils the answer", sent=sent)
+    require_whole(rest, list("abcdef"), "an invalid frame mid-answer spoils the answer", sent=sent)
     require(
         len(frames) - len(rest) == 3,
-        "invalid frames in mid-answer do not get one error frame each while the answer goes on",
+        "invalid frames mid-answer do not get one error frame each while the answer goes on",
         sent=sent,
         expected="3 error frames before done",
         got=frames,
@@ -761,11 +761,11 @@ def test_when_the_model_fails_others_live_on(shared_room):
     room.turns()
     model.let("other", None)
     frames = answers(other, what="the model failed on one connection, and another ended with it")[0]
-    require_whole(began + frames, pieces["other"], "the model failed on one connection, and another suffered")
+    require_whole(began + frames, pieces["other"], "the model failed on one connection, and another was affected")
     again = connect(room, url)
     again.send({"prompt": "again"})
     frames = answers(again, what="after the model failed, a new connection gets no answer")[0]
-    require_whole(frames, ["re: ", "again"], "after the model failed, a new connection suffers")
+    require_whole(frames, ["re: ", "again"], "after the model failed, a new connection is affected, too")
 
 
 def steps_after(room, leave, pieces):
@@ -820,7 +820,7 @@ def test_who_leaves_takes_the_waiting_prompts_along(shared_room):
         require(
             steps <= 3,
             f"the client left, and the model still spent {steps} steps on waiting prompts",
-            expected="at most 3 steps: drop what waits",
+            expected="at most 3 steps: drop the waiting prompts",
             got=f"{steps} steps that no one reads",
         )
 
@@ -838,7 +838,7 @@ def test_who_leaves_disturbs_no_other(shared_room):
     model.let("mine", None)
     model.let("theirs", None)
     frames = answers(theirs, what="one client left, and another client's answer did not go on")[0]
-    require_whole(began + frames, pieces["theirs"], "one client left, and another client suffered")
+    require_whole(began + frames, pieces["theirs"], "one client left, and another client was affected")
 
 
 def between_two_answers(client, model, held):
@@ -850,7 +850,7 @@ def before_the_first_piece(client, model, held):
     begin(client, model, held, pieces=0)
 
 
-def in_mid_answer(client, model, held):
+def during_an_answer(client, model, held):
     begin(client, model, held)
 
 
@@ -859,7 +859,7 @@ def while_a_prompt_was_waiting(client, model, held):
     client.send({"prompt": "short"})
 
 
-def right_after_a_wrong_frame(client, model, held):
+def right_after_an_invalid_frame(client, model, held):
     begin(client, model, held)
     client.send("no JSON", later=True)
 
@@ -877,9 +877,9 @@ MOMENTS = [
     at_once,
     between_two_answers,
     before_the_first_piece,
-    in_mid_answer,
+    during_an_answer,
     while_a_prompt_was_waiting,
-    right_after_a_wrong_frame,
+    right_after_an_invalid_frame,
     while_frames_were_being_sent,
 ]
 

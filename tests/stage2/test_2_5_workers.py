@@ -397,7 +397,7 @@ def test_each_process_builds_its_own_app(seen):
             alone = len(program.pids()) == program.workers
             require(
                 built_in.count(pid) == 1 or not alone,
-                f"each process builds the app {built_in.count(pid)} times, and loads as many models",
+                f"each process builds the app {built_in.count(pid)} times, and loads that many models",
                 expected=f"process {pid} calls the factory once",
                 got=f"{built_in.count(pid)} times",
             )

@@ -233,8 +233,8 @@ def test_returns_a_measurement(shared_room):
 def test_each_measurement_begins_anew(shared_room):
     slow = whole(LATE, 2, 2 * LATE)
     seen = measured(shared_room, slow, whole(), clients=1, times=2)
-    seen.sent = "two calls of measure(..., clients=1), one after the other; the first one is slow"
-    mistake = "the second measurement has values of the first: keep nothing between calls"
+    seen.sent = "two calls to measure(..., clients=1), one after the other; the first one is slow"
+    mistake = "the second measurement contains values from the first: keep nothing between calls"
     compare(seen, "requests", 1, mistake)
     _not_late(seen, mistake)
 
@@ -437,7 +437,7 @@ def test_a_piece_from_the_network_is_no_event(shared_room):
         | {times[-1]: chunk(pieces[-1]) + END},
     )
     seen.sent = "3 events in one piece; 2 more and done in 7, cut in `data:`, in 好, in `event:`"
-    mistake = "a chunk of bytes is taken for an event: it can hold several, or part of one"
+    mistake = "a chunk of bytes is mistaken for an event: it can hold several, or part of one"
     compare(seen, "errors", 0, mistake)
     _counted(seen, 5, mistake)
 
@@ -514,7 +514,7 @@ def test_tokens_of_failed_requests_count(shared_room):
         # other values are other tests' concerns
         require(
             not _is(got, count / seen.seconds),
-            "the tokens of failed requests are not counted: the server did make them",
+            "the tokens of failed requests are not counted: the server did generate them",
             sent="3 requests: 8 tokens and done, 5 tokens and an error event, 3 tokens and no end",
             expected=f"tokens_per_s={16 / seen.seconds:g}: 16 tokens in {seen.seconds:g} s",
             got=f"tokens_per_s={got:g}: {count} tokens",
@@ -604,7 +604,7 @@ def test_no_server_is_an_error(shared_room):
     seen = types.SimpleNamespace(
         **result, clients=3, too_many=0, sent="measure(..., clients=3) where no server listens"
     )
-    _failed(seen, 3, "a request that finds no server is not counted as an error")
+    _failed(seen, 3, "a request that cannot reach a server is not counted as an error")
     for field in FIELDS[3:]:
         require(
             seen.values[field] in ("nan", None, 0),

@@ -215,7 +215,7 @@ def the_texts_joined_are_the_answer(drive):
         said, expected = answer.said, text.replace(CONTROL, "")
         if "<|" in said:
             fail("special tokens are in the output: skip_special_tokens=True leaves them out", **answer.facts(expected))
-        mistake = "the joined texts are not what the model said"
+        mistake = "the joined text is not what the model said"
         if solid(said) == solid(expected):
             mistake = "spaces or newlines are lost: a piece's text must come out unchanged"
         require(said == expected, mistake, **answer.facts(expected))
@@ -245,7 +245,7 @@ def a_cut_character_is_left_out(drive):
             "a character that the end cuts in two appears broken: leave it out",
             **answer.facts(expected),
         )
-        require(answer.said != "", "the text before a cut character is lost", **answer.facts(expected))
+        require(answer.said != "", "the text before a cut-off character is lost", **answer.facts(expected))
 
 
 def whole_characters_before_a_cut_one_come_out(drive):
@@ -259,7 +259,7 @@ def whole_characters_before_a_cut_one_come_out(drive):
         # a broken character has a test
         require(
             answer.said.rstrip("\ufffd") != before,
-            "a whole character is lost: it ends in the token in which a cut one begins",
+            "a whole character is lost: it ends in the token in which a cut-off one begins",
             **answer.facts(before + whole),
         )
 
@@ -317,7 +317,7 @@ def finish_reason_says_why(drive):
             ask("one", " model", " two", "!", stop=[" two"], limit_after=3),
             "one model",
             "stop",
-            "the last token completes a stop",
+            "the last token completes a stop sequence",
         ),
         (ask("one", " two", stop=[" two!"], limit_after=2), "one two", "length", "no stop sequence is complete"),
     ]
@@ -327,7 +327,7 @@ def finish_reason_says_why(drive):
         got = answer.last["finish_reason"]
         mistake = f'finish_reason is not "{expected}" when {why}'
         if got == "stop" and expected == "length":
-            mistake = 'finish_reason is "stop" for an answer that was cut: it should be "length"'
+            mistake = 'finish_reason is "stop" for an answer that was cut off: it should be "length"'
         elif got == "length":
             mistake = f'finish_reason is "length" when {why}: it should be "stop"'
         elif got is None:
@@ -433,11 +433,15 @@ def the_stop_sequence_that_begins_first_counts(drive):
         # one that does not end the answer there is another rule's concern
         require(
             answer.said != first_in_the_list,
-            "of two stop sequences in one token, the first in the list counts: it should be the one that begins first",
+            "when one token completes two stop sequences, the first in the list counts:"
+            " it should be the one that begins first",
             **answer.facts(expected),
         )
     answer = drive.one(ask(b"a", b"b", b"c", b"d", " two", stop=["abcd", "bc"]))
-    mistake = "a stop sequence is complete, but the answer goes on: it waits for a longer one that may begin before it"
+    mistake = (
+        "a stop sequence is complete, but the answer goes on:"
+        " it waits in case a longer one that began earlier is completed, too"
+    )
     require(answer.said not in ("abc", "") or answer.last["completion_tokens"] == 3, mistake, **answer.facts("a"))
 
 
@@ -451,7 +455,7 @@ def the_counts_are_those_of_tokens(drive):
         for piece in answer.pieces:
             require(
                 piece["prompt_tokens"] in (answer.prompt_tokens, None),
-                "prompt_tokens is not the number of the prompt's ids",
+                "prompt_tokens is not the number of ids in the prompt",
                 sent=answer.sent,
                 expected=answer.prompt_tokens,
                 got=piece["prompt_tokens"],
@@ -522,7 +526,7 @@ def tokens_are_drawn_at_the_temperature(drive):
             if options
             else "without a temperature, the tokens are not drawn at 1.0 from all of them",
             sent=f"{answer.sent}, with the logits {logits[:3]} ...",
-            got=f"the words number {words}",
+            got=f"words no. {words}",
         )
 
 
@@ -538,7 +542,7 @@ def tokens_are_drawn_from_top_p(drive):
         require(
             words is None or len(words) >= 20 and set(words) == expected,
             "the tokens are not drawn from the likeliest ones that reach `top_p`",
-            sent=f"{answer.sent}, probable at temperature 1 0.50, 0.30, 0.15, 0.05",
+            sent=f"{answer.sent}, with probabilities 0.50, 0.30, 0.15, 0.05 at temperature 1",
             expected=f"words {sorted(expected)}: {why}",
             got=f"words {sorted(set(words or []))}",
         )
@@ -551,7 +555,7 @@ def equal_seeds_draw_alike(drive):
     for seed in (7, 2**32 - 1, 0):
         first, second = (answer.said for answer in drive(*[ask(draws=FLAT, limit=8, seed=seed)] * 2))
         sent = f"twice {drive.shown(ask(draws=FLAT, limit=8, seed=seed))}"
-        mistake = "seed 0 is treated as no seed" if seed == 0 else "the same seed draws differently"
+        mistake = "seed 0 is treated as no seed" if seed == 0 else "the same seed does not draw the same tokens"
         require(first == second and len(first) > 0, mistake, sent=sent, expected=repr(first), got=repr(second))
     short, longer = ask(draws=FLAT, limit=8, seed=7), ask(draws=FLAT, limit=9, seed=7)
     first, longer_prompt, longer_answer = (answer.said for answer in drive(short, {**short, "prompt": 3}, longer))
@@ -579,7 +583,7 @@ def nothing_else_changes_what_a_seed_draws(drive):
     seeded, unseeded = ask(draws=FLAT, limit=8, seed=5), ask(draws=FLAT, limit=8)
     alone = drive.one(seeded).said
     disturbed = drive(seeded, disturbed=True)[0]
-    facts = {"sent": disturbed.sent, "expected": f"{alone!r}, as without", "got": repr(disturbed.said)}
+    facts = {"sent": disturbed.sent, "expected": f"{alone!r}, as without it", "got": repr(disturbed.said)}
     require(
         disturbed.said == alone,
         "torch.manual_seed elsewhere changes what a seed draws: the global generator is used",
@@ -590,7 +594,7 @@ def nothing_else_changes_what_a_seed_draws(drive):
             answer.said == alone,
             "drawing for another answer at the same time changes what a seed draws: they share a generator",
             sent=answer.sent,
-            expected=f"{alone!r}, as alone",
+            expected=f"{alone!r}, as when it runs alone",
             got=repr(answer.said),
         )
 
@@ -603,7 +607,7 @@ def other_seeds_and_none_draw_differently(drive):
     }
     require(
         len(set(said.values())) == len(said),
-        "different seeds draw the same",
+        "different seeds draw the same tokens",
         sent=f"{drive.call}(..., seed=...) for {list(said)}",
         got=list(said.values()),
     )

@@ -133,7 +133,7 @@ class Stage:
         return await self.within(self.call(handler, request_body))
 
     async def stream(self, handler):
-        """What process gives for a handler whose run gives a stream.
+        """What process gives for a handler whose run returns a stream.
 
         Raises:
             Elsewhere: it gives none.
@@ -548,7 +548,7 @@ async def async_pieces_of(numbers):
 
 
 def ways_to_stream(stage):
-    """Handler classes by the words that say how their run gives a stream of 1, 2, 3."""
+    """Handler classes by the words that say how their run returns a stream of 1, 2, 3."""
     base = stage.answer.RequestHandler
 
     class GeneratorFunction(base):
@@ -1203,8 +1203,8 @@ def test_lists_and_strings_are_results(shared_room):
             told = play(shared_room, one_result, name=name, asynchronous=asynchronous)
             sent = f"{'async def' if asynchronous else 'def'} run that returns {name}"
             if "hangs" in told:
-                raise shared_room.hung("process hangs when run gives a result", sent=sent)
-            mistake = f"{name} is taken for a stream: only generators and objects with __aiter__ are"
+                raise shared_room.hung("process hangs when run returns a result", sent=sent)
+            mistake = f"{name} is mistaken for a stream: only generators and objects with __aiter__ are"
             expected = "post_process is called once, with what run returned"
             if told["raised"]:
                 fail(mistake, sent=sent, expected=expected, got=said(told["raised"]), where=told["raised"]["where"])
@@ -1228,7 +1228,7 @@ def test_a_def_action_never_keeps_the_loop_waiting(shared_room):
         sent = f"def {name}, which takes a long time"
         require(
             not told["on the loop"],
-            f"a def {name} runs on the event loop: while it works, everything else waits",
+            f"a def {name} runs on the event loop: while it runs, everything else waits",
             sent=sent,
             expected="it runs in a thread, and process awaits it",
             got="it ran in the event loop's own thread",
@@ -1237,8 +1237,8 @@ def test_a_def_action_never_keeps_the_loop_waiting(shared_room):
     for kind in ("def generator", "async generator"):
         require(
             not play(shared_room, held_post_process_of_a_piece, kind=kind),
-            "a def post_process runs on the event loop: while it works, everything else waits",
-            sent=f"def post_process, which takes a long time; run gives {as_written(kind)}",
+            "a def post_process runs on the event loop: while it runs, everything else waits",
+            sent=f"def post_process, which takes a long time; run returns {as_written(kind)}",
             expected="it runs in a thread, and the reader awaits it",
             got="it ran in the event loop's own thread",
         )
@@ -1260,7 +1260,7 @@ def test_context_variables_are_seen_in_every_action(shared_room):
     for asynchronous, stream in ((False, False), (True, False), (False, True), (True, True)):
         told = play(shared_room, context_variables, asynchronous=asynchronous, stream=stream)
         kind = "async def" if asynchronous else "def"
-        sent = f"{kind} actions{', run gives a generator' if stream else ''}"
+        sent = f"{kind} actions{', run returns a generator' if stream else ''}"
         settled(shared_room, told, "the actions never end", sent=sent)
         for what, value in told["found"]:
             require(
@@ -1277,13 +1277,13 @@ def test_what_run_gives_decides_about_a_stream(shared_room):
         sent, facts = note["way"], {"expected": "an async iterator of 1, 2, 3"}
         if note["type"] is None:
             if note["end"] == "hangs":
-                raise shared_room.hung("process hangs when run gives a stream", sent=sent, **facts)
-            mistake = "process fails when run gives a stream"
+                raise shared_room.hung("process hangs when run returns a stream", sent=sent, **facts)
+            mistake = "process fails when run returns a stream"
             fail(mistake, sent=sent, got=said(note["end"]), where=where(note["end"]), **facts)
         if note["lacks"]:
             mistake = "what process returns for a stream is not an async iterator with aclose"
             if note["type"] in ("generator", "coroutine", "Thing", "BareIterator", "ThingWithClose"):
-                mistake = "a stream is not recognised: what run gives decides, no matter how run is written"
+                mistake = "a stream is not recognised: what run returns decides, no matter how run is written"
             got = f"{note['type']}, which has no {' and no '.join(note['lacks'])}"
             fail(mistake, sent=sent, got=got, **facts)
         if note["end"] == "hangs":
@@ -1292,7 +1292,7 @@ def test_what_run_gives_decides_about_a_stream(shared_room):
             note["end"] == "end" and note["pieces"] == [1, 2, 3],
             "reading a stream fails"
             if isinstance(note["end"], dict)
-            else "a stream does not have the pieces that run gave",
+            else "a stream does not have the pieces that run yielded",
             sent=sent,
             got=shown(note),
             where=where(note["end"]),
@@ -1311,7 +1311,7 @@ def test_each_piece_goes_through_post_process(shared_room):
                 raise shared_room.hung("reading a stream hangs", **facts)
             pieces = note["pieces"]
             expected = [None if piece == "text" else ["done", piece] for piece in ANY_PIECES]
-            mistake = "a stream does not have the pieces that run gave"
+            mistake = "a stream does not have the pieces that run yielded"
             if any(isinstance(piece, dict) and piece.get("type") == "coroutine" for piece in pieces):
                 mistake = "an `async def` post_process is not awaited: the pieces are coroutines"
             elif note["streams"]:
@@ -1425,7 +1425,7 @@ def test_a_cancelled_async_action_is_cancelled(shared_room):
             require_gone(shared_room, told, sent)
             require(
                 told["saw"] != [],
-                "an async def action goes on when process is cancelled",
+                "an async def action keeps running when process is cancelled",
                 sent=sent,
                 expected="CancelledError at its `await`",
                 got="it was not cancelled",
@@ -1481,7 +1481,7 @@ def require_close(room, kind, needed):
     told = play(room, close_between_two_pieces, kind=kind, needed=needed)
     if told is None:
         return
-    sent = f"run gives {as_written(kind)}; aclose() after two pieces"
+    sent = f"run returns {as_written(kind)}; aclose() after two pieces"
     settled(room, told["told"], "aclose() hangs" if "hangs" in told["told"] else "aclose() raises", sent=sent)
     require_closed(room, told["closed"], needed, "the reader calls aclose()", sent)
     require(
@@ -1528,7 +1528,7 @@ def test_after_aclose_the_stream_is_at_its_end(shared_room):
         told = play(shared_room, close_between_two_pieces, kind=kind, needed=CLOSED[kind])
         if told is None:
             continue
-        sent = f"run gives {as_written(kind)}; aclose() after two pieces, then another one"
+        sent = f"run returns {as_written(kind)}; aclose() after two pieces, then another one"
         again = told["again"]
         mistake = "a second aclose() hangs" if "hangs" in again else "a second aclose() raises"
         settled(shared_room, again, mistake, sent=sent)
@@ -1576,9 +1576,11 @@ def test_a_cancelled_reader_leaves_a_def_generator_at_once(shared_room):
         if told is None or told["on the loop"]:
             continue
         way = "async def" if asynchronous else "def"
-        sent = f"a def generator whose finally takes a while; {way} post_process is at work, and {by(scope)}"
+        sent = f"a def generator whose finally takes a while; {way} post_process is running, and {by(scope)}"
         if not told["gone"]:
-            mistake = "a reader cancelled while post_process works is not released: it waits for a generator's finally"
+            mistake = (
+                "a reader cancelled while post_process is running is not released: it waits for a generator's finally"
+            )
             raise shared_room.hung(mistake, sent=sent, expected="it is released at once")
 
 
@@ -1622,7 +1624,7 @@ def test_a_cancelled_reader_closes_an_async_stream(shared_room):
             told = play(shared_room, leave_a_held_step, kind=kind, scope=scope)
             if told is None:
                 continue
-            sent = f"run gives {as_written(kind)}; the reader waits for the third piece, and {by(scope)}"
+            sent = f"run returns {as_written(kind)}; the reader waits for the third piece, and {by(scope)}"
             if not told["gone"]:
                 mistake = "a reader that is cancelled while it waits for a piece is not released"
                 raise shared_room.hung(mistake, sent=sent)
@@ -1635,9 +1637,9 @@ def test_a_reader_cancelled_in_post_process_closes_too(shared_room):
             arguments = {"kind": kind, "asynchronous": asynchronous, "scope": scope}
             told = play(shared_room, leave_in_post_process, **arguments)
             way = "async def" if asynchronous else "def"
-            sent = f"run gives {as_written(kind)}; {way} post_process is at work, and {by(scope)}"
+            sent = f"run returns {as_written(kind)}; {way} post_process is running, and {by(scope)}"
             if told and told["gone"] and told["end"] == "CancelledError":  # else another test's concern
-                when = "the reader is cancelled while post_process works"
+                when = "the reader is cancelled while post_process is running"
                 require_left(shared_room, told, kind, sent, steps=2, when=when)
 
 
@@ -1646,7 +1648,7 @@ def test_aclose_in_a_cancelled_scope_closes_too(shared_room):
         told = play(shared_room, close_in_a_cancelled_scope, kind=kind)
         if told is None:
             continue
-        sent = f"run gives {as_written(kind)}; aclose() in the finally of a reader that anyio cancels"
+        sent = f"run returns {as_written(kind)}; aclose() in the finally of a reader that anyio cancels"
         if not told["gone"]:
             raise shared_room.hung("aclose() hangs in a cancelled scope of anyio", sent=sent)
         when = "aclose() is called in a cancelled scope of anyio"
@@ -1660,7 +1662,7 @@ def test_a_failing_post_process_closes_too(shared_room):
             if told is None:
                 continue
             way = "async def" if asynchronous else "def"
-            sent = f"run gives {as_written(kind)}; {way} post_process raises Boom at the second piece"
+            sent = f"run returns {as_written(kind)}; {way} post_process raises Boom at the second piece"
             require_boom(shared_room, told["end"], "post_process fails (2)", sent)
             require_closed(shared_room, told["closed"], CLOSED[kind], "post_process fails", sent)
             require(
@@ -1676,13 +1678,13 @@ def test_a_failing_post_process_closes_too(shared_room):
 def test_64_at_once_all_finish(shared_room):
     told = play(shared_room, many_actions)
     hanging = sum("hangs" in each for each in told)
-    sent = f"{MANY} calls of process at once, def actions; the default pool has {POOL} threads"
+    sent = f"{MANY} calls to process at once, def actions; the default pool has {POOL} threads"
     if hanging:
         raise shared_room.hung(f"{MANY} concurrent calls hang", sent=sent, got=f"{MANY - hanging} have finished")
     for number, each in enumerate(told):
         require(
             each.get("value") == 2 * number,
-            f"of {MANY} concurrent calls, one gets another one's result, or none",
+            f"one of {MANY} concurrent calls gets another one's result, or none",
             sent=sent,
             expected=repr(2 * number),
             got=said(each),
@@ -1699,15 +1701,15 @@ def test_64_streams_at_once_all_finish(shared_room):
             continue
         if told["hangs"]:
             raise shared_room.hung(
-                f"{MANY} concurrent streams hang: between two pieces, a stream keeps what another one needs, a thread"
-                " of a shared pool or a lock",
+                f"{MANY} concurrent streams hang: between pieces, a stream keeps what another one needs, a thread"
+                " from a shared pool or a lock",
                 sent=sent,
                 expected=f"all {MANY} finish",
                 got=f"{told['finished']} have finished, and the rest are stuck",
             )
         require(
             told["finished"] == MANY,
-            f"of {MANY} concurrent streams, one does not have the pieces that run gave",
+            f"one of {MANY} concurrent streams does not have the pieces that run yielded",
             sent=sent,
             expected=[1, 2, "end"],
             got=(told["failed"] or told["wrong"])[0] if told["failed"] or told["wrong"] else "nothing",

@@ -417,7 +417,7 @@ def require_plain(text, mistake, sent):
         not LEAKS.search(text),
         mistake,
         sent=sent,
-        expected="a plain sentence, nothing of the exception",
+        expected="a plain sentence, with nothing from the exception",
         got=f"a traceback, ... {text.splitlines()[-1]}" if "Traceback" in text else text,
     )
 
@@ -450,7 +450,7 @@ def as_sent(script):
     fails = script.get("fails")
     words = [script.get("kind", "result")]
     if script.get("result"):
-        words.append(f"run gives {script['result']}")
+        words.append(f"run returns {script['result']}")
     if script.get("context"):
         words.append(f"response_context={script['context']}")
     if fails:
@@ -549,7 +549,9 @@ def test_response_context_shapes_the_result(shared_room):
         context = "Page" if "answers" in data else "Answer"
         reply = service(shared_room).ask(result=name, context=context)
         facts = {"sent": as_sent({"result": name, "context": context}), "expected": data}
-        require(reply.status == 200, f"{name} is refused, although it fits response_context", **facts, got=str(reply))
+        require(
+            reply.status == 200, f"{name} is refused, although it matches response_context", **facts, got=str(reply)
+        )
         mistake = "a result is not what response_context turns it into"
         if "secret" in reply.text:
             mistake = "a field that is not in response_context is sent"
@@ -566,12 +568,15 @@ def test_a_result_that_does_not_fit_is_a_500(shared_room):
         before = len(service(shared_room).logs())
         reply = service(shared_room).ask(**script)
         sent = as_sent(script)
-        mistake = "a result that does not fit response_context is sent"
+        mistake = "a result that does not match response_context is sent"
         if reply.status == 422:
-            mistake = "a result that does not fit is reported as the client's mistake: it is the server's own"
+            mistake = (
+                "a result that does not match response_context is reported as the client's mistake:"
+                " it is the server's own"
+            )
         require(reply.status == 500, mistake, sent=sent, expected="500", got=str(reply))
         require(bool(reply.body), "a 500 has an empty body", sent=sent)
-        mistake = "the 500 for a result that does not fit shows what pydantic says about it"
+        mistake = "the 500 for a result that does not match response_context shows what pydantic says about it"
         leaks = [word for word in ("answerText", "pydantic", "validation", "many") if word in reply.text]
         require(not leaks, mistake, sent=sent, expected="a plain sentence", got=reply.text)
         require_logged(shared_room, before, sent, service(shared_room))
@@ -582,7 +587,7 @@ def test_each_piece_is_an_event(shared_room):
         stream = service(shared_room).stream(kind=kind, pieces=["one", {"n": 2}, [3]])
         reply = service(shared_room).whole(stream)
         content_type = reply.headers.get("content-type", "").split(";")[0].strip()
-        facts = {"sent": f"run gives a stream: {kind}"}
+        facts = {"sent": f"run returns a stream: {kind}"}
         require(
             content_type == "text/event-stream",
             "the content type of a stream is not text/event-stream",
@@ -760,7 +765,7 @@ def test_an_error_after_the_first_piece_is_an_event(shared_room):
             expected='event: error, data: {"error": {"message": "..."}}, then the end',
             **facts,
         )
-        mistake = "a stream that fails later does not begin with 200 and its pieces"
+        mistake = "a stream that fails after its first piece does not begin with a 200 and the pieces before the error"
         require(stream.status == 200 and "two" in stream.text, mistake, **facts)
         named = [event for event in stream.events if event.name == "error"]
         mistake = "an error after the first piece is not reported: the stream just ends"
@@ -816,7 +821,7 @@ def test_a_failed_stream_is_closed(shared_room):
 def leaving():
     """Scripts that are held, with what is closed when their client has left, and how that is said."""
     for kind in STREAMS:
-        yield {"kind": kind, "hold": 3}, "in mid-stream"
+        yield {"kind": kind, "hold": 3}, "mid-stream"
         yield {"kind": kind, "hold": 1}, "before the first piece"
     yield {"kind": "result", "result": "a dict", "hold": 0, "way": "async def"}, "before the result"
 

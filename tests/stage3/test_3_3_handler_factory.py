@@ -495,7 +495,7 @@ def test_create_app_leaves_the_registry_empty(shared_room):
         not found["left"],
         "after create_app, the registry is not empty",
         sent="create_app() a second time, nothing registered since",
-        expected="nothing of what was registered for the first app",
+        expected="nothing that was registered for the first app",
         got="an app with the first one's path",
     )
     if "raised" in registered:
@@ -561,7 +561,7 @@ def test_two_classes_of_one_name_are_two(shared_room):
     events = shared_room.play(two_of_one_name)
     require(
         events.count("Config initialized") == 2,
-        "two config classes with the same name are taken for one",
+        "two config classes with the same name are treated as one",
         expected="both are initialised",
         got=", ".join(events),
     )
@@ -745,7 +745,7 @@ def test_request_context_validates_the_body(shared_room):
     http = served(shared_room)
     reply = http.post("/question", json={"text": "hi"})
     facts = {"sent": '{"text": "hi"}, request_context=Question'}
-    require(reply.status == 200, "a body that fits is refused", **facts, **http.facts(reply))
+    require(reply.status == 200, "a body that matches request_context is refused", **facts, **http.facts(reply))
     require(
         reply.data.get("type") == "Question",
         "pre_process does not get an instance of request_context",
@@ -759,9 +759,9 @@ def test_request_context_validates_the_body(shared_room):
     for body in wrong:
         reply, events = actions_called(shared_room, http, "/question", json=body)
         facts = {"sent": f"{body}, request_context=Question", "expected": "422, no action is called"}
-        mistake = "a body that does not fit request_context does not get a 422"
+        mistake = "a body that does not match request_context does not get a 422"
         require(reply.status == 422, mistake, **facts, **http.facts(reply))
-        mistake = "a body that does not fit request_context calls an action"
+        mistake = "a body that does not match request_context calls an action"
         require("Handler pre_process" not in events, mistake, **facts, got=", ".join(events))
     headers = {"content-type": "application/json"}
     reply, _ = actions_called(shared_room, http, "/question", content=b"{", headers=headers)
@@ -771,13 +771,18 @@ def test_request_context_validates_the_body(shared_room):
 def test_response_context_reaches_the_answer(shared_room):
     http = served(shared_room)
     reply = http.post("/answer", json={"answerText": "hi", "more": 1})
-    facts = {"sent": 'run gives {"answerText": "hi", "more": 1}, response_context=Answer'}
+    facts = {"sent": 'run returns {"answerText": "hi", "more": 1}, response_context=Answer'}
     mistake = "response_context has no effect on the answer"
     holds = reply.status == 200 and reply.data == {"answerText": "hi"}
     require(holds, mistake, **facts, expected='200 {"answerText": "hi"}', **http.facts(reply))
     reply = http.post("/answer", json={"more": 1})
-    facts = {"sent": 'run gives {"more": 1}, response_context=Answer', "expected": "500"}
-    require(reply.status == 500, "a result that does not fit does not get a 500", **facts, **http.facts(reply))
+    facts = {"sent": 'run returns {"more": 1}, response_context=Answer', "expected": "500"}
+    require(
+        reply.status == 500,
+        "a result that does not match response_context does not get a 500",
+        **facts,
+        **http.facts(reply),
+    )
 
 
 def test_the_openapi_document_shows_both_models(shared_room):
@@ -812,7 +817,7 @@ def test_respond_answers(shared_room):
     stream.ended()
     got = [event.json for event in stream.events]
     mistake = "a stream is not answered as respond does"
-    require(got == ["one", "two"], mistake, sent="run gives a generator", expected="two events", got=str(stream))
+    require(got == ["one", "two"], mistake, sent="run returns a generator", expected="two events", got=str(stream))
     reply = http.post("/fails", json={"what": "teapot"})
     holds = reply.status == 418 and reply.data == {"detail": "a teapot"}
     mistake = "an HTTPException is not answered as respond does"
@@ -832,7 +837,7 @@ def test_a_client_that_leaves_stops_the_work(shared_room):
     stream.leave_and_be_missed()
     require(
         until(lambda: "cancelled" in shared_room.notes()["events"], limit_s),
-        "when the client leaves, its action goes on: pass the request itself to respond, which stops the work",
+        "when the client leaves, its action keeps running: pass the request itself to respond, which stops the work",
         expected="the async def action is cancelled",
         got="it is not",
     )

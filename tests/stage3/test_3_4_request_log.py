@@ -975,7 +975,7 @@ def writers(background):
     if not all(written()):
         error, where = room.last_error()
         raise Ended(
-            "a process that sets up logging and logs ends too early",
+            "a process that calls setup_logging and then logs ends too early",
             got=error,
             where=where,
             detail=room.output(),
@@ -998,7 +998,7 @@ def test_each_record_is_a_line_when_the_call_returns(shared_room, room):
         )
         require(
             said["log"] == 1,
-            f"a record is in {LOG} more than once: lines are doubled",
+            f"a record is in {LOG} more than once: lines are duplicated",
             sent=sent,
             expected="one line",
             got=f"{said['log']} lines: {said['new']}",
@@ -1044,9 +1044,9 @@ def test_a_line_looks_as_the_format_says(shared_room):
     facts = {"expected": expected, "got": line}
     require(line != NO_LINE, "a warning is not logged at all", **facts)
     require(seen["whole"], "a line does not follow FORMAT", **facts)
-    require(seen["in_time"], "a line's time is not now", **facts)
+    require(seen["in_time"], "a line's time is not the current time", **facts)
     for name, value in (("pid", str(seen["pid"])), ("level", "WARNING")):
-        require(seen["got"][name] == value, f"[{name}:...] of a line is not the record's", **facts)
+        require(seen["got"][name] == value, f"a line's [{name}:...] is not the record's", **facts)
     require(line.endswith(seen["end"]), "a line does not end with the unchanged message", **facts)
     for text, whole in seen["wf"]:
         facts["got"] = text
@@ -1056,7 +1056,7 @@ def test_a_line_looks_as_the_format_says(shared_room):
         require(
             line != NO_LINE,
             "a record whose caller passes an extra field is lost",
-            expected="a line, or a KeyError at the call",
+            expected="a line, or a KeyError from the call",
             **facts,
         )
         require(
@@ -1167,7 +1167,7 @@ def test_all_other_text_stays_as_it_is(shared_room):
     for message, _, found in lines_of(shared_room, messages):
         facts = {"sent": f"a message: {message}", "expected": message, "got": found["after"] or found["new"]}
         require(found["after"] is not None, "a message is not logged", **facts)
-        mistake = "a message is changed on its line"
+        mistake = "a message is changed in the log"
         if "\\" in message:
             mistake = "backslashes in a message are changed"
         elif "你" in message or "字" in message:
@@ -1265,9 +1265,9 @@ def test_a_relative_folder_is_that_of_the_call(background):
     seen = result(background, story)
     require(
         not seen["files elsewhere"] and (seen["elsewhere"]["log"] >= 1 or not seen["uvicorn"]["log"]),
-        "a relative folder is looked up again for each line, after the process has changed its folder",
+        "a relative folder is looked up again for each line: it follows the process from directory to directory",
         sent='setup_logging("logs"), os.chdir("elsewhere"), a warning',
-        expected="a line in logs/, where it was at the call",
+        expected="a line in logs/, where it was at the time of the call",
         got=f"in elsewhere/: {', '.join(seen['files elsewhere']) or 'nothing'}",
     )
     require(
@@ -1298,7 +1298,7 @@ def test_another_folder_moves_the_log(background):
         )
         for file, count, expected in four:
             facts = {"sent": f"{step}, and a warning", "expected": f"{expected} line in {file}", "got": count}
-            require(count <= expected or not expected, f"after a move, lines are doubled in {file}", **facts)
+            require(count <= expected or not expected, f"after a move, lines are duplicated in {file}", **facts)
             require(count >= expected, f"after a move, nothing is written to {file}", **facts)
             require(count == expected, f"after a move, lines still go to {file}", **facts)
 
@@ -1308,7 +1308,7 @@ def test_a_second_call_doubles_no_line(background):
     for file, name in (("log", LOG), ("wf", WF)):
         require(
             same[file] == 1,
-            f"after a second call, lines are doubled in {name}"
+            f"after a second call, lines are duplicated in {name}"
             if same[file]
             else f"after a second call, {name} gets no line",
             sent="setup_logging('logs') twice, and a warning",
@@ -1324,7 +1324,7 @@ def test_the_same_directory_spelled_otherwise_changes_nothing(background):
             before = seen["same"][file]
             require(
                 said[file] == before,
-                f"with its directory spelled differently, lines are doubled in {name}"
+                f"with its directory spelled differently, lines are duplicated in {name}"
                 if said[file] > before
                 else f"with its directory spelled differently, {name} gets no line",
                 sent=f"setup_logging('logs'), then setup_logging({spelled}), and a warning"
@@ -1374,7 +1374,9 @@ def test_processes_share_the_files(writers):
         require(torn is None, f"lines of several processes are broken up in {name}", **facts, got=torn)
         count = len(set(messages))
         require(count == len(expected), f"lines of several processes are lost in {name}", **facts, got=count)
-        require(len(messages) == count, f"lines of several processes are doubled in {name}", **facts, got=len(messages))
+        require(
+            len(messages) == count, f"lines of several processes are duplicated in {name}", **facts, got=len(messages)
+        )
 
 
 def test_nothing_keeps_the_process_from_ending(writers):
@@ -1509,9 +1511,9 @@ def test_after_a_move_the_new_load_alone_is_called(background):
         "after a move, the old load is called, too",
         sent=sent,
         expected="only new is called",
-        got="old, too: its thread goes on",
+        got="old, too: its thread keeps running",
     )
-    require(seen["new_shown"], "after a move, the new load's figures appear on no line", sent=sent)
+    require(seen["new_shown"], "after a move, the new load's figures never appear on a line", sent=sent)
 
 
 # the tests: requests
@@ -1581,7 +1583,7 @@ def test_a_response_carries_its_logid(shared_room):
         )
     require(
         not found["not_bytes"],
-        "X-Log-Id is not written as ASGI wants it: a header is two `bytes`",
+        "X-Log-Id is not written as ASGI requires: a header is two `bytes`",
         expected="(b'x-log-id', b'...')",
         got=", ".join(found["not_bytes"]),
     )
@@ -1596,7 +1598,7 @@ def test_a_response_carries_its_logid(shared_room):
     for ids in found["same"]:
         require(
             len(ids) == 1,
-            "a Response that is sent twice carries the logid of the request before, too",
+            "a Response that is sent twice also carries the logid of the previous request",
             sent="two requests, answered by one Response object",
             expected="one X-Log-Id each",
             got=", ".join(ids),

@@ -219,7 +219,7 @@ def test_finished_says_whether_the_answer_has_ended(shared_room):
         for number, piece in enumerate(answer.pieces[:count], 1):
             # one that ends elsewhere is another test's concern
             if number < count and piece["finish_reason"] is None:
-                mistake = "`finished` is not False in mid-answer"
+                mistake = "`finished` is not False mid-answer"
                 require(piece["finished"] is False, mistake, sent=answer.sent, expected=False, got=piece["finished"])
             if number == count and piece["finish_reason"] is not None:
                 mistake = f"`finished` is not True after {why}"
@@ -289,7 +289,7 @@ def require_out(answer, stop, mistake):
             len(cases.solid(out)) >= len(cases.solid(must)) or not cases.solid(must).startswith(cases.solid(out)),
             mistake,
             sent=answer.sent,
-            expected=f"{must!r} is out after {number} tokens",
+            expected=f"{must!r} has come out after {number} tokens",
             got=repr(out),
         )
 
@@ -380,7 +380,8 @@ def test_other_seeds_and_none_draw_differently(room):
             return  # each token is drawn with the same random number: another test's concern
         require(
             len(set(drawn)) > 0.9 * UNSEEDED,
-            "without a seed, sequences draw the same: a clock, an address or a counter gives many one seed",
+            "without a seed, sequences draw the same tokens:"
+            " a clock, an address or a counter gives many of them the same seed",
             sent=f"{UNSEEDED} sequences without a seed, {'created at once' if at_once else 'one after another'}",
             expected="all different",
             got=f"{len(set(drawn))} different ones",
@@ -388,7 +389,7 @@ def test_other_seeds_and_none_draw_differently(room):
         every += drawn
     require(
         len(set(every)) >= len(every) - 2,
-        "without a seed, sequences draw the same: there are too few seeds to draw from",
+        "without a seed, sequences draw the same tokens: there are too few seeds to draw from",
         sent=f"{len(every)} sequences without a seed, three tokens each",
         expected="all different",
         got=f"{len(set(every))} different ones",
@@ -396,7 +397,8 @@ def test_other_seeds_and_none_draw_differently(room):
     alike = [seed for seed, text in enumerate(seeded) if text == first]
     require(
         not alike,
-        "without a seed, the first sequence draws like one with a small seed: every server start draws the same",
+        "without a seed, the first sequence draws like one with a small seed:"
+        " every start of the server draws the same tokens",
         sent="the first sequence of a process, without a seed",
         expected="a different draw than with any seed that a caller may pass",
         got=f"that of seed={alike[0]}" if alike else None,
@@ -416,7 +418,7 @@ def test_many_sequences_do_not_disturb_each_other(room):
     for got, expected, way in ways:
         require(
             got == expected,
-            "concurrent sequences mix: data of one is stored where all of them share it",
+            "concurrent sequences get mixed up: data of one is stored where all of them share it",
             sent=f"{drive.shown(asks[0])}, and others at the same time, {way}",
             expected=f"{expected!r}, as when it ran alone",
             got=repr(got),

@@ -309,7 +309,9 @@ def test_the_model_is_given_the_chat_template(shared_room):
         elif not result["text"].endswith("assistant\n"):
             mistake = "the generation prompt is missing: add_generation_prompt=True"
         elif each["merges"]:
-            mistake = "contents were encoded one by one: newlines at a content's end become other tokens that way"
+            mistake = (
+                "contents were encoded one by one: newlines at the end of a message become different tokens that way"
+            )
         elif result["text"].count("<|im_start|>") < result["rendered"].count("<|im_start|>"):
             mistake = "not all messages of a long conversation reach the model"
         elif sorted(result["ids"]) == sorted(result["expected"]):
@@ -334,7 +336,7 @@ def test_control_tokens_in_a_content_are_text(shared_room):
     require_no_error(attacked, sent)
     require(
         len(attacked["controls"]) <= len(without["controls"]),
-        "control tokens spelled out in a content became real ones: encode_chat keeps them as text",
+        "control tokens spelled out in a message's content became real ones: encode_chat keeps them as text",
         sent=sent,
         expected=f"{len(without['controls'])} control tokens, the template's",
         got=f"{len(attacked['controls'])} control tokens",
@@ -342,7 +344,7 @@ def test_control_tokens_in_a_content_are_text(shared_room):
     # another prompt than the template's is another test's concern
     require(
         attacked["text"] == attacked["rendered"] or without["text"] != without["rendered"],
-        "a content that spells out control tokens reaches the model changed",
+        "content that spells out control tokens reaches the model changed",
         sent=sent,
         expected=repr(attacked["rendered"]),
         got=repr(attacked["text"]),
@@ -371,7 +373,7 @@ def test_no_piece_but_the_last_is_empty(shared_room):
         empty = sum(piece["text"] == "" for piece in answer.pieces[:-1])
         require(
             empty == 0,
-            "an empty piece is yielded in mid-answer: only the last may be empty",
+            "an empty piece is yielded mid-answer: only the last may be empty",
             sent=answer.sent,
             got=f"{len(answer.pieces)} pieces, {empty} of them empty before the last",
         )
@@ -463,7 +465,7 @@ def test_other_settings_of_the_checkpoint_do_not_count(shared_room):
             "the checkpoint's generation settings are used: only eos_token_id should be",
             sent=sent,
             expected=expected,
-            got=f"{len(result['drawn'])} words, number {result['drawn']}",
+            got=f"{len(result['drawn'])} words, no. {result['drawn']}",
         )
 
 
@@ -483,7 +485,7 @@ def test_the_counts_are_those_of_tokens(shared_room):
             got = piece["completion_tokens"]
             require(
                 isinstance(got, int) and behind <= got <= len(answer.so_far),
-                "completion_tokens of a piece is less than the tokens behind the text so far",
+                "a piece's completion_tokens is less than the number of tokens that the text so far took",
                 sent=answer.sent,
                 expected=f"at least {behind} at {said!r}",
                 got=got,
@@ -649,7 +651,7 @@ def test_a_cancelled_reader_stops_the_model(shared_room, talk):
         reader, how, left = reading.cancelling_stops_the_model(talk, question(f"Count {step}"), step, then)
         require(
             reader["end"] != "end",
-            "a cancelled reader gets the answer's end: the CancelledError is swallowed",
+            "a cancelled reader sees a normal end: the CancelledError is swallowed",
             sent=f"{as_call(reader['ask'])}, then {how}",
             expected="CancelledError",
             got=shown(reader),

@@ -256,7 +256,7 @@ def test_the_model_is_loaded_once_at_start_up(shared_room):
     require(
         notes["loads in create_app"] == 0,
         "create_app loads the model: leave that to the start-up, in each worker, once the app is served",
-        expected="no call of load in create_app, one when the app starts",
+        expected="no call to load in create_app, one when the app starts",
         got=f"{notes['loads in create_app']} in create_app",
     )
     require(
@@ -264,7 +264,7 @@ def test_the_model_is_loaded_once_at_start_up(shared_room):
         "when the app has started, the model is not loaded: the first request would wait for it"
         if notes["loads"] == 0
         else "start-up loads the model more than once",
-        expected="one call of load",
+        expected="one call to load",
         got=f"{notes['loads']} calls",
     )
     for body in (ask("one"), ask("two", stream=True), ask("three")):
@@ -272,7 +272,7 @@ def test_the_model_is_loaded_once_at_start_up(shared_room):
     require(
         shared_room.notes()["loads"] == 1,
         "a request loads the model again",
-        expected="one call of load for all requests",
+        expected="one call to load for all requests",
         got=f"{shared_room.notes()['loads']} calls for three requests",
     )
     one, two = (shared_room.serve(app, answers={"hi": [name]}) for name in ("one", "two"))
@@ -307,7 +307,7 @@ def test_an_answer_in_one_piece(shared_room):
         )
         require(
             choices[0].get("index") == 0 and whole_number(choices[0]["index"]),
-            "the choice has no `index` 0",
+            "the choice's `index` is not 0",
             expected='"index": 0',
             **facts,
         )
@@ -339,7 +339,7 @@ def test_the_finish_reason_is_the_models(shared_room):
         got = choice_of(answer_to(shared_room, url, ask(content))).get("finish_reason")
         mistake = "`finish_reason` is not the last piece's"
         if got == "stop":
-            mistake += ": an answer that was cut says stop"
+            mistake += ": an answer that was cut off says stop"
         require(got == reason, mistake, sent=f"a model that ends with {reason}", expected=reason, got=got)
         stream = streamed(shared_room, url, ask(content))
         reasons = [choice_of(chunk).get("finish_reason") for chunk in chunks(stream)]
@@ -367,11 +367,11 @@ def require_usage(usage, prompt_tokens, completion_tokens, sent):
     facts = {"sent": sent, "expected": expected, "got": usage}
     require(isinstance(usage, dict), "there is no `usage`", **facts)
     for name, value in expected.items():
-        mistake = f"`{name}` of usage is not what the model counted"
+        mistake = f"`{name}` in usage is not what the model counted"
         if name == "completion_tokens":
             mistake += ": it is in the last piece, and a piece is not a token"
         if name == "total_tokens":
-            mistake = "`total_tokens` of usage is not the sum of the other two"
+            mistake = "`total_tokens` in usage is not the sum of the other two"
         require(usage.get(name) == value and whole_number(usage[name]), mistake, **facts)
 
 
@@ -384,7 +384,7 @@ def test_each_answer_has_an_id_of_its_own(shared_room):
         ids += list(dict.fromkeys(chunk.get("id") for chunk in chunks(stream)[:1]))
     require(
         all(isinstance(each, str) and each for each in ids),
-        "an answer has no `id` that is a string",
+        "an answer's `id` is missing or is not a string",
         expected='"id": "chatcmpl-..."',
         got=ids,
     )
@@ -416,7 +416,7 @@ def test_the_answer_names_the_apps_model(shared_room):
         named += [chunk.get("model") for chunk in chunks(streamed(shared_room, url, body))]
         require(
             set(named) == {name},
-            "an answer, or a chunk of it, has no `model`" if None in named else "`model` of an answer is not the app's",
+            "an answer, or a chunk of it, has no `model`" if None in named else "an answer's `model` is not the app's",
             sent=f"{called}; model: {name}",
             expected=name,
             got=list(dict.fromkeys(named)),
@@ -451,11 +451,11 @@ def test_a_stream_is_events_of_chunks(shared_room):
             got=event.data,
         )
         choices = chunk.get("choices")
-        require(isinstance(choices, list), "a chunk has no list of `choices`", got=event.data)
+        require(isinstance(choices, list), "a chunk's `choices` is not a list", got=event.data)
         for choice in choices:
             require(
                 isinstance(choice, dict) and choice.get("index") == 0 and whole_number(choice["index"]),
-                "a chunk's choice has no `index` 0",
+                "the `index` of a chunk's choice is not 0",
                 expected='"choices": [{"index": 0, "delta": ..., "finish_reason": null}]',
                 got=event.data,
             )
@@ -472,13 +472,13 @@ def test_all_chunks_have_one_id(shared_room):
     require(
         all(isinstance(each, str) and each for each in ids),
         "a chunk has no `id`",
-        expected="one id in all chunks of an answer",
+        expected="the same id in all chunks of an answer",
         got=list(dict.fromkeys(ids)),
     )
     require(
         len(set(ids)) == 1,
         "the chunks of one answer have different ids",
-        expected="one id in all chunks of an answer",
+        expected="the same id in all chunks of an answer",
         got=list(dict.fromkeys(ids)),
     )
 
@@ -499,13 +499,13 @@ def test_all_chunks_have_one_created(room):
     require(
         all(each is not None for each in times),
         "a chunk has no `created`",
-        expected="one time in all chunks of an answer",
+        expected="the same `created` in all chunks of an answer",
         got=times,
     )
     require(
         len(set(times)) == 1,
         "the chunks of one answer have different `created`: it is the time when the answer began",
-        expected="one time in all chunks of an answer",
+        expected="the same `created` in all chunks of an answer",
         got=times,
     )
 
@@ -517,14 +517,14 @@ def test_the_first_chunk_has_the_role(shared_room):
     expected = '{"role": "assistant", "content": ""}'
     require(
         deltas != [] and deltas[0].get("role") == "assistant",
-        "the `delta` of the first chunk has no role",
+        "the first chunk's `delta` has no role",
         expected=expected,
         got=deltas[:2],
     )
     later = [delta for delta in deltas[1:] if delta.get("role") is not None]
     require(
         later == [],
-        "the role is repeated in a later chunk: a client that adds up deltas gets it twice",
+        "the role is repeated in a later chunk: a client that joins the deltas gets it twice",
         expected="the role in the first chunk only",
         got=later[:1],
     )
@@ -540,8 +540,8 @@ def test_the_text_is_in_delta_content(shared_room):
             delta = delta_of(chunk)
             require(
                 isinstance(delta.get("content", ""), str),
-                "a `delta.content` is null: a client that adds up texts fails",
-                expected='a text, or no "content" at all',
+                "a `delta.content` is null: a client that joins the texts fails",
+                expected='a string, or no "content" at all',
                 got=delta,
             )
         got = text_of(stream)
@@ -673,7 +673,7 @@ def test_each_piece_is_sent_as_soon_as_it_is_there(shared_room):
             else "nothing streams: all pieces arrived after the model had finished"
             if not came
             else f"after {number - 1} pieces, nothing more arrived until the model had finished",
-            expected=f"piece {number} while the model works on piece {number + 1}",
+            expected=f"piece {number} while the model is working on piece {number + 1}",
             got=came or "no text",
             where=where,
         )
@@ -721,13 +721,13 @@ def test_the_models_list(shared_room):
         models = data.get("data") if isinstance(data, dict) else None
         require(
             isinstance(models, list) and len(models) == 1 and isinstance(models[0], dict),
-            "GET /v1/models has no list of one model under `data`",
+            "`data` in GET /v1/models is not a list with one model",
             expected=expected,
             got=str(reply),
         )
         require(
             data.get("object") == "list" and models[0].get("object") == "model",
-            "an `object` of GET /v1/models is missing: it is list, and model for each model",
+            "an `object` in GET /v1/models is missing: it is list, and model for each model",
             expected=expected,
             got=str(reply),
         )
@@ -747,7 +747,7 @@ def asked_with(room, url, body):
         len(talks) == 1,
         "a request does not call `chat` exactly once",
         sent=body,
-        expected="one call of chat",
+        expected="one call to chat",
         got=f"{len(talks)} calls",
     )
     return talks[0]
@@ -788,7 +788,7 @@ def test_content_parts_are_joined_with_nothing_between(shared_room):
     expected = [{"role": "system", "content": "Hel"}, {"role": "user", "content": "Hello 你\n好"}]
     require(
         got == expected,
-        "a content that is a list of parts does not reach `chat` as one text, joined with nothing in between",
+        "`content` that is a list of parts does not reach `chat` as one text, joined with nothing in between",
         sent=parts,
         expected=expected,
         got=got,
@@ -865,7 +865,7 @@ def test_max_completion_tokens_wins(shared_room):
         talk = asked_with(shared_room, url, ask("hi", **both))
         require(
             talk["max_tokens"] == both["max_completion_tokens"],
-            "of `max_tokens` and `max_completion_tokens`, the latter does not win",
+            "when `max_tokens` and `max_completion_tokens` are both given, the latter does not win",
             sent=ask("hi", **both),
             expected=f"max_tokens={both['max_completion_tokens']}",
             got=f"max_tokens={talk['max_tokens']}",
@@ -923,10 +923,10 @@ WRONG = [
     ("the role `tool`", {"messages": [{"role": "tool", "content": "hi"}]}),
     ("a role that is null", {"messages": [{"role": None, "content": "hi"}]}),
     ("an unknown role in the second message", {"messages": [ask("hi")["messages"][0], {"role": "x", "content": "hi"}]}),
-    ("a message without a content", {"messages": [{"role": "user"}]}),
-    ("a content that is null", {"messages": [{"role": "user", "content": None}]}),
-    ("a content that is a number", {"messages": [{"role": "user", "content": 5}]}),
-    ("a content that is an object", {"messages": [{"role": "user", "content": {"text": "hi"}}]}),
+    ("a message without `content`", {"messages": [{"role": "user"}]}),
+    ("`content` that is null", {"messages": [{"role": "user", "content": None}]}),
+    ("`content` that is a number", {"messages": [{"role": "user", "content": 5}]}),
+    ("`content` that is an object", {"messages": [{"role": "user", "content": {"text": "hi"}}]}),
     ("a list of strings as content", {"messages": [{"role": "user", "content": ["hi"]}]}),
     ("a part that is not text", {"messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]}),
     ("a part without a text", {"messages": [{"role": "user", "content": [{"type": "text"}]}]}),
@@ -1062,8 +1062,8 @@ def test_what_is_refused_costs_no_step(shared_room):
 
 def test_a_prompt_over_the_window_is_a_400(shared_room):
     for script, when in (
-        ({"fails": {"hi": [0, OVER, "ValueError"]}}, "when the first piece is asked for"),
-        ({"refuses": {"hi": [OVER, "ValueError"]}}, "at the call"),
+        ({"fails": {"hi": [0, OVER, "ValueError"]}}, "when the first piece is requested"),
+        ({"refuses": {"hi": [OVER, "ValueError"]}}, "during the call to `chat`"),
     ):
         for stream in (False, True):
             url = shared_room.serve(app, **script)  # an app for each, as below
@@ -1081,7 +1081,7 @@ def test_a_model_that_fails_before_its_first_piece_is_a_500(shared_room):
     for error in ERRORS:
         scripts = [({"fails": {"hi": [0, "no GPU", error]}}, "before its first piece")]
         if error == ERRORS[0]:
-            scripts.append(({"refuses": {"hi": ["no GPU", error]}}, "at the call"))
+            scripts.append(({"refuses": {"hi": ["no GPU", error]}}, "during the call to `chat`"))
         for script, when in scripts:
             for stream in (False, True):
                 # an app for each: that an error costs the next request its answer is another test's concern
@@ -1137,7 +1137,7 @@ def test_a_model_that_fails_in_mid_stream_is_an_error_event(shared_room):
         sent = f"stream: true; the model raises {error}({message!r}) after two pieces"
         if not stream.ended(WAIT_S):
             raise shared_room.hung(
-                "the model failed in mid-stream, but the stream does not end", sent=sent, got=str(stream)
+                "the model failed mid-stream, but the stream does not end", sent=sent, got=str(stream)
             )
         if stream.status != 200:
             return  # that a stream begins with its first piece is another test's concern
@@ -1145,11 +1145,11 @@ def test_a_model_that_fails_in_mid_stream_is_an_error_event(shared_room):
         errors = errors_of(stream)
         if not errors:
             broken = [e for e in stream.events if e.json is None and "error" in e.data]
-            mistake = "the model failed in mid-stream, but no event says so"
+            mistake = "the model failed mid-stream, but no event says so"
             if stream.broken:
                 mistake += ": the connection breaks"
             if error != ERRORS[0]:
-                mistake = f"no event reports a {error} in mid-stream: the model may raise any Exception"
+                mistake = f"no event reports a {error} mid-stream: the model may raise any Exception"
             if broken:
                 mistake = "the error event's data is not JSON: json.dumps escapes quotes and newlines"
             fail(mistake, sent=sent, **found)
@@ -1168,7 +1168,7 @@ def test_a_model_that_fails_in_mid_stream_is_an_error_event(shared_room):
         require_error_form(errors[0].json, sent=sent, **found)
         require(
             errors[0].json["error"]["type"] == "server_error",
-            "the `type` of an error in mid-stream is not server_error",
+            "the `type` of an error mid-stream is not server_error",
             sent=sent,
             **found,
         )
@@ -1301,7 +1301,7 @@ def require_stopped(room, stream, pieces):
     )
     room.wait(
         lambda: chat.talk("hi")["left"],
-        f"the client left {what}, but the model was never told: it keeps the answer forever",
+        f"the client left {what}, but the model was never told: it keeps the answer open forever",
         WAIT_S,
         sent=f"{what} that its client leaves {when}",
         expected="close what chat returned (aclose), or cancel its reader",
@@ -1328,7 +1328,7 @@ def test_leaving_is_noticed_while_no_piece_comes(room):
                 lambda chat=chat: chat.talk("hi")["left"],
                 f"{what} notices only at its next piece that its client has left: until then, the model goes on",
                 WAIT_S,
-                sent=f"{what} that its client leaves {when}, while the model works",
+                sent=f"{what} that its client leaves {when}, while the model is working",
                 expected="wait for the next piece and for the client to leave at the same time",
             )
 
@@ -1387,11 +1387,11 @@ def test_64_at_once_each_get_their_own(shared_room):
     Chat(shared_room).let(names[0], None)
     for number, (name, client) in enumerate(zip(names, clients, strict=True)):
         if not client.ended():
-            raise shared_room.hung(f"of {MANY} concurrent requests, one gets no answer", sent=ask(name))
+            raise shared_room.hung(f"one of {MANY} concurrent requests gets no answer", sent=ask(name))
         got = text_of(client) if number % 2 == 0 else message_of(client.reply().data or {}).get("content")
         require(
             got == f"re: {name}",
-            f"of {MANY} concurrent requests, one gets an answer that is not its own",
+            f"one of {MANY} concurrent requests gets an answer that is not its own",
             sent=ask(name, stream=number % 2 == 0),
             expected=f"re: {name}",
             got=got or str(client),

@@ -214,7 +214,7 @@ def test_between_two_steps_new_arrivals_are_taken(shared_room):
         done = run(shared_room, [at(0, ask("a", 7), ask("b", 5))], slots=slots, sent=sent)
         for calls in done.rounds()[1:-1]:
             kinds = [call["call"] for call in calls]
-            mistake = "between two steps, the loop does not check who has arrived and who has left"
+            mistake = "between steps, the loop does not check who has arrived and who has left"
             require("take" in kinds, mistake, **done.facts(calls[-1], expected="a take before each step"))
 
 
@@ -258,7 +258,7 @@ def test_no_newcomer_waits_while_a_slot_is_free(shared_room):
 def test_where_nothing_runs_there_is_no_step(shared_room):
     done = run(shared_room, [at(0, *[ask(name, 1) for name in "abcde"])], sent="five arrive, for one token each")
     for call in done.of("step"):
-        fail("step is called although nothing runs", **done.facts(call, expected="prefills only"))
+        fail("step is called although nothing is running", **done.facts(call, expected="prefills only"))
 
 
 def test_what_is_made_is_given_at_once(shared_room):
@@ -277,8 +277,8 @@ def test_what_is_made_is_given_at_once(shared_room):
             # what is never given is another test's matter
             late = [name for name in call["owed"] if len(done.asks[name]["given"]) >= due(done, name)]
             before = "take" if call["call"] == "take" else "step"
-            expected = f"{', '.join(late)} given what was made, including errors"
-            mistake = f"what was made is not given before the next {before}"
+            expected = f"{', '.join(late)} given the results so far, including errors"
+            mistake = f"the results so far are not given before the next {before}"
             require(not late, mistake, **done.facts(call, expected=expected))
 
 
@@ -429,7 +429,7 @@ def test_without_a_seed_each_draws_anew(shared_room):
     first = run(shared_room, [at(0, *asks)], sent="a and b ask without a seed")
     again = run(shared_room, [at(0, *asks)], sent="a and b ask without a seed, twice")
     for name in "ab":
-        mistake = "without a seed, an answer draws the same again"
+        mistake = "without a seed, an answer draws the same tokens again"
         require(first.text(name) != again.text(name), mistake, sent=again.sent, got=first.text(name))
 
 
@@ -437,7 +437,7 @@ def test_the_options_reach_the_sequence(shared_room):
     plan = [at(0, ask("a", says="one two three four", stop=["three"]), ask("b", says="one two three four", limit=2))]
     plan += [at(1, ask("c", 8, draws=True, temperature=0.7, top_p=0.4, seed=3))]
     done = run(shared_room, plan, sent="a with stop, b with limit, c with temperature, top_p and seed")
-    says_as_alone(done, *"abc", mistake="the options do not all reach the Sequence")
+    says_as_alone(done, *"abc", mistake="not all options reach the Sequence")
     done = run(shared_room, [at(0, ask("a", 8, draws=True))], sent="a asks with a temperature of 0")
     says_as_alone(done, "a", mistake="a temperature of 0 does not reach the Sequence: 0 is not as if left out")
 
@@ -460,7 +460,7 @@ def test_the_limit_is_cut_to_what_is_left_of_the_window(shared_room):
     done = run(
         shared_room, plan, slots=6, window=20, sent="window 20; prompt and limit: " + str(list(lengths.values()))
     )
-    says_as_alone(done, *lengths, mistake="the limit is not cut to what is left of the window")
+    says_as_alone(done, *lengths, mistake="the limit is not reduced to what is left of the window")
 
 
 def test_a_prompt_that_fills_the_window_is_refused(shared_room):
@@ -476,17 +476,17 @@ def test_a_prompt_that_fills_the_window_is_refused(shared_room):
     for call in done.of("prefill"):
         mistake = "a refused request costs the slot model a call"
         require(call["ask"] not in ("b", "d"), mistake, **done.facts(call))
-    gets_its_answer(done, *"ac", mistake="a refused request disturbs the others")
+    gets_its_answer(done, *"ac", mistake="a refused request affects the others")
 
 
 def test_what_the_sequence_refuses_reaches_its_asker(shared_room):
     plan = [at(0, ask("a", 5), ask("b", no_such_option=1)), at(2, ask("c", seed="seven"), ask("d", 3))]
     done = run(shared_room, plan, sent="b with an option that Sequence does not have, c with seed='seven'")
     for name in "bc":
-        gets_its_error(done, name, "a refusal by `Sequence` does not reach its request")
+        gets_its_error(done, name, "when `Sequence` refuses a request, that request never gets the error")
     for call in done.of("prefill"):
         require(call["ask"] not in ("b", "c"), "a refused request costs the slot model a call", **done.facts(call))
-    gets_its_answer(done, *"ad", mistake="a refused request disturbs the others")
+    gets_its_answer(done, *"ad", mistake="a refused request affects the others")
 
 
 def test_what_is_refused_keeps_no_slot(shared_room):
@@ -525,7 +525,7 @@ def test_who_leaves_while_waiting_costs_no_prefill(shared_room):
     done = run(shared_room, plan, slots=1, sent="a runs, b, c and d wait; b and d leave")
     for name in "bd":
         is_not_run_again(done, name, "a request that left while it waited is prefilled")
-    gets_its_answer(done, *"ac", mistake="a request that leaves while it waits disturbs the others")
+    gets_its_answer(done, *"ac", mistake="a request that leaves while it waits affects the others")
 
 
 def test_who_leaves_in_the_same_list_costs_no_call(shared_room):
@@ -535,7 +535,7 @@ def test_who_leaves_in_the_same_list_costs_no_call(shared_room):
     for name in "acr":
         is_not_run_again(done, name, "a request that asks and leaves in the same list is prefilled")
         nothing_is_given(done, name, "something is given to a request that has left")
-    gets_its_answer(done, *"bds", mistake="a request that leaves at once disturbs the others")
+    gets_its_answer(done, *"bds", mistake="a request that leaves at once affects the others")
 
 
 def test_who_leaves_frees_its_slot_at_once(shared_room):
@@ -547,13 +547,13 @@ def test_who_leaves_frees_its_slot_at_once(shared_room):
 def test_one_who_leaves_disturbs_no_other(shared_room):
     plan = [at(0, ask("a", 9), ask("b", 9), ask("c", 9), ask("d", 5)), at(3, leave("a")), at(4, leave("c"))]
     done = run(shared_room, plan, slots=3, sent="a, b and c run, d waits; a and c leave")
-    gets_its_answer(done, *"bd", mistake="a request that leaves disturbs the others")
+    gets_its_answer(done, *"bd", mistake="a request that leaves affects the others")
 
 
 def test_a_leave_for_nobody_is_ignored(shared_room):
     plan = [at(0, leave("x"), ask("a", 8)), at(2, leave("nobody"), leave(0), leave(None))]
     done = run(shared_room, plan, sent="leaves with keys that no request has")
-    gets_its_answer(done, "a", mistake="a `leave` for an unknown key disturbs the running answers")
+    gets_its_answer(done, "a", mistake="a `leave` for an unknown key affects the running answers")
 
 
 def test_a_leave_for_an_answer_that_has_ended_is_ignored(shared_room):
@@ -563,7 +563,7 @@ def test_a_leave_for_an_answer_that_has_ended_is_ignored(shared_room):
     for call in done.of("prefill"):
         mistake = "a `leave` for an answer that has ended frees its slot a second time"
         require(call["over"] is None, mistake, **done.facts(call))
-    gets_its_answer(done, *"befg", mistake="a `leave` for an answer that has ended disturbs the others")
+    gets_its_answer(done, *"befg", mistake="a `leave` for an answer that has ended affects the others")
 
 
 def test_a_leave_for_an_answer_that_has_failed_is_ignored(shared_room):
@@ -572,7 +572,7 @@ def test_a_leave_for_an_answer_that_has_failed_is_ignored(shared_room):
     for call in done.of("prefill"):
         mistake = "a `leave` for an answer that has failed frees its slot a second time"
         require(call["over"] is None, mistake, **done.facts(call))
-    gets_its_answer(done, *"xbc", mistake="a `leave` for an answer that has failed disturbs the others")
+    gets_its_answer(done, *"xbc", mistake="a `leave` for an answer that has failed affects the others")
 
 
 def test_a_key_may_come_again(shared_room):
@@ -599,7 +599,7 @@ def test_a_key_may_come_again(shared_room):
         for name in set(done.asks) - {"x", newest}:
             if done.asks[name]["state"] == "left":
                 is_not_run_again(
-                    done, name, "an answer whose reader has left goes on when its key is used again", most=1
+                    done, name, "an answer whose reader has left keeps running when its key is used again", most=1
                 )
 
 
@@ -626,9 +626,7 @@ def test_any_hashable_is_a_key(shared_room):
     lost = [name for name in keys if not given[name] or "RuntimeError" not in given[name][-1].get("kinds", [])]
     if not set(lost) - set("abc"):  # where others get none either, that has a test of its own
         got = f"nothing for {[keys[name] for name in lost]}"
-        require(
-            not lost, "at the close, a running or waiting request does not get a RuntimeError", **done.facts(got=got)
-        )
+        require(not lost, "on close, a running or waiting request does not get a RuntimeError", **done.facts(got=got))
 
 
 # errors
@@ -639,9 +637,9 @@ def test_an_error_in_prefill_goes_to_that_answer_alone(shared_room):
     plan += [at(2, ask("d", fails=["ValueError", "bad ids"]), ask("e", 3))]
     done = run(shared_room, plan, sent="the prefills of b and d fail")
     for name in "bd":
-        gets_its_error(done, name, "an error in prefill does not reach its request")
-        is_not_run_again(done, name, "an answer whose prefill has failed goes on")
-    gets_its_answer(done, *"ace", mistake="an error in prefill disturbs the others")
+        gets_its_error(done, name, "an error in prefill does not reach the request it belongs to")
+        is_not_run_again(done, name, "an answer whose prefill has failed keeps running")
+    gets_its_answer(done, *"ace", mistake="an error in prefill affects the others")
 
 
 def test_after_an_error_in_prefill_its_slot_is_free(shared_room):
@@ -659,8 +657,10 @@ def test_an_error_in_step_goes_to_those_that_were_in_it(shared_room):
     fails = {3: ["OutOfMemory", "the third step failed"]}
     done = run(shared_room, plan, slots=2, fails=fails, sent="a and b run, c waits; the third step fails")
     for name in "abc":
-        gets_its_error(done, name, "an error in step does not reach all answers that were in it")
-        is_not_run_again(done, name, "an answer whose step has failed goes on", most=99 * (name not in failed(done)))
+        gets_its_error(done, name, "an error in step does not reach every answer in that step")
+        is_not_run_again(
+            done, name, "an answer whose step has failed keeps running", most=99 * (name not in failed(done))
+        )
         reached = [out for out in done.asks[name]["given"] if out.get("raised") == "OutOfMemory"]
         require(
             not reached or name in failed(done),
@@ -694,12 +694,12 @@ def test_at_the_close_all_get_a_runtime_error(shared_room):
     for name in "abc":
         given = done.asks[name]["at_close"]
         closed = bool(given) and "RuntimeError" in given[-1].get("kinds", [])
-        mistake = "at the close, a running or waiting request does not get a RuntimeError"
+        mistake = "on close, a running or waiting request does not get a RuntimeError"
         got = said(given[-1]) if given else "nothing"
         require(closed, mistake, sent=f"{done.sent}; here {name}", expected="RuntimeError", got=got)
         errors = [out for out in given if "raised" in out]
         require(len(errors) == 1, "an error is given twice", sent=f"{done.sent}; here {name}", got=len(errors))
-    nothing_is_given(done, "d", "at the close, something is given to a request that has left", closed=True)
+    nothing_is_given(done, "d", "on close, something is given to a request that has left", closed=True)
 
 
 def test_at_the_close_who_has_ended_gets_nothing_more(shared_room):
@@ -707,7 +707,7 @@ def test_at_the_close_who_has_ended_gets_nothing_more(shared_room):
     for sent, plan in plans:
         done = run(shared_room, plan, sent=f"a has ended, {sent}; take returns None")
         given = done.asks["a"]["at_close"]
-        mistake = "at the close, an answer that has ended is given something"
+        mistake = "on close, something is given to an answer that has already ended"
         require(not given, mistake, **done.facts(got="; ".join(map(said, given))))
 
 
@@ -723,7 +723,7 @@ def test_after_the_close_nothing_is_called(shared_room):
             later = [call for call in done.calls[done.calls.index(closed[0]) + 1 :] if call["call"] != "give"]
             require(not later, "after take has returned None, the loop goes on", **done.facts(got=shown(done)))
         raised = done.outcome.get("raised")
-        mistake = "at the close, run raises instead of returning"
+        mistake = "on close, run raises instead of returning"
         require(raised is None, mistake, **done.facts(got=done.outcome.get("said"), where=done.outcome.get("where")))
 
 

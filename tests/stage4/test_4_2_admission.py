@@ -504,7 +504,7 @@ async def without_a_body(answer, inside):
             await until(client._task.done)
             if not client._task.done():
                 hall.told = {"pair": ["", ""], "when": "a request too many, whose body does not arrive"}
-                hall.told |= {"expected": "its call ends", "got": f"{client.status}, and its call goes on"}
+                hall.told |= {"expected": "its call ends", "got": f"{client.status}, and its call keeps running"}
     return hall.told
 
 
@@ -564,9 +564,9 @@ ENDS = {
     "answers": answers_and_returns,
     "returns": returns,
     "raises": fails,
-    "raises in mid-answer": fails_in_a_stream,
+    "raises mid-answer": fails_in_a_stream,
     "is cancelled": is_cancelled,
-    "is cancelled in mid-answer": is_cancelled_in_a_stream,
+    "is cancelled mid-answer": is_cancelled_in_a_stream,
     "raises a CancelledError": fails_like_a_cancellation,
     "ends after its client has left": is_left_and_returns,
 }
@@ -671,7 +671,7 @@ async def after_leaving(answer, inside):
 
 
 async def cleaning_up(answer, inside):
-    """A call of the app that is cancelled, and does something in the end."""
+    """A call to the app that is cancelled, and does something in the end."""
     async with Hall(answer, 1, 2) as hall:
         a = hall.come("A")
         hall.come("B")
@@ -713,7 +713,7 @@ async def never_cancelled(answer, inside):
                 client.give(DISCONNECT)
                 await turns(TURNS)
                 await asyncio.sleep(0.02)
-                case = "its client leaves" + (" in mid-answer" if order else "")
+                case = "its client leaves" + (" mid-answer" if order else "")
                 case += ", of a request that had waited" if had_waited else ""
                 found[case] = client.cancelled or client.place != APP
             if hall.told:
@@ -1070,7 +1070,7 @@ SCOPES = {
     "a request": http(PATH, method="POST"),
     "a request for another path": http("/health", method="POST"),
     "a WebSocket": websocket(PATH),
-    "the server's start and end (lifespan)": {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}},
+    "the server's start-up and shutdown (lifespan)": {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}},
 }
 
 
@@ -1226,7 +1226,7 @@ async def errors(answer, inside):
                     hall.clients["A"].answer()
                     await hall.stand("A's answer ends", runs="B")
                 client.do(order)
-                case = "in mid-answer" if order is fails_in_a_stream else "before its response"
+                case = "mid-answer" if order is fails_in_a_stream else "before its response"
                 case += f" a {kinds[order]}" if order in kinds else ""
                 case += ", for a request that had waited" if had_waited else ""
                 found[case] = await raised(client)
@@ -1398,7 +1398,7 @@ SENTENCES = {
     (REFUSED, APP): "more than max_running requests are in the app at the same time",
     (REFUSED, WAITS): "one request too many is not refused at once",
     (GONE, APP): "a request whose client has left is in the app",
-    (APP, GONE): "a call of the app has ended too early",
+    (APP, GONE): "a call to the app has ended too early",
     ("order", "order"): "waiting requests are not served in the order in which they arrived",
     (REFUSED, BOTH): "the app is called for a refused request",
 }
@@ -1418,7 +1418,7 @@ def require_told(told, mistakes=None):
     if isinstance(mistakes, str) and LOST not in pair[1]:
         sentence = mistakes
     elif LOST in pair[1]:
-        sentence = "a request's call ends without a response and without the app"
+        sentence = "a request's call ends without a response and without calling the app"
     else:
         known = SENTENCES | (mistakes if isinstance(mistakes, dict) else {})
         sentence = known.get(pair, f"a request is {pair[1]}, but should be {pair[0]}")
@@ -1446,7 +1446,7 @@ def test_the_next_goes_in_when_a_place_is_free(shared_room):
 def test_a_place_that_is_handed_on_is_counted(shared_room):
     mistakes = {
         (WAITS, REFUSED): "a request whose turn has come still counts as waiting",
-        (WAITS, APP): "a place that is handed on counts as free, too",
+        (WAITS, APP): "a place that is handed over counts as free, too",
     }
     play(shared_room, handed_on, mistakes)
 
@@ -1512,7 +1512,7 @@ def test_a_newcomer_overtakes_nobody(shared_room):
 def test_waiting_has_no_time_limit(shared_room):
     mistake = "a request does not wait until its turn comes: it gives up after some time"
     play(
-        shared_room, patience, {(WAITS, REFUSED): mistake, (APP, GONE): "a call of the app is cut off after some time"}
+        shared_room, patience, {(WAITS, REFUSED): mistake, (APP, GONE): "a call to the app is cut off after some time"}
     )
 
 
@@ -1535,7 +1535,8 @@ def test_a_refusal_comes_at_once(shared_room):
     require(
         place == REFUSED,
         "a refusal is not sent at once: the request waits for some time first",
-        sent="max_running=1, max_waiting=1; A and B come, then C; the event loop keeps running, its clock stands still",
+        sent="max_running=1, max_waiting=1; A and B arrive, then C;"
+        " the event loop keeps running, but its clock stands still",
         expected=f"C {REFUSED}",
         got=f"C {place}",
     )
@@ -1568,7 +1569,7 @@ def test_a_refusal_is_a_whole_response(shared_room):
             seen["ended"] and seen["error"] is None,
             "the call of a refused request does not return",
             sent=how,
-            expected="it returns when the response is sent",
+            expected="it returns when the response has been sent",
             got=seen["error"] or "it goes on",
         )
 
@@ -1590,7 +1591,7 @@ def test_a_refusal_says_overloaded(shared_room):
         except ValueError:
             fail("the body of a refusal is not JSON", **facts)
         error = data.get("error") if isinstance(data, dict) else None
-        require(isinstance(error, dict), "a refusal's body has no object `error`", **facts)
+        require(isinstance(error, dict), "a refusal's body has no `error` object", **facts)
         require(set(data) == {"error"}, "a refusal's body contains more than `error`", **facts)
         require(
             set(error) == {"message", "type", "param", "code"},
@@ -1633,32 +1634,32 @@ def test_a_refusal_does_not_wait_for_the_body(shared_room):
 
 def play_ending(room, how, mistake):
     mistakes = {(APP, WAITS): mistake, (APP, REFUSED): mistake}
-    mistakes[WAITS, APP] = "a call's end gives more than one place back"
+    mistakes[WAITS, APP] = "the end of a call gives more than one place back"
     cancelled = how.startswith("is cancelled")
     mistakes[GONE, APP] = (
         "a cancellation does not reach the app"
         if cancelled
-        else "a call of the app goes on although it should have ended"
+        else "a call to the app keeps running although it should have ended"
     )
     play(room, endings, mistakes, how=how)
 
 
 def test_an_answers_end_gives_its_place_back(shared_room):
-    play_ending(shared_room, "answers", "an answer's end does not give its place back")
+    play_ending(shared_room, "answers", "the end of an answer does not give its place back")
 
 
 def test_a_call_that_sends_nothing_gives_its_place_back(shared_room):
-    play_ending(shared_room, "returns", "a call of the app that sends nothing does not give its place back")
+    play_ending(shared_room, "returns", "a call to the app that sends nothing does not give its place back")
 
 
 def test_an_error_gives_its_place_back(shared_room):
-    for how in ("raises", "raises in mid-answer"):
+    for how in ("raises", "raises mid-answer"):
         play_ending(shared_room, how, "an error in the app does not give its place back")
 
 
 def test_a_cancellation_gives_its_place_back(shared_room):
-    for how in ("is cancelled", "is cancelled in mid-answer", "raises a CancelledError"):
-        play_ending(shared_room, how, "a call of the app that is cancelled does not give its place back")
+    for how in ("is cancelled", "is cancelled mid-answer", "raises a CancelledError"):
+        play_ending(shared_room, how, "a call to the app that is cancelled does not give its place back")
 
 
 def test_an_end_after_the_client_has_left_gives_its_place_back(shared_room):
@@ -1667,7 +1668,7 @@ def test_an_end_after_the_client_has_left_gives_its_place_back(shared_room):
 
 
 def test_a_place_is_given_back_once(shared_room):
-    twice = "a call's end gives more than one place back"
+    twice = "the end of a call gives more than one place back"
     play(shared_room, given_back_once, {(WAITS, APP): twice})
 
 
@@ -1682,7 +1683,7 @@ def test_leaving_gives_no_place_back(shared_room):
 
 
 def test_a_cancelled_call_keeps_its_place_to_its_end(shared_room):
-    mistake = "a cancelled call of the app gives its place back before it has ended"
+    mistake = "a cancelled call to the app gives its place back before it has ended"
     play(
         shared_room,
         cleaning_up,
@@ -1695,7 +1696,7 @@ def test_the_app_is_never_cancelled(shared_room):
         require(
             not cancelled,
             "the app's call is cancelled: the app decides what to do when its client leaves",
-            sent=f"a request runs, and {case}",
+            sent=f"a request is running, and {case}",
             expected="the app keeps working",
             got="it was cancelled, or has ended",
         )
@@ -1765,7 +1766,7 @@ def test_what_is_sent_while_waiting_reaches_the_app(shared_room):
         require(
             same,
             "what a client sends while it waits does not reach the app complete and in order",
-            sent=f"a request that waits, with {case}",
+            sent=f"a waiting request, with {case}",
             expected=sent,
             got=got,
         )
@@ -1914,7 +1915,7 @@ def test_behind_a_real_server(room):
     require(
         room.notes()["entered"] == ["A", "C", "E"],
         "on a real server, a client that left while it waited still reaches the app",
-        sent="A runs; B and C wait; B's client leaves; E comes",
+        sent="A runs; B and C wait; B's client leaves; E arrives",
         expected="A C E",
         got=" ".join(room.notes()["entered"]),
     )

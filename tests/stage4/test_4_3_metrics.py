@@ -558,7 +558,7 @@ def playing(room, scene, kind, **arguments):
     except Raised as raised:
         if "Duplicated timeseries" in raised.error["message"]:
             fail(
-                "the metrics are created in a registry that all share: a second MeasuredChat fails",
+                "the metrics are created in a shared registry: a second MeasuredChat fails",
                 sent="two MeasuredChats, each with its own registry",
                 got=raised.error["said"],
                 where=raised.error["where"],
@@ -572,7 +572,7 @@ def end_of(found, key="a"):
     if isinstance(end, dict):
         return f"{end['raised']}: {end['message']}"
     words = {"end": "the end", "left": "the reader has left", "cancelled": "CancelledError"}
-    return words.get(end, "nothing: it goes on waiting")
+    return words.get(end, "nothing: it keeps waiting")
 
 
 # the tests: what passes through
@@ -618,7 +618,7 @@ def test_the_arguments_reach_the_inner_chat(shared_room):
             sent = "chat(messages" + "".join(f", {name}={value!r}" for name, value in options.items()) + ")"
             end = found.readings["a"]["end"]
             if isinstance(end, dict) and end["raised"] == "TypeError":
-                mistake = "chat, or its call of the inner chat, does not have the arguments of exercise 3.6"
+                mistake = "chat, or its call to the inner chat, does not have the arguments of exercise 3.6"
                 fail(mistake, sent=sent, expected="each option", got=end_of(found), where=end["where"])
             require(
                 len(found.calls) == 1,
@@ -675,7 +675,7 @@ def test_each_object_comes_as_soon_as_it_is_there(shared_room):
             found.readings["a"]["kept"] is False,
             "an object is held back until the inner answer goes on",
             sent=found.sent,
-            expected="each object as soon as the inner answer has given it",
+            expected="each object as soon as the inner answer has yielded it",
             got="the reader waits, although there is one",
         )
 
@@ -690,7 +690,7 @@ def test_an_error_reaches_the_reader(shared_room):
                     came = isinstance(raised, dict) and raised["raised"] == error and raised["message"] == message
                     require(
                         came,
-                        "an error of the inner chat does not reach the reader unchanged",
+                        "an error in the inner chat does not reach the reader unchanged",
                         sent=found.sent,
                         expected=f"{error}: {message}",
                         got=end_of(found),
@@ -788,7 +788,7 @@ def test_who_leaves_after_the_finish_reason_is_not_cancelled(shared_room):
             for found in played(shared_room, gives("Hi"), gives("", 0, reason), leaves):
                 found.require_outcomes(
                     {reason: 1},
-                    "a reader who leaves after the object with the finish_reason is not counted by that reason",
+                    "a reader who leaves after the object with the finish_reason is not counted under that reason",
                 )
 
 
@@ -798,7 +798,7 @@ def test_each_answer_counts_once(shared_room):
             requests, seconds = sum(found.outcomes().values()), found.value(f"{WHOLE}_count")
             require(
                 max(requests, seconds) <= 1,  # whether it counts at all is other tests' concern
-                "an answer counts more than once",
+                "an answer is counted more than once",
                 sent=f"{found.sent} ({what}, then aclose() twice)",
                 expected=f"{REQUESTS} 1 in all, {WHOLE}_count 1",
                 got=f"{REQUESTS} {requests:g} in all, {WHOLE}_count {seconds:g}",
@@ -960,17 +960,19 @@ def test_the_last_object_may_have_the_first_text(shared_room):
     for found in played(shared_room, gives("Hi", 2.0, "length"), ends()):
         found.require(f"{FIRST}_count", 1, "text in an answer's last object is not counted as a first token")
         found.require(f"{FIRST}_sum", 2.0, "text in an answer's last object is not counted as a first token")
-        found.require(f"{BETWEEN}_count", 0, "inter-token latency is observed for an answer with only one text")
+        found.require(
+            f"{BETWEEN}_count", 0, "inter-token latency is observed for an answer with text in only one object"
+        )
 
 
 def test_a_text_of_blanks_is_a_text(shared_room):
-    mistake = "a text of nothing but spaces is taken for no text"
+    mistake = "text of nothing but spaces is treated as no text"
     for found in played(shared_room, gives(" ", 0.5), gives("\n", 1.0), gives("Hi", 2.0, "stop"), ends()):
         found.require(f"{BETWEEN}_count", 2, mistake)
 
 
 def test_a_time_of_0_is_a_time(shared_room):
-    mistake = "a time of 0.0 is taken for no time"
+    mistake = "a time of 0.0 is treated as no time"
     for before in (0.0, 0.5):
         timeline = [gives("Hi", before), gives(" there", 2.0), gives("!", 4.0, "stop"), ends()]
         for found in played(shared_room, *timeline, at=-before):
@@ -1000,14 +1002,14 @@ def test_inter_token_latency(shared_room):
     gaps = (2**-11, 3.0, 6.0)  # the first is below the lowest edge that there has to be
     timeline = [gives("Hi", 0.5), *(gives(" there", gap) for gap in gaps), gives("", 0, "stop"), ends()]
     for found in played(shared_room, *timeline):
-        found.require(f"{BETWEEN}_count", 3, "inter-token latency is not observed between every two texts")
-        found.require(f"{BETWEEN}_sum", sum(gaps), "inter-token latency is not the time between every two texts")
+        found.require(f"{BETWEEN}_count", 3, "inter-token latency is not observed from each text to the next")
+        found.require(f"{BETWEEN}_sum", sum(gaps), "inter-token latency is not the time from each text to the next")
         for labels, value in found.values(f"{BETWEEN}_bucket"):
             edge = float(labels["le"])
             if all(abs(gap - edge) > 1e-6 for gap in gaps):
                 require(
                     value == sum(gap < edge for gap in gaps),
-                    "inter-token latency is not observed for each pair of texts separately",
+                    "inter-token latency is not observed separately for each interval between texts",
                     sent=found.sent,
                     expected=f"{sum(gap < edge for gap in gaps)} of up to {edge:g} s",
                     got=f"{value:g}",
@@ -1017,14 +1019,14 @@ def test_inter_token_latency(shared_room):
 def test_inter_token_latency_skips_objects_without_text(shared_room):
     timeline = [gives("", 0.5), gives("Hi", 0.5), gives("", 1.0), gives(" there", 2.0), gives("", 4.0, "stop"), ends()]
     for found in played(shared_room, *timeline):
-        found.require(f"{BETWEEN}_count", 1, "inter-token latency is observed at objects without text")
+        found.require(f"{BETWEEN}_count", 1, "inter-token latency is observed for objects without text")
         found.require(f"{BETWEEN}_sum", 3.0, "inter-token latency begins or ends at an object without text")
 
 
 def test_a_slow_readers_time_counts(shared_room):
     for found in played(shared_room, gives("Hi"), ["pause", 4.0], gives(" there", 0.5), gives("", 0, "stop"), ends()):
         found.require(f"{BETWEEN}_sum", 4.5, "the time that a slow reader takes is left out of the inter-token latency")
-        found.require(f"{WHOLE}_sum", 4.5, "the time that a slow reader takes is left out of the request's seconds")
+        found.require(f"{WHOLE}_sum", 4.5, "the time that a slow reader takes is left out of the request's duration")
     # both objects are there before the reader asks: the time of an object is when it is handed out
     timeline = [["asks", "a"], ready("Hi"), ready(" there"), ["receive", "a"], ["pause", 4.0], ["receive", "a"]]
     for found in played(shared_room, *timeline, gives("", 0, "stop"), ends()):
@@ -1033,8 +1035,8 @@ def test_a_slow_readers_time_counts(shared_room):
 
 def test_request_seconds(shared_room):
     for found in played(shared_room, ["pause", 8.0], gives("Hi", 0.5), gives("", 1.0 + 2**-11, "stop"), ends()):
-        found.require(f"{WHOLE}_count", 1, "a request's seconds are not observed exactly once for an answer")
-        found.require(f"{WHOLE}_sum", 1.5 + 2**-11, "a request's seconds do not run from the call to the end")
+        found.require(f"{WHOLE}_count", 1, "a request's duration is not observed exactly once for an answer")
+        found.require(f"{WHOLE}_sum", 1.5 + 2**-11, "a request's duration does not run from the call to the end")
 
 
 def test_request_seconds_count_whatever_the_outcome(shared_room):
@@ -1046,10 +1048,10 @@ def test_request_seconds_count_whatever_the_outcome(shared_room):
         "is abandoned before its first object": [cancels(4.5)],
     }.items():
         for found in played(shared_room, *timeline):
-            found.require(f"{WHOLE}_count", 1, f"the seconds of an answer that {what} are not observed")
-            found.require(f"{WHOLE}_sum", 4.5, f"the seconds of an answer that {what} do not run to its end")
+            found.require(f"{WHOLE}_count", 1, f"the duration of an answer that {what} is not observed")
+            found.require(f"{WHOLE}_sum", 4.5, f"the duration of an answer that {what} does not run to its end")
     for found in played(shared_room, refuses()):
-        found.require(f"{WHOLE}_count", 1, "the seconds of a request whose chat raises are not observed")
+        found.require(f"{WHOLE}_count", 1, "the duration of a request whose chat raises is not observed")
 
 
 def test_without_a_clock_it_is_perf_counter(shared_room):
@@ -1082,8 +1084,8 @@ def test_the_buckets_reach_from_1_ms_to_10_s(shared_room):
             found.require_metric(name)
             edges = sorted({float(labels["le"]) for labels, _ in found.values(f"{name}_bucket")} - {float("inf")})
             for low, high, mistake in (
-                (0.001, 0.002, "a histogram has no bucket boundary from 1 ms to below 2 ms"),
-                (10.0, 30.0, "a histogram has no bucket boundary from 10 s to below 30 s"),
+                (0.001, 0.002, "a histogram has no bucket boundary from 1 ms up to 2 ms"),
+                (10.0, 30.0, "a histogram has no bucket boundary from 10 s up to 30 s"),
             ):
                 require(
                     any(low <= edge < high for edge in edges),
@@ -1104,7 +1106,7 @@ def test_there_is_no_label_but_outcome(shared_room):
                 not others,
                 "a metric has a label other than outcome",
                 sent=name,
-                expected="only outcome, at llm_requests_total: each value of a label is one more series to keep",
+                expected="only outcome, on llm_requests_total: each value of a label is one more series to keep",
                 got=", ".join(sorted(others)),
             )
             outcome = labels.get("outcome")
@@ -1155,7 +1157,7 @@ def test_answers_at_once_do_not_mix(shared_room):
     timeline += [ends(key="one"), ends(key="two")]
     for found in played(shared_room, *timeline):
         require_no_waiting(found)
-        mistake = "concurrent answers mix: data of one answer is stored where all of them share it (in self?)"
+        mistake = "concurrent answers get mixed up: data of one answer is stored where all of them share it (in self?)"
         found.require_outcomes({"stop": 1, "length": 1}, mistake)
         found.require(COMPLETION, 7, mistake)
         found.require(PROMPT, 30, mistake)
@@ -1173,7 +1175,7 @@ def require_no_waiting(found):
         kept == 0,
         "answers wait for each other",
         sent=found.sent,
-        expected="each object as soon as its inner answer has given it",
+        expected="each object as soon as its inner answer has yielded it",
         got=f"{kept} readers wait, although there is an object for each",
     )
 

@@ -417,7 +417,7 @@ def test_a_slot_that_is_used_again_forgets(shared_room):
     calls += [["step", [0, 1], [id, id + 1]] for id in range(4)]
     calls += [["prefill", 0, [9, 3]], ["step", [0, 1], [5, 6]], ["prefill", 1, drawn_ids(7, 8)]]
     calls += [["step", [0, 1], [id, id + 2]] for id in range(26)]
-    says = "a slot that is filled again still knows its old contents"
+    says = "a slot that is filled again still remembers its old contents"
     compare_with_alone(shared_room, says, calls, slots=2)
     calls = [["prefill", 0, drawn_ids(8, 7)], ["prefill", 0, [9, 3]], ["step", [0], [5]], ["step", [0], [6]]]
     compare_with_alone(shared_room, "a full slot cannot be used again", calls, slots=2, window=8)
@@ -453,10 +453,10 @@ def test_from_any_thread(shared_room):
 WRONG = [
     ("an unknown slot", ["prefill", 4, [1]]),
     ("a slot below 0", ["prefill", -1, [1]]),
-    ("a prefill of no ids", ["prefill", 1, []]),
-    ("a prefill of no ids", ["prefill", 3, []]),
-    ("a prefill of more ids than the window has", ["prefill", 1, [1] * 9]),
-    ("a prefill of more ids than the window has", ["prefill", 3, [1] * 9]),
+    ("a prefill with no ids", ["prefill", 1, []]),
+    ("a prefill with no ids", ["prefill", 3, []]),
+    ("a prefill with more ids than fit in the window", ["prefill", 1, [1] * 9]),
+    ("a prefill with more ids than fit in the window", ["prefill", 3, [1] * 9]),
     ("an unknown slot", ["step", [0, 4], [1, 1]]),
     ("a slot below 0", ["step", [0, -4], [1, 1]]),
     ("a slot that is named twice", ["step", [1, 0, 1], [1, 1, 1]]),
@@ -517,7 +517,7 @@ def test_a_step_is_one_pass(shared_room):
     # an attention may be made in another way for more slots, but not with one product more for each of them
     require(
         counts[MANY] - counts[FEW] < MANY - FEW,
-        "a step makes more matrix products when it names more slots",
+        "a step computes more matrix products when it is given more slots",
         sent=f"a step for {FEW} slots, and one for {MANY}",
         expected=f"as many matrix products in both: {counts[FEW]}",
         got=counts[MANY],

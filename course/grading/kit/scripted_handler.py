@@ -47,7 +47,7 @@ class Model(Steps):
             len(talks) == number,
             "the handler is not called exactly once for each prompt",
             sent=sent,
-            got=f"{len(talks)} calls of generate for {number} prompts",
+            got=f"{len(talks)} calls to generate for {number} prompts",
         )
         talk = talks[-1]
         require(

@@ -100,7 +100,7 @@ class Client:
         try:
             frame = json.loads(text)
         except ValueError:
-            fail("a frame is not JSON: let send_json or json.dumps write it", got=text)
+            fail("a frame is not JSON: use send_json or json.dumps", got=text)
         if not isinstance(frame, dict):
             fail("a frame is not a JSON object", got=text)
         return frame

@@ -1,4 +1,4 @@
-# caught by: test_streams_do_not_wait_for_each_other | says: streams mix
+# caught by: test_streams_do_not_wait_for_each_other | says: streams get mixed up
 import asyncio
 import json
 

@@ -1,4 +1,4 @@
-# caught by: test_a_prompt_during_an_answer_waits_its_turn, test_after_stop_the_next_prompts_are_answered | says: the answers mix
+# caught by: test_a_prompt_during_an_answer_waits_its_turn, test_after_stop_the_next_prompts_are_answered | says: the answers get mixed up
 import asyncio
 import json
 
