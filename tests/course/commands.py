@@ -14,7 +14,7 @@ from course.manifest import ROOT
 def course(*arguments, **environment):
     """The completed process of `course ...`, with what it printed as text."""
     return subprocess.run(
-        [sys.executable, "-m", "course.cli", *arguments],
+        [sys.executable, "-m", "course", *arguments],
         capture_output=True,
         encoding="utf-8",
         stdin=subprocess.DEVNULL,
