@@ -212,7 +212,7 @@ def test_returns_a_measurement(shared_room):
     )
     require(
         seen.too_many == 0,
-        "one request too many was sent: each client sends one, with none before",
+        "one request too many was sent: each client sends exactly one, with no warm-up",
         sent=seen.sent,
         expected="1 request",
         got=f"{1 + seen.too_many} requests",
@@ -348,7 +348,7 @@ def test_requests_do_not_mix(shared_room):
             field,
             4.0,
             "inter-token latency is wrong: it is the time between token events of one request",
-            [(2.0, "the tokens of different requests are mixed: take the intervals within each request")],
+            [(2.0, "tokens from different requests are mixed: measure the intervals within each request")],
         )
 
 
@@ -379,13 +379,13 @@ def require_p50_and_p95(seen, name, values, what):
     below, share = divmod(0.95 * (count - 1), 1)
     between = values[int(below)] + share * (values[int(below) + 1] - values[int(below)])
     got = seen.values[f"{name}_p95_s"]
-    mistake = f"p95 is wrong: it is the smallest value that 95 % of all {what} do not exceed"
+    mistake = f"p95 is wrong: it is the smallest value that 95% of all {what} do not exceed"
     if _is(got, values[-1]):
-        mistake = f"p95 is the largest value: 95 % of all {what} do not exceed a smaller one"
+        mistake = f"p95 is the largest value: 95% of all {what} do not exceed a smaller one"
     elif type(got) is float and got > rank:
-        mistake = f"p95 is too large: 95 % of all {what} do not exceed a smaller value"
+        mistake = f"p95 is too large: 95% of all {what} do not exceed a smaller value"
     elif type(got) is float and got < rank:
-        mistake = f"p95 is too small: more than 5 % of all {what} are larger"
+        mistake = f"p95 is too small: more than 5% of all {what} are larger"
     require(
         _is(got, rank) or _is(got, between),
         mistake,
@@ -522,7 +522,7 @@ def test_tokens_of_failed_requests_count(shared_room):
 
 
 def test_silence_is_no_error(shared_room):
-    sent = f"one request; {SILENCE_S:g} s until the headers and a token, and as long until the rest"
+    sent = f"one request; {SILENCE_S:g} s until the headers and a token, and just as long until the rest"
     with Lockstep(shared_room, measuring_in_silence, clients=1) as lockstep:
         for arrived in lockstep.arrivals(1):
             for data in (STREAM + chunk(token("a")), chunk(token("b"), done(2)) + END):

@@ -10,8 +10,8 @@ from course.grading.mistakes import fail, require
 
 MOST_AFTER = 2
 """Steps that the model may make after its reader has left, not counting the one in progress."""
-MIXED = "concurrent answers get mixed up: data of one answer is stored where all of them share it (in self?)"
-WAITS = "a reader cannot leave until the model continues: leaving never finished while the model was paused"
+MIXED = "concurrent answers get mixed up: one answer's data is stored where all of them share it (in self?)"
+WAITS = "a reader cannot leave until the model continues: closing the stream never finished while the model was paused"
 GONE = "the reader is gone at once, and the model stops a step later"
 
 
@@ -47,7 +47,7 @@ def does_not_stream(talk, number, count, must, last_count):
     reader = talk.look(number)
     facts = {
         "sent": talk.as_call(reader["ask"]),
-        "expected": f"{must!r} has come out by the time the model is paused after {count} tokens",
+        "expected": f"{must!r} has arrived by the time the model is paused after {count} tokens",
     }
     if came_late:
         mistake = "the stream lags: complete text is held back while the model is working"

@@ -122,7 +122,7 @@ class Stream:
         try:
             self._connection.connect()
         except ConnectionRefusedError:
-            raise room.broken(f"{self.what}: the server no longer takes connections") from None
+            raise room.broken(f"{self.what}: the server no longer accepts connections") from None
         self._socket = self._connection.sock
         self.port = self._socket.getsockname()[1]
         headers = {"content-type": "application/json", **(headers or {})}
