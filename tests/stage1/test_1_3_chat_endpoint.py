@@ -233,10 +233,10 @@ def health_answers(room, http, when, before):
         )
     reply = health.reply()
     if reply.status != 200:
-        fail(f"/health is not 200 while {when}", **http.facts(reply))
+        fail(f"/health does not return 200 while {when}", **http.facts(reply))
     require(
         reply.data == before.data,
-        f"/health returns something else while {when}",
+        f"/health returns the wrong answer while {when}",
         expected=str(before),
         **http.facts(reply),
     )
@@ -352,7 +352,7 @@ def test_two_apps_do_not_mix(room):
             f"{name} asks the model of {name} with the tokenizer of {name}" in reply.text,
             "two apps in one program share state: keep an app's model and chat in create_app, not in the module",
             sent=f'create_app is called twice; to app {name}: {{"text": "hi"}}',
-            expected=f"the chat of app {name} gets what the load of app {name} returned",
+            expected=f"app {name}'s chat gets what app {name}'s load returned",
             got=str(reply),
         )
 
@@ -626,7 +626,7 @@ def test_after_an_error_the_next_request_is_answered(room):
     health = http.get("/health")
     require(
         (health.status, health.data) == (before.status, before.data),
-        "after an error in chat, /health returns something else",
+        "after an error in chat, /health returns the wrong answer",
         expected=str(before),
         **http.facts(health),
     )

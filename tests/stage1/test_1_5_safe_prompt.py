@@ -293,7 +293,7 @@ def require_only_the_templates_controls(sent, result):
     if result["text"] == expected["text"]:
         require(
             result["pieces"] == expected["pieces"],
-            "control ids are misplaced: where a message only spells them out, not where the template writes them",
+            "control ids are misplaced: they are in messages that only spell them out, not where the template has them",
             **facts,
         )
 

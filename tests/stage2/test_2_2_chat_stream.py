@@ -165,7 +165,7 @@ def test_each_piece_is_an_event(shared_room):
     first = found[0]
     require(
         first.name == "",
-        "a piece is an event with a name: a browser's onmessage only gets events without one",
+        "a piece is sent as a named event: a browser's onmessage only gets events without a name",
         expected='data: {"token": "Hello"}\n\n',
         got=str(first),
     )
@@ -258,7 +258,7 @@ def test_done_says_how_many_pieces_there_were(shared_room):
         require(
             isinstance(data, dict) and type(data.get("pieces")) is int and data["pieces"] == count,
             mistake if prompt == "first" else f"{mistake}: count each answer from 0",
-            sent=f"{count} pieces in the {prompt} answer of this app",
+            sent=f"{count} pieces in this app's {prompt} answer",
             expected=f'data: {{"pieces": {count}}}',
             got=f"data: {done[0].data}",
         )
@@ -384,7 +384,7 @@ def test_streams_do_not_wait_for_each_other(shared_room):
             shared_room.turns()  # says so if the event loop is blocked
             raise shared_room.hung(
                 "one stream waits for another: the second client got no answer while the first one's model was paused",
-                expected="pieces for each client as its own model makes them",
+                expected="each client gets its pieces as its own model produces them",
             )
         whole(shared_room, second)
     model.let("first", None)
@@ -594,7 +594,7 @@ def test_the_model_stops_when_the_client_left_early(room):
         lambda: model.talk("hi")["left"],
         "the client left before the first piece, but the handler was never told",
         WAIT_S,
-        expected="close what generate returned (aclose), even if no stream ever begins",
+        expected="close what generate returned (aclose), even if no stream ever starts",
     )
 
 

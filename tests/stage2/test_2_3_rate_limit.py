@@ -321,10 +321,10 @@ def test_a_refused_request_costs_the_model_nothing(shared_room):
 
 SAME_CLIENT = {
     "a query": {"path": "/chat_stream?session=2"},
-    "another User-Agent": {"headers": {"user-agent": "another/2.0"}},
+    "a different User-Agent": {"headers": {"user-agent": "another/2.0"}},
     "a cookie": {"headers": {"cookie": "session=2"}},
     "an API key": {"headers": {"authorization": "Bearer 2", "x-api-key": "2"}},
-    "another prompt": {"body": {"prompt": "something else"}},
+    "a different prompt": {"body": {"prompt": "something else"}},
 }
 """What may differ between requests from one address."""
 
@@ -685,7 +685,7 @@ def test_two_apps_on_one_redis_share_a_count(shared_room, another_room, redis, n
     )
     require(
         (let_in, refused) == (1, len(streams) - 1),
-        "the limit is wrong for concurrent requests: admit exactly as many as it allows, and answer the others with 429",
+        "the limit is wrong for concurrent requests: admit exactly as many as it allows, and answer the rest with 429",
         sent=sent,
         expected=f"1 is admitted, {len(streams) - 1} get 429",
         got=f"{let_in} are admitted, {refused} get 429",

@@ -120,7 +120,7 @@ def next_frame(client, mistake, **facts):
     return frame
 
 
-def answers(client, count=1, what="the answer to the prompt never reached its end"):
+def answers(client, count=1, what="the answer to the prompt never finished"):
     """The frames up to the `done` of so many answers: a list for each, `done` included."""
     found = [[]]
     while len(found) <= count:
@@ -536,7 +536,7 @@ def stop_later(client, model, prompt, frames, unheard):
     if NEXT not in frames:
         client.send(NEXT)
     sent = f"an answer that was stopped, then another prompt, and {json.dumps(frames)}"
-    stopped, whole = answers(client, 2, "after a later stop, no done or no further answer arrives")
+    stopped, whole = answers(client, 2, "after a later stop, the done or the next answer never arrives")
     require(
         len(texts(began + stopped)) < LONG,
         unheard,
@@ -760,7 +760,7 @@ def test_when_the_model_fails_others_live_on(shared_room):
         pass
     room.turns()
     model.let("other", None)
-    frames = answers(other, what="the model failed on one connection, and another ended with it")[0]
+    frames = answers(other, what="the model failed on one connection, and another connection ended with it")[0]
     require_whole(began + frames, pieces["other"], "the model failed on one connection, and another was affected")
     again = connect(room, url)
     again.send({"prompt": "again"})

@@ -189,7 +189,7 @@ def test_each_client_posts_the_prompt(shared_room):
     )
     require(
         request.target == "/chat_stream",
-        "something was added to `url`: it is already the whole address",
+        "something was added to `url`: it is already the full address",
         expected="POST /chat_stream",
         got=f"{request.method} {request.target}",
     )
@@ -629,7 +629,12 @@ def _failed(seen, errors, mistake, known=()):
         known = [*known, (seen.clients, all_failed)]
     compare(seen, "errors", errors, mistake, known)
     compare(seen, "requests", seen.clients, "`requests` is wrong: it counts all requests sent, including failed ones")
-    compare(seen, "clients", seen.clients, "`clients` is wrong: it is what measure was given, however many failed")
+    compare(
+        seen,
+        "clients",
+        seen.clients,
+        "`clients` is wrong: it is the number passed to measure, however many requests failed",
+    )
 
 
 def _with_failures(room, *scripts):

@@ -17,7 +17,7 @@ GONE = "the reader is gone at once, and the model stops a step later"
 
 def what_comes_is_an_async_iterator(found, name, sent):
     """`found`: {"type", "has": which of __anext__ and aclose} of what the method `name` returned."""
-    expected = "an object with __anext__ and aclose, as an `async def` with `yield` gives"
+    expected = "an object with __anext__ and aclose, such as an `async def` with `yield` returns"
     if found["type"] == "coroutine":
         fail(
             f"{name} returns a coroutine: `async for` cannot read that",
