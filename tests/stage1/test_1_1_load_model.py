@@ -126,13 +126,13 @@ def difference(model, folder):
                 continue
             return f"{key} is missing"
         if found.shape != tensor.shape:
-            return f"{key} has the shape {list(found.shape)}, in the file {list(tensor.shape)}"
+            return f"{key} has the shape {list(found.shape)}, but {list(tensor.shape)} in the file"
         off = (found.float().cpu() - tensor.to(found.dtype).float()).abs().max().item()
         if not off == 0:
             return f"{key} differs from the file's by up to {off:.2g}"
     tied = wanted.get("lm_head.weight", wanted["model.embed_tokens.weight"])
     if "lm_head.weight" in state and not state["lm_head.weight"].cpu().equal(tied.to(state["lm_head.weight"].dtype)):
-        return "lm_head.weight is not the file's"
+        return "lm_head.weight is not the one in the file"
     return ""
 
 

@@ -599,7 +599,7 @@ def test_at_most_max_new_tokens(room):
         # a loop may look one step further than it needs
         require(
             result["steps"] <= most + 2,
-            "the model made more than max_new_tokens tokens, and some were thrown away",
+            "the model generated more than max_new_tokens tokens, and some were thrown away",
             **facts,
             got=f"{result['steps']} steps of the model",
         )

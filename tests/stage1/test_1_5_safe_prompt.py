@@ -402,7 +402,7 @@ def test_calls_do_not_disturb_each_other(room):
             "encode_chat changed the tokenizer, which others use too: change a copy instead",
             sent=f"{sent}; the tokenizer's state before and after",
             expected="the same state",
-            got=f"another {' and '.join(result['changed'])}",
+            got=f"changed: {' and '.join(result['changed'])}",
         )
     first, *rest = results
     require_the_templates_ids(*rest[0])

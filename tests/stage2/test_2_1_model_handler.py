@@ -537,7 +537,7 @@ def require_no_waits(room, sent):
         "a blocking call inside async def: the event loop waits for the model's thread, again and again",
         sent=sent,
         expected="await, or a call that does not wait, such as get_nowait()",
-        got="a wait in the event loop's own thread",
+        got="a blocking wait in the event loop's own thread",
         where=waits,
     )
 

@@ -316,7 +316,7 @@ def _require_main_running(room, called):
         "main ended instead of serving: its process must keep running, because it is the parent that gets SIGINT",
         sent=f'main(port={called.given_port}, workers={CALLED_WITH}, app="...")',
         expected="main returns only when its workers have ended",
-        got=error or "main has ended, its workers still answered in the background",
+        got=error or "main has ended, but its workers still answer in the background",
         where=where,
         detail=room.output(),
     )

@@ -341,7 +341,7 @@ def test_requests_do_not_mix(shared_room):
         {0.0: STREAM, 3.0: chunk(token("e")), 7.0: chunk(token("f")), 11.0: chunk(token("g")),
          15.0: chunk(token("h"), done(4)) + END},
     )  # fmt: skip
-    seen.sent = "one request gets tokens after 1, 5, 9, 13 s, another one after 3, 7, 11, 15 s"
+    seen.sent = "one request gets tokens after 1, 5, 9, 13 s, another after 3, 7, 11, 15 s"
     for field in ("itl_p50_s", "itl_p95_s"):
         compare(
             seen,
@@ -436,7 +436,7 @@ def test_a_piece_from_the_network_is_no_event(shared_room):
         | {at: chunk(piece) for at, piece in zip(times[:-1], pieces[:-1], strict=True)}
         | {times[-1]: chunk(pieces[-1]) + END},
     )
-    seen.sent = "3 events in one piece; 2 more and done in 7, cut in `data:`, in 好, in `event:`"
+    seen.sent = "3 events in one chunk; 2 more and done in 7 chunks, split inside `data:`, 好 and `event:`"
     mistake = "a chunk of bytes is mistaken for an event: it can hold several, or part of one"
     compare(seen, "errors", 0, mistake)
     _counted(seen, 5, mistake)
@@ -454,7 +454,7 @@ def test_what_is_a_token_event(shared_room):
         5.0: chunk(done(4)) + END,
     }
     for script, count, sent, mistake in (
-        (crlf, 2, "2 token events and done, whose lines end with CRLF", "lines may end with CRLF"),
+        (crlf, 2, "2 token events and done, with CRLF line endings", "lines may end with CRLF"),
         (texts, 4, "4 tokens that read [DONE], event: error, event: done, data: ...; comments; done",
          "a token's text is only text, even if it looks like an event or [DONE]"),
     ):  # fmt: skip
@@ -560,7 +560,7 @@ def test_another_status_is_an_error(shared_room):
         {LATE: response(429, '{"error": "Rate limit exceeded"}', retry_after=30)},
         {LATE: stream + chunk(tokens(2), done(2)) + END},
     )
-    seen.sent = f"4 requests: one goes well, one gets a 503 before; 429 and 404 after {LATE:.0f} s"
+    seen.sent = f"4 requests: one succeeds, one gets a 503; {LATE:.0f} s later, one gets a 429 and one a 404"
     _failed(seen, 3, "an answer with a 4xx or 5xx is not counted as an error")
     _not_late(seen)
 
@@ -569,7 +569,7 @@ def test_an_error_event_is_an_error(shared_room):
     error = b'event: error\ndata: {"message": "the model is broken"}\n\n'
     fails = LATE_TOKENS | {3 * LATE: chunk(error) + END}
     seen = _with_failures(shared_room, whole(), fails, whole())
-    seen.sent = f"3 requests: two go well, one gets a token after {LATE:.0f} s, then event: error"
+    seen.sent = f"3 requests: two succeed, one gets a token after {LATE:.0f} s, then event: error"
     _failed(seen, 1, "an answer with an `error` event is not counted as an error")
     _not_late(seen)
 
@@ -583,7 +583,7 @@ def test_a_cut_answer_is_an_error(shared_room):
         LATE_TOKENS | {3 * LATE: CLOSE},
         LATE_TOKENS | {3 * LATE: RESET},
     )
-    seen.sent = "5 requests: two go well, one ends after two tokens without `done`, two break off"
+    seen.sent = "5 requests: two succeed, one ends after two tokens without `done`, two break off"
     _failed(
         seen,
         3,
