@@ -73,7 +73,7 @@ def check_elsewhere(id: str, url: str, on_result=None) -> Verdict:
         result = found.get(test.id) or TestResult(test.id, test.title, "not_run", 0, 0, NOT_ELSEWHERE, kind="elsewhere")
         result.score = result.max_score = 0
         if result.status == "passed" and test.elsewhere != "all":
-            result.mistake = f"looked at: {test.elsewhere}"
+            result.mistake = f"checked: {test.elsewhere}"
         tests.append(result)
     return Verdict(
         exercise=the_exercise.id,

@@ -46,7 +46,7 @@ def temporary_folder() -> Path:
     if hasattr(os, "getuid"):
         found = folder.lstat()
         if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
-            raise PermissionError(f"{folder} belongs to another user: set TMPDIR to one of your own")
+            raise PermissionError(f"{folder} belongs to another user: set TMPDIR to a folder of your own")
         folder.chmod(0o700)
     return folder
 

@@ -294,14 +294,14 @@ class Inside:
             own = isinstance(error, SyntaxError) and error.filename == str(self.answer_file)
             message = error.msg if own else str(error)
         except Exception:  # noqa: BLE001
-            message = "(its text could not be had)"
+            message = "(its text is not available)"
         if type(error) is NameError:
-            message += " (the file holds what the exercise's cell does, and nothing of other cells)"
+            message += " (the file contains only the exercise's cell, nothing from other cells)"
         kind, message = type(error).__name__, message[:2000]
         return {
             "type": kind,
             "message": message,
-            "said": f"{kind}: {message}" if message else f"{kind}, an error without a text",
+            "said": f"{kind}: {message}" if message else f"{kind}, an error without a message",
             "where": where.line_of_error(error, str(self.answer_file)),
             "arguments": [arg for arg in map(plain, error.args) if isinstance(arg, str)][:3],
             "traceback": "".join(traceback.format_exception(error))[-8000:],

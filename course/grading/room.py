@@ -333,7 +333,7 @@ class Room:
             )
         if error["type"] == "SystemExit":
             return Ended(
-                "the answer ends its process (SystemExit): leave out sys.exit(), exit() and quit()",
+                "the answer exits its own process (SystemExit): remove sys.exit(), exit() and quit()",
                 where=error["where"],
                 detail=error["traceback"],
             )
@@ -344,7 +344,7 @@ class Room:
         if error["type"] in ("SyntaxError", "IndentationError", "TabError"):
             mistake, got = "the file does not parse", error["message"]
         else:
-            mistake, got = "the file fails at import", error["said"]
+            mistake, got = "the file fails on import", error["said"]
         return NotLoaded(mistake, got=got, where=error["where"], detail=error["traceback"])
 
     def _ends_within(self, limit_s):

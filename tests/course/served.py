@@ -71,7 +71,7 @@ def check_from_outside(server, id):
     statuses = {test["id"]: test["status"] for test in found["tests"]}
     assert statuses == {test.id: "passed" if test.elsewhere else "not_run" for test in find(id).tests}, done.stdout
     for test, told in zip(find(id).tests, found["tests"], strict=True):
-        expected = {"": grading.NOT_ELSEWHERE, "all": ""}.get(test.elsewhere, f"looked at: {test.elsewhere}")
+        expected = {"": grading.NOT_ELSEWHERE, "all": ""}.get(test.elsewhere, f"checked: {test.elsewhere}")
         assert told["message"] == expected
     assert records.last_checked() is None
     assert all(row["state"] == "not started" for row in records.standing())

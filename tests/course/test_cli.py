@@ -119,7 +119,7 @@ def test_a_finding_crosses_to_the_verdict_as_data(tmp_path):
     assert wrong.facts == {
         "sent": "count_tokens(tokenizer, 'What is a token?')",
         "expected": 5,
-        "got": "OSError, an error without a text",
+        "got": "OSError, an error without a message",
         "where": "line 2, in count_tokens: raise OSError",
     }
     assert wrong.message.splitlines()[2] == "  expected  5"

@@ -96,7 +96,7 @@ def test_does_not_parse(verdict_on):
 
 def test_fails_at_import(verdict_on):
     verdict = verdict_on("import no_such_package\n" + GOOD)
-    refused(verdict, "fails at import", "no_such_package", "line 1")
+    refused(verdict, "fails on import", "no_such_package", "line 1")
     assert [test.status for test in verdict.tests[1:]] == ["not_run", "not_run"]
 
 

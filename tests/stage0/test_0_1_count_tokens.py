@@ -41,14 +41,18 @@ def test_counts_what_the_tokenizer_makes(room):
     compare(
         room,
         ["What is a token?", "Tokenization isn't about blanks.", "unbelievably streaming"],
-        "the result is not the number of tokens: ask the tokenizer, which returns the ids",
+        "the result is not the number of tokens: call the tokenizer, which returns the ids",
     )
-    compare(room, ["  Hi there \n", "\r\n"], "spaces and newlines at the ends are not counted: they are tokens, too")
+    compare(
+        room,
+        ["  Hi there \n", "\r\n"],
+        "leading and trailing spaces and newlines are not counted: they are tokens, too",
+    )
     compare(room, [LONG], "a long text is truncated: count all of its tokens")
     paragraphs = ["One paragraph\n\nAnother\n\nThe last"]
-    mistake = "the text is cut before it is counted: one token can hold two newlines"
+    mistake = "the text is split before it is counted: a single token can contain two newlines"
     compare(room, paragraphs, mistake, merges_newlines=True)
-    compare(room, paragraphs, "the count is another tokenizer's: use the given tokenizer each time")
+    compare(room, paragraphs, "the count comes from a different tokenizer: always use the one you are given")
 
 
 def test_counts_chinese_and_repeated_tokens(room):

@@ -126,13 +126,13 @@ def difference(model, folder):
                 continue
             return f"{key} is missing"
         if found.shape != tensor.shape:
-            return f"{key} has the shape {list(found.shape)}, in the file {list(tensor.shape)}"
+            return f"{key} has the shape {list(found.shape)}, but {list(tensor.shape)} in the file"
         off = (found.float().cpu() - tensor.to(found.dtype).float()).abs().max().item()
         if not off == 0:
             return f"{key} differs from the file's by up to {off:.2g}"
     tied = wanted.get("lm_head.weight", wanted["model.embed_tokens.weight"])
     if "lm_head.weight" in state and not state["lm_head.weight"].cpu().equal(tied.to(state["lm_head.weight"].dtype)):
-        return "lm_head.weight is not the file's"
+        return "lm_head.weight is not the one in the file"
     return ""
 
 
@@ -226,7 +226,7 @@ def test_returns_a_causal_language_model_and_a_tokenizer(room):
     require_loaded(seen, AT_OTHER)
     require(
         seen["models"] == [True, False],
-        "load_chat_model does not return two things: first the model, then the tokenizer",
+        "load_chat_model should return two values: first the model, then the tokenizer",
         expected="(model, tokenizer)",
         got=f"({', '.join(seen['returned'])})",
     )
@@ -244,7 +244,7 @@ def test_each_call_loads_the_weights_it_is_asked_for(room):
         require_loaded(seen, AT_OTHER if name == OTHER else name)
         require(
             seen["difference"] == "",
-            "the model's weights are not the ones in the folder that this call names",
+            "the model's weights are not the ones in the folder passed to this call",
             sent="; then ".join(map(sent, names[: names.index(name) + 1])),
             expected=f"the weights in {name}/model.safetensors, not rounded",
             got=seen["difference"],
@@ -320,7 +320,7 @@ def test_a_folder_loads_however_its_path_is_written(room):
     for name, seen in zip(names, room.play(try_folders, names=names), strict=True):
         if name[0] == "~" and "raised" in seen:
             fail(
-                "a folder in the home folder is not found: expand the ~",
+                "a folder in the home directory is not found: expand the ~",
                 sent=sent(name),
                 expected="(model, tokenizer)",
                 got=seen["said"],

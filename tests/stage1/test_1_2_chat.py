@@ -237,7 +237,7 @@ def wrong_in_the_prompt(call, result):
     if expected.startswith(read.rstrip()) and call["text"].strip() in read:
         return "the generation prompt is missing: add_generation_prompt=True"
     if "".join(read.split()) == "".join(expected.split()):
-        return "the spaces and newlines do not reach the model unchanged"
+        return "spaces and newlines do not reach the model unchanged"
     if call.get("template") or "<|im_start|>" not in read:
         return None
     if call["text"].strip() not in read:
@@ -263,7 +263,7 @@ def require_nothing_kept(earlier, call, result):
     kept = [each for each in earlier if each["text"] in read and each["text"] not in expected]
     if kept:
         fail(
-            "an earlier call shows up in a later one: something is kept between calls",
+            "an earlier call affects a later one: something is kept between calls",
             sent=f"{sent(kept[0])}; later {sent(call)}",
             expected=expected,
             got=read,
@@ -306,7 +306,7 @@ def test_another_chat_template_is_followed(room):
             {"text": "Hi"},
             {"text": "What is a token?", "history": [], "template": OTHER_TEMPLATE},
         ],
-        "the tokenizer's chat_template was changed, and the prompt did not follow it",
+        "the tokenizer's chat_template was changed, but the prompt stayed the same",
     )
 
 
@@ -334,7 +334,7 @@ def test_the_reply_is_the_new_tokens_as_text(room):
         reply == "",
         "the model ended its turn at once, but the reply is not empty",
         sent=f"{sent(call)}; the model says <|im_end|> at once",
-        expected="a reply without words",
+        expected="a reply without any text",
         got=reply,
     )
 
@@ -385,7 +385,7 @@ def test_a_new_history_comes_back(room):
         returned = result["returned"]
         require(
             isinstance(returned, list) and len(returned) == 2,
-            "chat does not return two things: the reply and the history",
+            "chat should return two values: the reply and the history",
             sent=sent(call),
             expected="(reply, history)",
             got=returned,
@@ -401,7 +401,7 @@ def test_a_new_history_comes_back(room):
         expected = [*given, [call["text"], reply]]
         require(
             stripped(history) == stripped(expected),
-            "the history that chat returns is not the one it got with (text, reply) added",
+            "the returned history is not the one passed in with (text, reply) appended",
             sent=sent(call),
             expected=expected,
             got=history,
@@ -424,7 +424,7 @@ def test_the_callers_history_is_unchanged(room):
         require_returned(call, result)
         require(
             result["callers_history"] == call["history"],
-            "chat changed the caller's own list: make a new one",
+            "chat changed the caller's list: return a new one",
             sent=sent(call),
             expected=f"that list unchanged: {call['history']}",
             got=result["callers_history"],
@@ -474,7 +474,7 @@ def test_temperature_0_takes_the_likeliest_token(room):
             after = ", after a call with temperature=3.0" if number == 2 else ""
             require(
                 set(reply) == {"x"},
-                f"at temperature 0, the likeliest token was not always taken{after}",
+                f"at temperature 0, the most likely token was not always chosen{after}",
                 sent=f"{sent(call)}; the model's generation_config has {call.get('settings', {'do_sample': True})}",
                 expected=f"only x, the likeliest of {CLOSE}",
                 got=reply,
@@ -530,7 +530,7 @@ def test_above_0_the_temperature_draws(room):
     colder, hotter = (reply_of(call, result) for call, result in zip((cold, hot), results[6:8], strict=True))
     require(
         set(colder) <= set("st"),
-        "the temperature makes no difference, or the wrong one",
+        "the temperature has no effect, or the wrong one",
         sent=f"{sent(cold)}; the logits are {two}",
         expected="only s and t at such a low temperature",
         got=colder,
@@ -544,7 +544,7 @@ def test_above_0_the_temperature_draws(room):
     )
     require(
         hotter.count("s") < 0.6 * len(hotter),
-        "the temperature makes no difference, or the wrong one",
+        "the temperature has no effect, or the wrong one",
         sent=f"{sent(hot)}; the logits are {hot['logits']}",
         expected="all eight letters at such a high temperature",
         got=hotter,
@@ -599,7 +599,7 @@ def test_at_most_max_new_tokens(room):
         # a loop may look one step further than it needs
         require(
             result["steps"] <= most + 2,
-            "the model made more than max_new_tokens tokens, and some were thrown away",
+            "the model generated more than max_new_tokens tokens, and some were thrown away",
             **facts,
             got=f"{result['steps']} steps of the model",
         )

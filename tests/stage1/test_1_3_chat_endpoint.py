@@ -233,10 +233,10 @@ def health_answers(room, http, when, before):
         )
     reply = health.reply()
     if reply.status != 200:
-        fail(f"/health is not 200 while {when}", **http.facts(reply))
+        fail(f"/health does not return 200 while {when}", **http.facts(reply))
     require(
         reply.data == before.data,
-        f"/health returns something else while {when}",
+        f"/health returns the wrong answer while {when}",
         expected=str(before),
         **http.facts(reply),
     )
@@ -262,7 +262,7 @@ def test_post_chat_answers(room):
     if notes["swapped"]:
         mistake = "chat gets the tokenizer before the model: load() returns (model, tokenizer)"
     elif not notes["loads"]:
-        mistake = "load is never called: give the app its start-up with FastAPI(lifespan=...)"
+        mistake = "load is never called: call it at the app's start-up, with FastAPI(lifespan=...)"
     require(reply.status == 200, mistake, sent=asked, **facts)
     replies = notes["replies"]
     require(
@@ -310,7 +310,7 @@ def test_start_up_loads_the_model_once(room):
     require(
         room.notes()["loads_by_create_app"] == 0,
         "create_app calls load itself: leave that to the app's start-up (lifespan)",
-        expected="load is called when the server starts, not when the app is made",
+        expected="load is called when the server starts, not when the app is created",
     )
     require(
         until(lambda: room.notes()["loads"] > 0, 2.0),
@@ -352,7 +352,7 @@ def test_two_apps_do_not_mix(room):
             f"{name} asks the model of {name} with the tokenizer of {name}" in reply.text,
             "two apps in one program share state: keep an app's model and chat in create_app, not in the module",
             sent=f'create_app is called twice; to app {name}: {{"text": "hi"}}',
-            expected=f"the chat of app {name} gets what the load of app {name} returned",
+            expected=f"app {name}'s chat gets what app {name}'s load returned",
             got=str(reply),
         )
 
@@ -476,7 +476,7 @@ def test_health_answers_while_the_model_works(room):
     before = http.get("/health")
     waiting = start(http, "one")
     if not until(lambda: room.notes()["texts"] or waiting.done(), room.limit_s):
-        raise room.hung("POST /chat neither calls chat nor answers")
+        raise room.hung("POST /chat neither calls chat nor responds")
     if not room.notes()["texts"]:
         fail("POST /chat does not call chat", **http.facts(waiting.reply()))
     health_answers(room, http, "one answer is being generated", before)
@@ -543,8 +543,8 @@ def test_an_error_in_chat_is_a_plain_500(room):
     require(
         # that it is answered at all has been said above
         not waiting.wait(3.0) or not good(waiting.reply()),
-        "after chat has raised it is called again: the answer to that request is a 500",
-        sent="POST /chat, and chat raises at the first time alone",
+        "chat is called again after it raised: that request should get a 500",
+        sent="POST /chat, and chat raises only the first time",
         expected="one call of chat, and 500",
         got="a 2xx",
     )
@@ -556,7 +556,7 @@ def wrong_in_the_500(reply, error):
     if reply.status != 500:
         return f"when chat raises, the status is {reply.status} instead of 500"
     if not text.strip():
-        return "the 500 has no body: say in words that it failed"
+        return "the 500 has no body: add a message that says the request failed"
     shown = None
     if "Traceback" in text or re.search(r"\bline \d+", text):
         shown = "a traceback"
@@ -598,7 +598,7 @@ def test_an_error_in_chat_is_in_the_servers_log(room):
 def test_after_an_error_the_next_request_is_answered(room):
     http = Http(room, room.serve(app))
     before = http.get("/health")
-    mistake = "after an error in chat, the next request gets no normal answer"
+    mistake = "after an error in chat, the next request does not get a normal answer"
     raised = []
     for text in ("break ValueError", "fine 1", *ERRORS, "fine 2"):
         waiting = start(http, text)
@@ -626,7 +626,7 @@ def test_after_an_error_the_next_request_is_answered(room):
     health = http.get("/health")
     require(
         (health.status, health.data) == (before.status, before.data),
-        "after an error in chat, /health returns something else",
+        "after an error in chat, /health returns the wrong answer",
         expected=str(before),
         **http.facts(health),
     )

@@ -31,7 +31,7 @@ def ask(answer, inside, base_url, text="hi", timeout_s=None):
     try:
         return inside.outcome(answer.ask, base_url, text, **given)
     except answer.ChatError as error:  # `outcome` takes every Exception
-        return _raised("a ChatError that is not an Exception", str(error))
+        return _raised("a ChatError that is not a subclass of Exception", str(error))
 
 
 def ask_each(answer, inside, base_urls, timeout_s):
@@ -158,7 +158,7 @@ def test_sends_one_post_to_chat(shared_room):
     data = request.data
     require(
         isinstance(data, dict) and data.get("text") == TEXT,
-        "the request's body is not the text as JSON: httpx does that with json={...}",
+        "the request's body is not the text as JSON: with httpx, pass json={...}",
         **facts,
     )
     require(data == {"text": TEXT}, "the request's body contains more than the text: a server may refuse that", **facts)
@@ -294,7 +294,7 @@ def test_no_server_is_a_chat_error(shared_room):
     message = a_chat_error(outcome, "when there is no server", sent=f'ask("{nobody.url}", ...)')
     require(
         nobody.url in message,
-        "the ChatError does not say which server was not found: put base_url into it",
+        "the ChatError does not say which server could not be reached: include base_url",
         sent=f'ask("{nobody.url}", ...)',
         expected=f"a message that contains {nobody.url}",
         **described(outcome),
@@ -303,11 +303,11 @@ def test_no_server_is_a_chat_error(shared_room):
 
 BROKEN = {
     "before any answer": [],
-    "because of a reset": [RESET],
+    "with a reset": [RESET],
     "in the middle of the body": [head(200, content_length=100) + b'{"result": "a'],
     "in the middle of a chunk": [head(200, transfer_encoding="chunked") + b'20\r\n{"result'],
     "in the middle of the body of a 500": [head(500, content_length=100) + b'{"detail": "a'],
-    "because of an answer that is not HTTP": [b"SSH-2.0-OpenSSH_9.6\r\n"],
+    "after an answer that is not HTTP": [b"SSH-2.0-OpenSSH_9.6\r\n"],
 }
 
 
@@ -363,7 +363,7 @@ def test_nothing_is_sent_twice(shared_room):
             shared_room.play(ask, base_url=server.url, timeout_s=0.05 if script == [0.5] else None)
         require(
             len(server.requests) <= 1,
-            "ask sends its request again: one call is one request, or the model answers twice",
+            "ask sends its request again: send only one per call, or the model answers twice",
             sent=f"ask(base_url, ...), and the server {how}",
             expected="1 request",
             got=f"{len(server.requests)} requests",
@@ -423,6 +423,6 @@ def test_a_slow_server_is_waited_for(room):
     came_back(
         outcome,
         "slowly",
-        "timeout_s limits the whole answer: it should only limit how long the server may send nothing",
+        "timeout_s limits the whole answer: it should only limit how long the server may stay silent",
         sent=f"{len(pieces)} pieces, one every {pause:.2f} s; ask(..., timeout_s={timeout_s})",
     )

@@ -200,7 +200,7 @@ def encoded(room, *calls):
         sent = "; ".join(f"{each['role']} says {each['content']!r}" for each in said) + kind
         if "raised" in result:
             fail(
-                f"encode_chat raised {result['raised'][0]}: no text may be refused",
+                f"encode_chat raised {result['raised'][0]}: it should accept any text",
                 sent=sent,
                 expected="the ids of this text",
                 got=result["said"],
@@ -246,13 +246,13 @@ def require_the_templates_ids(sent, result):
     facts = {"expected": expected["ids"], "got": result["ids"]}
     if result["text"] != expected["text"]:
         facts = where_they_differ(expected["text"], result["text"])
-    mistake = "without control tokens in the messages, the ids are not the plain template's"
+    mistake = "for messages without control tokens, the ids are not those of the plain template"
     wanted, found = controls_of(expected), controls_of(result)
     added = result["added_by_the_tokenizer"]
     if added and found.count(added) > wanted.count(added):
         mistake = f"the tokenizer added its own {added} in front of the text: add_special_tokens=False"
     elif result["text"] != expected["text"]:
-        mistake = "without control tokens in the messages, the ids do not say what the template renders"
+        mistake = "for messages without control tokens, the ids do not decode to what the template renders"
     elif result["pieces"] == expected["pieces"]:
         mistake = "the prompt was encoded piece by piece: its text is the template's, but its ids are not"
     elif fewer := [text for text in wanted if text not in found]:
@@ -293,7 +293,7 @@ def require_only_the_templates_controls(sent, result):
     if result["text"] == expected["text"]:
         require(
             result["pieces"] == expected["pieces"],
-            "control ids are misplaced: where a message only spells them out, not where the template writes them",
+            "control ids are misplaced: they are in messages that only spell them out, not where the template has them",
             **facts,
         )
 
@@ -357,7 +357,7 @@ def test_a_text_that_looks_like_a_stand_in_is_kept(room, another_room):
         # removing control tokens has a test of its own
         require(
             rare in result["text"] and marks in result["text"],
-            "rare characters were changed: the placeholder is something that a user may type",
+            "rare characters were changed: the placeholder is something a user could type",
             sent=sent,
             **where_they_differ(nearest(result)["text"], result["text"]),
         )
@@ -402,7 +402,7 @@ def test_calls_do_not_disturb_each_other(room):
             "encode_chat changed the tokenizer, which others use too: change a copy instead",
             sent=f"{sent}; the tokenizer's state before and after",
             expected="the same state",
-            got=f"another {' and '.join(result['changed'])}",
+            got=f"changed: {' and '.join(result['changed'])}",
         )
     first, *rest = results
     require_the_templates_ids(*rest[0])

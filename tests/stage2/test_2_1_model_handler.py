@@ -231,7 +231,7 @@ def test_the_model_is_given_the_chat_template(room):
             sent=sent,
             expected=f"{len(expected['ids'])} ids: the template with the system line, the prompt unchanged,"
             " and the generation prompt",
-            got=f"{len(given['prompt_ids'])} ids, which say {given['prompt']!r}",
+            got=f"{len(given['prompt_ids'])} ids, which decode to {given['prompt']!r}",
         )
 
 
@@ -258,7 +258,7 @@ def test_the_pieces_are_the_answer(shared_room):
         require(
             "<|" not in said,
             "special tokens are in the output: skip_special_tokens=True leaves them out",
-            sent=f"{as_call(call)}; the model says a special token in mid-answer",
+            sent=f"{as_call(call)}; the model says a special token mid-answer",
             got=repr(said),
         )
     require_all_for_one_who_pauses(talk, shared_room)
@@ -327,7 +327,7 @@ def test_a_cut_character_is_left_out(shared_room):
             facts = {"sent": as_call(call), "expected": repr(expected), "got": repr(said)}
             mistake = "a character that max_new_tokens cuts in two appears broken: leave it out"
             if said.startswith("\ufffd"):
-                mistake = "the rest of one answer's cut-off character appears in the next answer"
+                mistake = "the rest of one answer's cut-off character turns up in the next answer"
             require("\ufffd" not in said, mistake, **facts)
             require(expected in said, "whole characters before the cut-off one are lost", **facts)
             # one who counts otherwise has more of the text: that is another test's concern
@@ -429,7 +429,7 @@ def test_a_temperature_above_0_samples_at_it(shared_room):
         )
     require(
         drawn[0] != drawn[1],
-        "two answers draw the same tokens: seeding each answer (manual_seed) makes it no longer random",
+        "two answers draw the same tokens: if you seed each answer (manual_seed), it is no longer random",
         sent=f"{as_call(asks[0])}, then {as_call(asks[1])}; the logits are the same",
         expected="different tokens each time",
         got=f"{len(drawn[0])} tokens, the same ones twice",
@@ -439,7 +439,7 @@ def test_a_temperature_above_0_samples_at_it(shared_room):
     twice = talk.answer(call)["new_ids"]
     require(
         twice[len(once) :] != once,
-        "the same prompt gets the same answer again: a seed taken from the prompt makes it no longer random",
+        "the same prompt gets the same answer again: with a seed derived from the prompt, it is no longer random",
         sent=f"{as_call(call)}, twice; the logits are the same",
         expected="different tokens each time",
         got=f"{len(once)} tokens, the same ones twice",
@@ -537,7 +537,7 @@ def require_no_waits(room, sent):
         "a blocking call inside async def: the event loop waits for the model's thread, again and again",
         sent=sent,
         expected="await, or a call that does not wait, such as get_nowait()",
-        got="a wait in the event loop's own thread",
+        got="a blocking wait in the event loop's own thread",
         where=waits,
     )
 

@@ -165,7 +165,7 @@ def test_each_piece_is_an_event(shared_room):
     first = found[0]
     require(
         first.name == "",
-        "a piece is an event with a name: a browser's onmessage only gets events without one",
+        "a piece is sent as a named event: a browser's onmessage only gets events without a name",
         expected='data: {"token": "Hello"}\n\n',
         got=str(first),
     )
@@ -204,7 +204,7 @@ def test_any_text_survives(shared_room):
         sent = f"the handler's piece {number + 1} of {len(TEXTS)}: {piece!r}"
         if number >= len(found):
             fail(
-                f"the piece {piece!r} is lost: the answer ends before it",
+                f"the piece {piece!r} is lost: the answer ends without it",
                 sent=sent,
                 got=f"{len(found)} pieces, and then {stream.events[-1]}",
             )
@@ -221,7 +221,7 @@ def test_any_text_survives(shared_room):
         elif later and text == piece + later[0]:
             mistake = f"the pieces {piece!r} and {later[0]!r} arrive as one event"
         elif unicodedata.normalize("NFC", str(text)) == unicodedata.normalize("NFC", piece):
-            fail(f"{mistake}: it looks the same", expected=ascii(piece), got=ascii(text))
+            fail(f"{mistake}: it only looks the same", expected=ascii(piece), got=ascii(text))
         fail(mistake, sent=sent, expected=repr(piece), got=repr(text))
 
 
@@ -244,7 +244,7 @@ def test_done_says_how_many_pieces_there_were(shared_room):
                 got=reply.text[-60:],
             )
             fail(
-                "the stream ends without `event: done`: the client cannot know that it is complete",
+                "the stream ends without `event: done`: the client cannot tell whether it is complete",
                 expected=expected,
                 got=reply.text,
             )
@@ -258,7 +258,7 @@ def test_done_says_how_many_pieces_there_were(shared_room):
         require(
             isinstance(data, dict) and type(data.get("pieces")) is int and data["pieces"] == count,
             mistake if prompt == "first" else f"{mistake}: count each answer from 0",
-            sent=f"{count} pieces in the {prompt} answer of this app",
+            sent=f"{count} pieces in this app's {prompt} answer",
             expected=f'data: {{"pieces": {count}}}',
             got=f"data: {done[0].data}",
         )
@@ -285,7 +285,7 @@ def count_while_another_streams(room):
     require(
         list(counts.values()) == [len(tokens(first)), len(tokens(second))],
         "`pieces` in `done` counts another stream's pieces too: keep the count in the request, not in the app",
-        sent="a second request while the first one's answer streams",
+        sent="a second request while the first one's answer is streaming",
         expected=f"pieces: {len(tokens(first))} and {len(tokens(second))}",
         got=f"pieces: {counts['first']} and {counts['second']}",
     )
@@ -384,7 +384,7 @@ def test_streams_do_not_wait_for_each_other(shared_room):
             shared_room.turns()  # says so if the event loop is blocked
             raise shared_room.hung(
                 "one stream waits for another: the second client got no answer while the first one's model was paused",
-                expected="pieces for each client as its own model makes them",
+                expected="each client gets its pieces as its own model produces them",
             )
         whole(shared_room, second)
     model.let("first", None)
@@ -457,7 +457,7 @@ def test_an_error_after_the_first_piece_is_an_event(shared_room):
         elif stream.broken:
             mistake = "the model failed after two pieces, but the stream breaks off without `event: error`"
         else:
-            mistake = "the model failed after two pieces, but no `event: error` says so"
+            mistake = "the model failed after two pieces, but no `event: error` reports it"
         require(bool(errors), mistake, sent=sent, expected=expected, got=str(stream), where=where)
         data = errors[0].json
         said = data.get("message") if isinstance(data, dict) else None
@@ -490,7 +490,7 @@ def test_an_error_after_the_first_piece_is_an_event(shared_room):
         )
         require(
             not stream.broken,
-            "after the error event, the stream breaks instead of ending: raise nothing once it is sent",
+            "after the error event, the stream breaks instead of ending: do not raise anything once it is sent",
             sent=sent,
             expected=expected,
             got="the connection broke before the whole answer had arrived",
@@ -518,7 +518,7 @@ def test_after_an_error_the_next_request_works(room):
             stream.status == 200 and come(stream, ["re: ", prompt]) == 2 and not stream.broken,
             "the pieces of an answer do not arrive"
             if prompt == "fine 1"
-            else "after an error in the model, the next request gets no normal answer",
+            else "after an error in the model, the next request does not get a normal answer",
             sent=asked(prompt),
             expected=f"200 and the pieces of 're: {prompt}'",
             got=str(stream),
@@ -560,7 +560,7 @@ def leave_without_having_read(room):
     model = Model(room)
     client = Unread(room, url, asked("big"))
     if not model.asked("big", limit_s=WAIT_S):
-        raise room.hung("POST /chat_stream does not ask the handler for a piece", sent=client.sent)
+        raise room.hung("POST /chat_stream never asks the handler for a piece", sent=client.sent)
     model.let("big", BIG)
     taken = 0
     while taken < (taken := model.talk("big")["asked"]):
@@ -594,7 +594,7 @@ def test_the_model_stops_when_the_client_left_early(room):
         lambda: model.talk("hi")["left"],
         "the client left before the first piece, but the handler was never told",
         WAIT_S,
-        expected="close what generate returned (aclose), even if no stream ever begins",
+        expected="close what generate returned (aclose), even if no stream ever starts",
     )
 
 
@@ -617,7 +617,7 @@ def test_who_leaves_disturbs_no_other(room):
     model.let("x", None)
     model.let("y", None)
     streams["z"] = Stream(room, url, asked("z"))
-    for prompt, who in (("y", "another client at the same time"), ("z", "the next client")):
+    for prompt, who in (("y", "another client that was still connected"), ("z", "the next client")):
         stream, pieces = streams[prompt], answers[prompt]
         if stream is stays and (refused or mixed):
             continue
@@ -645,8 +645,8 @@ WRONG_BODIES = {
 
 
 NO_BODIES = {
-    b"[" * 100_000: "a body that is nested too deep",
-    b'{"prompt": ' + b"[" * 100_000: "a body that is nested too deep",
+    b"[" * 100_000: "a body that is nested too deeply",
+    b'{"prompt": ' + b"[" * 100_000: "a body that is nested too deeply",
     b'{"prompt": "\xff\xfe"}': "a body that is not UTF-8",
 }
 
@@ -697,7 +697,7 @@ def test_a_wrong_body_is_422(shared_room):
     steps = sum(talk["steps"] for talk in Model(shared_room).talks() if talk["prompt"] != "a right body")
     require(
         steps == 0,
-        "an invalid body costs the model steps: check the whole body first, then call the handler",
+        "an invalid body still makes the model run: check the whole body before you call the handler",
         expected="0 steps",
         got=f"{steps} steps",
     )

@@ -285,7 +285,7 @@ def wait_as_told(room, clock, after_s, limit=MINUTE, window_s=60):
     clock.move(max(0.0, wait_s - 1 - HAIR_S))
     require(
         wait_s == 1 or status(early) != 200,
-        "Retry-After is too long: the client is admitted more than a second earlier",
+        "Retry-After is too long: the client would be admitted more than a second earlier",
         sent=sent,
         expected="the seconds until the next request is admitted, rounded up",
         got=f"Retry-After: {wait_s}; after {wait_s - 1 - HAIR_S:.2f} s it is admitted",
@@ -313,7 +313,7 @@ def test_a_refused_request_costs_the_model_nothing(shared_room):
     steps = model.steps() - before
     require(
         steps == 0,
-        "a refused request costs the model steps: check the limit before you call the handler",
+        "a refused request still makes the model run: check the limit before you call the handler",
         expected="0 steps for 2 refused requests",
         got=f"{steps} steps",
     )
@@ -321,10 +321,10 @@ def test_a_refused_request_costs_the_model_nothing(shared_room):
 
 SAME_CLIENT = {
     "a query": {"path": "/chat_stream?session=2"},
-    "another User-Agent": {"headers": {"user-agent": "another/2.0"}},
+    "a different User-Agent": {"headers": {"user-agent": "another/2.0"}},
     "a cookie": {"headers": {"cookie": "session=2"}},
     "an API key": {"headers": {"authorization": "Bearer 2", "x-api-key": "2"}},
-    "another prompt": {"body": {"prompt": "something else"}},
+    "a different prompt": {"body": {"prompt": "something else"}},
 }
 """What may differ between requests from one address."""
 
@@ -368,7 +368,7 @@ def test_forwarded_addresses_are_not_believed(shared_room):
     for number, (name, value) in enumerate(claims.items(), 7):
         claim = {name: value.format(number)}
         client.is_refused(
-            f"the header {name.title()} is trusted: anyone can write anything into it",
+            f"the header {name.title()} is trusted: anyone can put anything in it",
             f"a request over the limit, with {name.title()}: {claim[name]}",
             headers=claim,
         )
@@ -425,7 +425,7 @@ def test_a_stream_in_progress_counts(shared_room):
     for _ in range(2):
         client.break_off()
     client.is_refused(
-        "a request that breaks off does not count: every request counts when it arrives, before its body is read",
+        "a request that breaks off is not counted: every request counts when it arrives, before its body is read",
         "2 requests that break off in the middle of their bodies, then a third, under a limit of 2/day",
     )
 
@@ -678,14 +678,14 @@ def test_two_apps_on_one_redis_share_a_count(shared_room, another_room, redis, n
     sent = f"2 requests, then {len(streams)} at once to two apps on one Redis, under a limit of 3/day"
     require(
         let_in <= 1,
-        "too many concurrent requests are admitted: check the count and raise it in one call, as `hit` does",
+        "too many concurrent requests are admitted: check and increment the count in one call, as `hit` does",
         sent=sent,
         expected="1 is admitted",
         got=f"{let_in} are admitted, {refused} get 429",
     )
     require(
         (let_in, refused) == (1, len(streams) - 1),
-        "concurrent requests are not limited correctly: as many as the limit allows get in; all others get 429",
+        "the limit is wrong for concurrent requests: admit exactly as many as it allows, and answer the rest with 429",
         sent=sent,
         expected=f"1 is admitted, {len(streams) - 1} get 429",
         got=f"{let_in} are admitted, {refused} get 429",

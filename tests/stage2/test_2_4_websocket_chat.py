@@ -105,7 +105,7 @@ def hung(room, mistake, **facts):
     found = room.hung(mistake, **facts)
     if not (errors := room.play(died)):
         return found
-    facts |= {"got": f"a task has ended with {errors[-1]['error']}", "where": errors[-1]["where"]}
+    facts |= {"got": f"a task ended with {errors[-1]['error']}", "where": errors[-1]["where"]}
     return Hung(mistake, detail=found.detail, **facts)
 
 
@@ -120,7 +120,7 @@ def next_frame(client, mistake, **facts):
     return frame
 
 
-def answers(client, count=1, what="the answer to the prompt never reached its end"):
+def answers(client, count=1, what="the answer to the prompt never finished"):
     """The frames up to the `done` of so many answers: a list for each, `done` included."""
     found = [[]]
     while len(found) <= count:
@@ -536,7 +536,7 @@ def stop_later(client, model, prompt, frames, unheard):
     if NEXT not in frames:
         client.send(NEXT)
     sent = f"an answer that was stopped, then another prompt, and {json.dumps(frames)}"
-    stopped, whole = answers(client, 2, "after a later stop, no done or no further answer arrives")
+    stopped, whole = answers(client, 2, "after a later stop, the done or the next answer never arrives")
     require(
         len(texts(began + stopped)) < LONG,
         unheard,
@@ -626,7 +626,7 @@ def require_just_one_each(client, model, calls=0):
     asked = len(model.talks()) - calls
     require(
         asked == 0,
-        "an invalid frame costs the model steps: check the whole frame first, then call the handler",
+        "an invalid frame still makes the model run: check the whole frame before you call the handler",
         expected="no call to generate",
         got=f"{asked} calls",
     )
@@ -681,7 +681,7 @@ def test_a_wrong_frame_during_an_answer(shared_room):
     while not frames or frames[-1].get("type") != "done":
         frames.append(next_frame(client, ended, sent=sent))
     rest = [frame for frame in frames if frame.get("type") != "error"]
-    require_whole(rest, list("abcdef"), "an invalid frame mid-answer spoils the answer", sent=sent)
+    require_whole(rest, list("abcdef"), "an invalid frame mid-answer corrupts the answer", sent=sent)
     require(
         len(frames) - len(rest) == 3,
         "invalid frames mid-answer do not get one error frame each while the answer goes on",
@@ -728,7 +728,7 @@ def test_when_the_model_fails_the_client_is_told(shared_room):
         said = errors[0].get("message")
         require(
             len(errors) == 1 and isinstance(said, str) and said != "",
-            "the model failed, but there is not exactly one error frame with a message",
+            "the model failed, but the client does not get exactly one error frame with a message",
             **facts,
         )
         require(
@@ -760,7 +760,7 @@ def test_when_the_model_fails_others_live_on(shared_room):
         pass
     room.turns()
     model.let("other", None)
-    frames = answers(other, what="the model failed on one connection, and another ended with it")[0]
+    frames = answers(other, what="the model failed on one connection, and another connection ended with it")[0]
     require_whole(began + frames, pieces["other"], "the model failed on one connection, and another was affected")
     again = connect(room, url)
     again.send({"prompt": "again"})

@@ -313,10 +313,10 @@ def _require_main_running(room, called):
         return
     error, where = room.last_error()
     raise Ended(
-        "main ended instead of serving: its process must keep running, as the parent that SIGINT goes to",
+        "main ended instead of serving: its process must keep running, because it is the parent that gets SIGINT",
         sent=f'main(port={called.given_port}, workers={CALLED_WITH}, app="...")',
         expected="main returns only when its workers have ended",
-        got=error or "main has ended, its workers still answered in the background",
+        got=error or "main has ended, but its workers still answer in the background",
         where=where,
         detail=room.output(),
     )
@@ -445,9 +445,9 @@ def test_sigint_ends_all_while_an_answer_streams(seen):
         not seen.streams_on or bool(seen.runs_on),
         "SIGINT (Ctrl-C) waits for an answer that streams without end: uvicorn waits for open"
         " connections unless you pass `timeout_graceful_shutdown`",
-        sent=f"SIGINT to process {parent}, while one answer streams on",
+        sent=f"SIGINT to process {parent}, while one answer keeps streaming",
         expected="all processes end within five seconds",
-        got="the answer streamed on for more than five seconds, until the client left",
+        got="the answer kept streaming for more than five seconds, until the client left",
     )
 
 

@@ -189,7 +189,7 @@ def test_each_client_posts_the_prompt(shared_room):
     )
     require(
         request.target == "/chat_stream",
-        "something was added to `url`: it is already the whole address",
+        "something was added to `url`: it is already the full address",
         expected="POST /chat_stream",
         got=f"{request.method} {request.target}",
     )
@@ -212,7 +212,7 @@ def test_returns_a_measurement(shared_room):
     )
     require(
         seen.too_many == 0,
-        "one request too many was sent: each client sends one, with none before",
+        "one request too many was sent: each client sends exactly one, with no warm-up",
         sent=seen.sent,
         expected="1 request",
         got=f"{1 + seen.too_many} requests",
@@ -341,14 +341,14 @@ def test_requests_do_not_mix(shared_room):
         {0.0: STREAM, 3.0: chunk(token("e")), 7.0: chunk(token("f")), 11.0: chunk(token("g")),
          15.0: chunk(token("h"), done(4)) + END},
     )  # fmt: skip
-    seen.sent = "one request gets tokens after 1, 5, 9, 13 s, another one after 3, 7, 11, 15 s"
+    seen.sent = "one request gets tokens after 1, 5, 9, 13 s, another after 3, 7, 11, 15 s"
     for field in ("itl_p50_s", "itl_p95_s"):
         compare(
             seen,
             field,
             4.0,
             "inter-token latency is wrong: it is the time between token events of one request",
-            [(2.0, "the tokens of different requests are mixed: take the intervals within each request")],
+            [(2.0, "tokens from different requests are mixed: measure the intervals within each request")],
         )
 
 
@@ -379,13 +379,13 @@ def require_p50_and_p95(seen, name, values, what):
     below, share = divmod(0.95 * (count - 1), 1)
     between = values[int(below)] + share * (values[int(below) + 1] - values[int(below)])
     got = seen.values[f"{name}_p95_s"]
-    mistake = f"p95 is wrong: it is the smallest value that 95 % of all {what} do not exceed"
+    mistake = f"p95 is wrong: it is the smallest value that 95% of all {what} do not exceed"
     if _is(got, values[-1]):
-        mistake = f"p95 is the largest value: 95 % of all {what} do not exceed a smaller one"
+        mistake = f"p95 is the largest value: 95% of all {what} do not exceed a smaller one"
     elif type(got) is float and got > rank:
-        mistake = f"p95 is too large: 95 % of all {what} do not exceed a smaller value"
+        mistake = f"p95 is too large: 95% of all {what} do not exceed a smaller value"
     elif type(got) is float and got < rank:
-        mistake = f"p95 is too small: more than 5 % of all {what} are larger"
+        mistake = f"p95 is too small: more than 5% of all {what} are larger"
     require(
         _is(got, rank) or _is(got, between),
         mistake,
@@ -436,7 +436,7 @@ def test_a_piece_from_the_network_is_no_event(shared_room):
         | {at: chunk(piece) for at, piece in zip(times[:-1], pieces[:-1], strict=True)}
         | {times[-1]: chunk(pieces[-1]) + END},
     )
-    seen.sent = "3 events in one piece; 2 more and done in 7, cut in `data:`, in 好, in `event:`"
+    seen.sent = "3 events in one chunk; 2 more and done in 7 chunks, split inside `data:`, 好 and `event:`"
     mistake = "a chunk of bytes is mistaken for an event: it can hold several, or part of one"
     compare(seen, "errors", 0, mistake)
     _counted(seen, 5, mistake)
@@ -454,7 +454,7 @@ def test_what_is_a_token_event(shared_room):
         5.0: chunk(done(4)) + END,
     }
     for script, count, sent, mistake in (
-        (crlf, 2, "2 token events and done, whose lines end with CRLF", "lines may end with CRLF"),
+        (crlf, 2, "2 token events and done, with CRLF line endings", "lines may end with CRLF"),
         (texts, 4, "4 tokens that read [DONE], event: error, event: done, data: ...; comments; done",
          "a token's text is only text, even if it looks like an event or [DONE]"),
     ):  # fmt: skip
@@ -522,7 +522,7 @@ def test_tokens_of_failed_requests_count(shared_room):
 
 
 def test_silence_is_no_error(shared_room):
-    sent = f"one request; {SILENCE_S:g} s until the headers and a token, and as long until the rest"
+    sent = f"one request; {SILENCE_S:g} s until the headers and a token, and just as long until the rest"
     with Lockstep(shared_room, measuring_in_silence, clients=1) as lockstep:
         for arrived in lockstep.arrivals(1):
             for data in (STREAM + chunk(token("a")), chunk(token("b"), done(2)) + END):
@@ -560,7 +560,7 @@ def test_another_status_is_an_error(shared_room):
         {LATE: response(429, '{"error": "Rate limit exceeded"}', retry_after=30)},
         {LATE: stream + chunk(tokens(2), done(2)) + END},
     )
-    seen.sent = f"4 requests: one goes well, one gets a 503 before; 429 and 404 after {LATE:.0f} s"
+    seen.sent = f"4 requests: one succeeds, one gets a 503; {LATE:.0f} s later, one gets a 429 and one a 404"
     _failed(seen, 3, "an answer with a 4xx or 5xx is not counted as an error")
     _not_late(seen)
 
@@ -569,7 +569,7 @@ def test_an_error_event_is_an_error(shared_room):
     error = b'event: error\ndata: {"message": "the model is broken"}\n\n'
     fails = LATE_TOKENS | {3 * LATE: chunk(error) + END}
     seen = _with_failures(shared_room, whole(), fails, whole())
-    seen.sent = f"3 requests: two go well, one gets a token after {LATE:.0f} s, then event: error"
+    seen.sent = f"3 requests: two succeed, one gets a token after {LATE:.0f} s, then event: error"
     _failed(seen, 1, "an answer with an `error` event is not counted as an error")
     _not_late(seen)
 
@@ -583,7 +583,7 @@ def test_a_cut_answer_is_an_error(shared_room):
         LATE_TOKENS | {3 * LATE: CLOSE},
         LATE_TOKENS | {3 * LATE: RESET},
     )
-    seen.sent = "5 requests: two go well, one ends after two tokens without `done`, two break off"
+    seen.sent = "5 requests: two succeed, one ends after two tokens without `done`, two break off"
     _failed(
         seen,
         3,
@@ -629,7 +629,12 @@ def _failed(seen, errors, mistake, known=()):
         known = [*known, (seen.clients, all_failed)]
     compare(seen, "errors", errors, mistake, known)
     compare(seen, "requests", seen.clients, "`requests` is wrong: it counts all requests sent, including failed ones")
-    compare(seen, "clients", seen.clients, "`clients` is wrong: it is what measure was given, however many failed")
+    compare(
+        seen,
+        "clients",
+        seen.clients,
+        "`clients` is wrong: it is the number passed to measure, however many requests failed",
+    )
 
 
 def _with_failures(room, *scripts):

@@ -141,7 +141,7 @@ class Lockstep:
         until = time.monotonic() + self.room.limit_s
         while not self._resting.check():
             if time.monotonic() > until:
-                raise self.room.hung("the answer never waits for what the server sends")
+                raise self.room.hung("the answer never awaits anything that the server sends")
 
     def result(self):
         """What the scene returns."""

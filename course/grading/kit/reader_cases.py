@@ -10,14 +10,14 @@ from course.grading.mistakes import fail, require
 
 MOST_AFTER = 2
 """Steps that the model may make after its reader has left, not counting the one in progress."""
-MIXED = "concurrent answers get mixed up: data of one answer is stored where all of them share it (in self?)"
-WAITS = "a reader cannot leave until the model continues: leaving never finished while the model was paused"
-GONE = "the reader is gone at once, and the model stops a step later"
+MIXED = "concurrent answers get mixed up: one answer's data is stored where all of them share it (in self?)"
+WAITS = "a reader cannot leave until the model continues: closing the stream never finished while the model was paused"
+GONE = "the reader leaves at once, and the model stops one step later"
 
 
 def what_comes_is_an_async_iterator(found, name, sent):
     """`found`: {"type", "has": which of __anext__ and aclose} of what the method `name` returned."""
-    expected = "an object with __anext__ and aclose, as an `async def` with `yield` gives"
+    expected = "an object with __anext__ and aclose, such as an `async def` with `yield` returns"
     if found["type"] == "coroutine":
         fail(
             f"{name} returns a coroutine: `async for` cannot read that",
@@ -47,7 +47,7 @@ def does_not_stream(talk, number, count, must, last_count):
     reader = talk.look(number)
     facts = {
         "sent": talk.as_call(reader["ask"]),
-        "expected": f"{must!r} has come out by the time the model is paused after {count} tokens",
+        "expected": f"{must!r} has arrived by the time the model is paused after {count} tokens",
     }
     if came_late:
         mistake = "the stream lags: complete text is held back while the model is working"
@@ -176,7 +176,7 @@ def leaving_the_queue_stops_the_model(talk, first, queued, last):
     talk.until("ended", number, None, talk.brief_s)
     next_one_comes(talk, last)
     for each, gone in zip(numbers, left, strict=True):
-        stopped(talk, each, 1, "cancellation while another answer was being made", gone)
+        stopped(talk, each, 1, "cancellation while another answer was being generated", gone)
 
 
 def leaving_does_not_wait(talk, ask, how):
@@ -216,7 +216,7 @@ def answers_at_once_do_not_mix(talk, asks, texts):
         reader = talk.finish(number, MIXED)
         sent = f"{talk.as_call(reader['ask'])}, and {len(texts) - 1} others at the same time"
         talk.require_end(reader, "", MIXED, sent=sent)
-        came, expected = joined(reader["pieces"]), f"{text!r}, as it came when asked alone"
+        came, expected = joined(reader["pieces"]), f"{text!r}, as when it is the only request"
         require(came == text, MIXED, sent=sent, expected=expected, got=shown(reader))
 
 

@@ -180,7 +180,7 @@ class Steps:
             Mistake: the server answers without asking.
             Hung: it does not answer either.
         """
-        mistake = f"{stream.what} does not ask {self.part} for a piece"
+        mistake = f"{stream.what} never asks {self.part} for a piece"
         until = time.monotonic() + self._room.limit_s
         while not self.asked(key, limit_s=0.05):
             if stream.ended(0.001):

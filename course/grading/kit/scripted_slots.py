@@ -201,7 +201,7 @@ class Surroundings:
         if not slots or len(slots) != len(ids):
             self._refuse(call, f"step({slots}, {ids}): at least one slot, and an id for each")
         if len(set(slots)) < len(slots):
-            self._refuse(call, f"step: a slot is named twice: {slots}")
+            self._refuse(call, f"step: a slot appears twice: {slots}")
         for slot in slots:
             if not _is_slot(slot, self.slots) or slot not in self._held:
                 self._refuse(call, f"step: slot {slot} was never filled")

@@ -122,7 +122,7 @@ class Stream:
         try:
             self._connection.connect()
         except ConnectionRefusedError:
-            raise room.broken(f"{self.what}: the server no longer takes connections") from None
+            raise room.broken(f"{self.what}: the server no longer accepts connections") from None
         self._socket = self._connection.sock
         self.port = self._socket.getsockname()[1]
         headers = {"content-type": "application/json", **(headers or {})}
@@ -209,7 +209,7 @@ class Stream:
             self.events += events
             self._changed.notify_all()
         if len(self.body) > MOST_BODY:
-            raise http.client.HTTPException("the answer has no end")
+            raise http.client.HTTPException("the answer is incomplete")
 
 
 class Unread:
@@ -218,7 +218,7 @@ class Unread:
     def __init__(self, room, base_url, body, *, path="/chat_stream"):
         self.room = room
         data = json.dumps(body).encode()
-        self.sent = f"POST {path} {data.decode()}, by a client that does not read the answer"
+        self.sent = f"POST {path} {data.decode()}, from a client that does not read the answer"
         place = urlsplit(base_url)
         self._socket = socket.socket()
         # before the connection is made, or it has no effect

@@ -1,4 +1,4 @@
-# caught by: test_each_call_loads_the_weights_it_is_asked_for, test_the_tokenizer_is_from_the_same_place | says: the model's weights are not the ones in the folder that this call names
+# caught by: test_each_call_loads_the_weights_it_is_asked_for, test_the_tokenizer_is_from_the_same_place | says: the model's weights are not the ones in the folder passed to this call
 from pathlib import Path
 
 import torch

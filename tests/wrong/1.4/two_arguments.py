@@ -1,4 +1,4 @@
-# caught by: test_no_server_is_a_chat_error | says: put base_url into it
+# caught by: test_no_server_is_a_chat_error | says: include base_url
 import httpx
 
 

@@ -1,4 +1,4 @@
-# caught by: test_other_templates | says: do not say what the template renders
+# caught by: test_other_templates | says: do not decode to what the template renders
 import copy
 
 
