@@ -418,7 +418,7 @@ def test_many_sequences_do_not_disturb_each_other(room):
     for got, expected, way in ways:
         require(
             got == expected,
-            "concurrent sequences get mixed up: data of one is stored where all of them share it",
+            "concurrent sequences get mixed up: a sequence's data is stored where all of them share it",
             sent=f"{drive.shown(asks[0])}, and others at the same time, {way}",
             expected=f"{expected!r}, as when it ran alone",
             got=repr(got),

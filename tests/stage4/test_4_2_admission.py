@@ -1396,7 +1396,7 @@ SENTENCES = {
     (WAITS, APP): "more than max_running requests are in the app at the same time",
     (WAITS, REFUSED): "a request is refused although it could wait",
     (REFUSED, APP): "more than max_running requests are in the app at the same time",
-    (REFUSED, WAITS): "one request too many is not refused at once",
+    (REFUSED, WAITS): "a request beyond the limits is not refused at once",
     (GONE, APP): "a request whose client has left is in the app",
     (APP, GONE): "a call to the app has ended too early",
     ("order", "order"): "waiting requests are not served in the order in which they arrived",
@@ -1460,7 +1460,7 @@ def test_with_max_waiting_0_nobody_waits(shared_room):
 
 
 def test_a_refusal_leaves_nothing_behind(shared_room):
-    gives = "a refusal gives a place back"
+    gives = "a refusal frees a place"
     mistakes = {(WAITS, APP): gives, (REFUSED, APP): gives}
     mistakes[WAITS, REFUSED] = mistakes[APP, REFUSED] = "a refused request still counts later"
     play(shared_room, refused_again_and_again, mistakes)
@@ -1480,7 +1480,7 @@ def test_first_come_first_served(shared_room):
     if entered[1:] == came[:0:-1]:
         mistake += ": the last is served first"
     elif sorted(entered[:4]) != sorted(came[:4]) and entered.replace("B", "").replace("D", "") == "ACEFG":
-        mistake = "a request whose body arrives late loses its turn: it has arrived as soon as its call begins"
+        mistake = "a request whose body arrives late loses its turn: it counts as arrived as soon as its call begins"
     require(
         entered == came,
         mistake,
@@ -1510,10 +1510,8 @@ def test_a_newcomer_overtakes_nobody(shared_room):
 
 
 def test_waiting_has_no_time_limit(shared_room):
-    mistake = "a request does not wait until its turn comes: it gives up after some time"
-    play(
-        shared_room, patience, {(WAITS, REFUSED): mistake, (APP, GONE): "a call to the app is cut off after some time"}
-    )
+    mistake = "a request does not wait until its turn comes: it gives up after a while"
+    play(shared_room, patience, {(WAITS, REFUSED): mistake, (APP, GONE): "a call to the app is cut off after a while"})
 
 
 # refusals
@@ -1526,7 +1524,7 @@ def refused(room):
     for how, seen, retry_after_s in room.kept["refusals"]:
         if seen["status"] is None:
             got = seen["error"] or ("in the app" if seen["entered"] else "no response")
-            fail("one request too many is not refused at once", sent=how, expected=503, got=got)
+            fail("a request beyond the limits is not refused at once", sent=how, expected=503, got=got)
         yield how, seen, retry_after_s
 
 
@@ -1534,7 +1532,7 @@ def test_a_refusal_comes_at_once(shared_room):
     place = untold(shared_room.play(while_the_clock_stands), "place")
     require(
         place == REFUSED,
-        "a refusal is not sent at once: the request waits for some time first",
+        "a refusal is not sent at once: the request waits for a while first",
         sent="max_running=1, max_waiting=1; A and B arrive, then C;"
         " the event loop keeps running, but its clock stands still",
         expected=f"C {REFUSED}",
@@ -1552,7 +1550,12 @@ def test_a_refusal_is_a_503(shared_room):
 def test_a_refusal_is_a_whole_response(shared_room):
     for how, seen, _ in refused(shared_room):
         got = ", ".join(seen["types"])
-        require(seen["as bytes"], "a header is not two `bytes`, as ASGI requires", sent=how, got=str(seen["headers"]))
+        require(
+            seen["as bytes"],
+            "a header is not two `bytes` objects, as ASGI requires",
+            sent=how,
+            got=str(seen["headers"]),
+        )
         starts = seen["types"].count("http.response.start")
         only = set(seen["types"]) == {"http.response.start", "http.response.body"}
         whole = seen["whole"] and starts == 1 and only
@@ -1634,7 +1637,7 @@ def test_a_refusal_does_not_wait_for_the_body(shared_room):
 
 def play_ending(room, how, mistake):
     mistakes = {(APP, WAITS): mistake, (APP, REFUSED): mistake}
-    mistakes[WAITS, APP] = "the end of a call gives more than one place back"
+    mistakes[WAITS, APP] = "the end of a call frees more than one place"
     cancelled = how.startswith("is cancelled")
     mistakes[GONE, APP] = (
         "a cancellation does not reach the app"
@@ -1645,45 +1648,45 @@ def play_ending(room, how, mistake):
 
 
 def test_an_answers_end_gives_its_place_back(shared_room):
-    play_ending(shared_room, "answers", "the end of an answer does not give its place back")
+    play_ending(shared_room, "answers", "the end of an answer does not free its place")
 
 
 def test_a_call_that_sends_nothing_gives_its_place_back(shared_room):
-    play_ending(shared_room, "returns", "a call to the app that sends nothing does not give its place back")
+    play_ending(shared_room, "returns", "a call to the app that sends nothing does not free its place")
 
 
 def test_an_error_gives_its_place_back(shared_room):
     for how in ("raises", "raises mid-answer"):
-        play_ending(shared_room, how, "an error in the app does not give its place back")
+        play_ending(shared_room, how, "an error in the app does not free its place")
 
 
 def test_a_cancellation_gives_its_place_back(shared_room):
     for how in ("is cancelled", "is cancelled mid-answer", "raises a CancelledError"):
-        play_ending(shared_room, how, "a call to the app that is cancelled does not give its place back")
+        play_ending(shared_room, how, "a call to the app that is cancelled does not free its place")
 
 
 def test_an_end_after_the_client_has_left_gives_its_place_back(shared_room):
     how = "ends after its client has left"
-    play_ending(shared_room, how, "a call that ends after its client has left does not give its place back")
+    play_ending(shared_room, how, "a call that ends after its client has left does not free its place")
 
 
 def test_a_place_is_given_back_once(shared_room):
-    twice = "the end of a call gives more than one place back"
+    twice = "the end of a call frees more than one place"
     play(shared_room, given_back_once, {(WAITS, APP): twice})
 
 
 def test_the_last_piece_gives_no_place_back(shared_room):
-    mistake = "the last piece gives the place back while the app is still working"
+    mistake = "the last piece frees the place while the app is still working"
     play(shared_room, after_the_last_piece, {(WAITS, APP): mistake})
 
 
 def test_leaving_gives_no_place_back(shared_room):
-    mistake = "a client that leaves gives the place back while the app is still working"
+    mistake = "a client that leaves frees its place while the app is still working"
     play(shared_room, after_leaving, {(WAITS, APP): mistake})
 
 
 def test_a_cancelled_call_keeps_its_place_to_its_end(shared_room):
-    mistake = "a cancelled call to the app gives its place back before it has ended"
+    mistake = "a cancelled call to the app frees its place before it has ended"
     play(
         shared_room,
         cleaning_up,
@@ -1796,7 +1799,7 @@ def test_the_app_hears_that_its_client_has_left(shared_room):
 def test_other_paths_pass(shared_room):
     taken = "a request for another path is blocked"
     mistakes = {(APP, WAITS): taken, (APP, REFUSED): taken}
-    mistakes[WAITS, APP] = mistakes[REFUSED, APP] = "the end of a request for another path gives a place back"
+    mistakes[WAITS, APP] = mistakes[REFUSED, APP] = "the end of a request for another path frees a place"
     play(shared_room, other_paths, mistakes)
 
 
@@ -1866,7 +1869,7 @@ def test_two_admissions_share_nothing(shared_room):
 
 
 def test_every_method_counts(shared_room):
-    free = "requests with some methods take no place"
+    free = "requests with some methods do not take a place"
     play(shared_room, methods, {(REFUSED, APP): free, (WAITS, APP): free, (REFUSED, WAITS): free})
 
 
