@@ -525,7 +525,7 @@ def tokens_are_drawn_at_the_temperature(drive):
             if options
             else "without a temperature, the tokens are not drawn from all of them at temperature 1.0",
             sent=f"{answer.sent}, with the logits {logits[:3]} ...",
-            got=f"words no. {words}",
+            got=f"words numbered {words}",
         )
 
 

@@ -1204,7 +1204,7 @@ def test_lists_and_strings_are_results(shared_room):
             sent = f"{'async def' if asynchronous else 'def'} run that returns {name}"
             if "hangs" in told:
                 raise shared_room.hung("process hangs when run returns a result", sent=sent)
-            mistake = f"{name} is mistaken for a stream: only generators and objects with __aiter__ are"
+            mistake = f"{name} is mistaken for a stream: only generators and objects with __aiter__ are streams"
             expected = "post_process is called once, with what run returned"
             if told["raised"]:
                 fail(mistake, sent=sent, expected=expected, got=said(told["raised"]), where=told["raised"]["where"])

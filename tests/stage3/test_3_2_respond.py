@@ -207,8 +207,8 @@ def _make():
         "a Response": PlainTextResponse("as it is", status_code=201, headers={"X-Own": "yes"}),
         "a JSONResponse": JSONResponse({"error": "teapot"}, status_code=418),
         "an object that is not JSON": object(),
-        "a dict by alias": {"answerText": "hi", "count": 2},
-        "a dict without the default": {"answerText": "hi"},
+        "a dict keyed by alias": {"answerText": "hi", "count": 2},
+        "a dict without the optional field": {"answerText": "hi"},
         "a dict with an extra field": {"answerText": "hi", "count": 2, "secret": SECRET},
         "an instance": Answer(answerText="hi", count=3),
         "an instance of a subclass": Longer(answerText="hi", count=4),
@@ -537,8 +537,8 @@ def test_a_response_goes_out_as_it_is(shared_room):
 
 def test_response_context_shapes_the_result(shared_room):
     expected = {
-        "a dict by alias": {"answerText": "hi", "count": 2},
-        "a dict without the default": {"answerText": "hi", "count": 1},
+        "a dict keyed by alias": {"answerText": "hi", "count": 2},
+        "a dict without the optional field": {"answerText": "hi", "count": 1},
         "a dict with an extra field": {"answerText": "hi", "count": 2},
         "an instance": {"answerText": "hi", "count": 3},
         "an instance of a subclass": {"answerText": "hi", "count": 4},
@@ -633,7 +633,7 @@ def test_any_piece_survives(shared_room):
     require(
         events == [("delta", {"a": 1}), ("", "[DONE]"), ("", {"text": "hi"}), ("", {"x": 1, "y": [2]})]
         and "id: 7" in stream.text,
-        "a ServerSentEvent, a model or a dataclass as a piece is not encoded as encode_event does",
+        "a piece that is a ServerSentEvent, a model or a dataclass is not encoded as encode_event encodes it",
         expected="event: delta, id: 7, data {'a': 1}; then data: [DONE]; then two JSON objects",
         got=stream.text,
     )

@@ -398,9 +398,9 @@ def test_other_seeds_and_none_draw_differently(room):
     require(
         not alike,
         "without a seed, the first sequence draws like one with a small seed:"
-        " every start of the server draws the same tokens",
+        " the server draws the same tokens after every restart",
         sent="the first sequence of a process, without a seed",
-        expected="a different draw than with any seed that a caller may pass",
+        expected="a draw unlike that of any seed that a caller may pass",
         got=f"that of seed={alike[0]}" if alike else None,
     )
 

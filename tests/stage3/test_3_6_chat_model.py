@@ -465,7 +465,7 @@ def test_other_settings_of_the_checkpoint_do_not_count(shared_room):
             "the checkpoint's generation settings are used: only eos_token_id should be",
             sent=sent,
             expected=expected,
-            got=f"{len(result['drawn'])} words, no. {result['drawn']}",
+            got=f"{len(result['drawn'])} words, numbered {result['drawn']}",
         )
 
 

@@ -1808,7 +1808,11 @@ def require_passing(room, *names):
         room.kept["passing"] = room.play(passing)
     for case, problem in room.kept["passing"].items():
         if case.startswith(names) and ("another path" in case) == ("another path" in names[0]):
-            fail(f"{case.partition(' while')[0].partition(' after')[0]} does not pass unchanged", sent=case, **problem)
+            fail(
+                f"{case.partition(' while')[0].partition(' after')[0]} does not pass through unchanged",
+                sent=case,
+                **problem,
+            )
 
 
 def test_what_is_sent_both_ways_is_not_changed(shared_room):

@@ -266,7 +266,7 @@ def test_a_copy_asks_for_one_cpu_at_most(copies):
         cpus <= 1,
         f"a copy asks for {cpus:g} CPUs",
         sent=ASKED,
-        expected="at most one: if a machine has fewer CPUs than all copies ask for, they wait forever",
+        expected="at most one: if a machine has fewer CPUs than all copies together ask for, they wait forever",
     )
 
 

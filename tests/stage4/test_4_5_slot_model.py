@@ -358,7 +358,7 @@ def test_a_step_is_one_token_more(shared_room):
         for count, rows in zip(after, expected, strict=True):
             if off := far(found[count], rows):
                 fail(
-                    "a step does not give the same logits as the whole sequence as a prompt",
+                    "a step does not give the same logits as a prefill of the whole sequence",
                     sent=f"prefill(0, ids) of {length} ids, then {count} steps",
                     expected=f"the logits of prefill(0, {length + count} ids)",
                     got=off,
