@@ -642,7 +642,7 @@ def test_usage_of_a_stream_does_not_come_unasked(shared_room):
             unasked == [],
             "a stream has `usage`, although the request did not ask for it"
             if any(chunk.get("usage") for chunk in unasked)
-            else "a chunk without choices is sent although `usage` was not requested: clients that read choices[0] fail",
+            else "a chunk without choices is sent although usage was not requested: clients that read choices[0] fail",
             sent=ask("hi", stream=True, **options),
             expected="no such chunk",
             got=unasked[:1],
