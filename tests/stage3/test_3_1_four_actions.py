@@ -126,7 +126,7 @@ class Stage:
         called = self.answer.process(handler, request_body)
         if inspect.isawaitable(called):
             return called
-        return failing(TypeError(f"process gives {type(called).__name__}, and `await` cannot take that"))
+        return failing(TypeError(f"process returns {type(called).__name__}, and `await` cannot take that"))
 
     async def process(self, handler, request_body=None):
         """`within` of process."""
@@ -1095,7 +1095,7 @@ def as_written(kind):
         "object with an iterator": "an object with __aiter__ and aclose, whose iterator has aclose too",
         "object with close": "an object with __aiter__, __anext__ and close",
         "object with async close": "an object with __aiter__, __anext__ and an async close",
-        "object with an async generator": "an object whose __aiter__ gives an async generator",
+        "object with an async generator": "an object whose __aiter__ returns an async generator",
     }[kind]
 
 
@@ -1433,7 +1433,7 @@ def test_a_cancelled_async_action_is_cancelled(shared_room):
 
 
 def by(scope):
-    return "a scope of anyio cancels it, again and again" if scope else "its task is cancelled"
+    return "an anyio scope cancels it, again and again" if scope else "its task is cancelled"
 
 
 def require_gone(room, told, sent):
@@ -1468,7 +1468,7 @@ def test_a_cancelled_caller_does_not_wait_for_a_def_action(shared_room):
         for scope in (False, True):
             told = play(shared_room, cancelled_action, name=name, asynchronous=False, scope=scope)
             if not told["on the loop"]:  # that is another test's concern
-                require_gone(shared_room, told, f"def {name}, which is at work; {by(scope)}")
+                require_gone(shared_room, told, f"def {name}, which is running; {by(scope)}")
 
 
 def test_aclose_closes_what_run_gave(shared_room):
@@ -1695,7 +1695,7 @@ def test_64_at_once_all_finish(shared_room):
 def test_64_streams_at_once_all_finish(shared_room):
     for in_step in (True, False):
         told = play(shared_room, many_streams, in_step=in_step)
-        order = "read in turn, a piece each" if in_step else "all begun, then the last one read first"
+        order = "read in turn, a piece each" if in_step else "all started, then the last one is read first"
         sent = f"{MANY} streams of def generators, {order}; the default pool has {POOL} threads"
         if told is None:
             continue

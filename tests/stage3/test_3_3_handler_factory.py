@@ -593,7 +593,7 @@ def test_two_apps_share_nothing(shared_room):
         "two apps share their configs: an app that has stopped leaves its closed config to the next one",
         sent="an app that uses the config class First starts and stops; then another such app starts",
         expected="First made, First initialized, once more",
-        got=", ".join(found["later"]) or "nothing is made",
+        got=", ".join(found["later"]) or "nothing is created",
     )
 
 

@@ -590,14 +590,14 @@ def test_a_key_may_come_again(shared_room):
     a, b, c = (ask(name, 4, key="k", prompt=prompt) for name, prompt in zip("abc", (3, 4, 5), strict=True))
     once_ended = [
         ([at(0, beside, ask("a", 2, key="k")), at(4, b)], "once its answer has ended"),
-        ([at(0, beside, ask("a", 2, key="k")), at(4, leave("k"), b)], "behind a `leave` that came too late"),
+        ([at(0, beside, ask("a", 2, key="k")), at(4, leave("k"), b)], "behind a `leave` that arrived too late"),
         ([at(0, beside), at(2, refused), at(5, b)], "once it has been refused"),
         ([at(0, beside, ask("a", key="k", fails=["OSError", "no"])), at(4, b)], "once its prefill has failed"),
     ]
     once_left = [
         ([at(0, beside, a), at(2, leave("k")), at(4, b)], "once it has left"),
         ([at(0, beside, a), at(2, leave("k"), b)], "in the list in which it leaves"),
-        ([at(0, beside, a, leave("k"), b)], "in the list in which it came and left"),
+        ([at(0, beside, a, leave("k"), b)], "in the list in which it arrived and left"),
         ([at(0, beside), at(2, refused, leave("k"), b)], "in the list in which it was refused and left"),
         ([at(0, beside, a), at(2, leave("k"), b, leave("k"), c)], "twice in one list"),
     ]
