@@ -42,7 +42,7 @@ PHRASES = {
         "the answer fails",
         "the answer fails before its first object",
         "the inner chat raises",
-        "the reader leaves by aclose()",
+        "the reader calls aclose()",
         "the reader is cancelled",
         "the reader is cancelled before the first object",
     ],

@@ -242,7 +242,7 @@ def a_cut_character_is_left_out(drive):
     for answer, expected in asked(drive, cut):
         require(
             "\ufffd" not in answer.said,
-            "a character that the end cuts in two appears broken: leave it out",
+            "a character cut off by the end of the answer comes out broken: leave it out",
             **answer.facts(expected),
         )
         require(answer.said != "", "the text before a cut-off character is lost", **answer.facts(expected))
@@ -297,10 +297,10 @@ def the_ends_token_ends_the_answer_without_text(drive):
         said, facts = answer.said, answer.facts(expected)
         if said.startswith(f"{expected} token"):
             if said == f"{expected} token":
-                fail("the end token is in the text: it has no text, whatever it is", **facts)
-            fail(f"a token of `{drive.ends}` does not end the answer", **facts)
+                fail("the end token appears in the text: leave it out, whichever one it is", **facts)
+            fail(f"a token in `{drive.ends}` does not end the answer", **facts)
         if len(said) < len(expected) and expected.startswith(said):
-            fail(f"a token that is not one of `{drive.ends}` ends the answer", **facts)
+            fail(f"a token that is not in `{drive.ends}` ends the answer", **facts)
 
 
 def finish_reason_says_why(drive):
@@ -417,8 +417,8 @@ def what_only_looked_like_a_stop_sequence_comes_out(drive):
     for answer, expected in asked(drive, ends):
         require(answer.said != "one ", f"{mistake} when the answer ended", **answer.facts(expected))
     for stop, taken in (
-        (" TWO", "a stop sequence is found without regard to case"),
-        ("t.o", "a stop sequence is taken for a pattern: each of its characters stands for itself"),
+        (" TWO", "stop sequences are matched without regard to case"),
+        ("t.o", "a stop sequence is treated as a pattern: match its characters literally"),
     ):
         answer = drive.one(ask("one", " two", " three", stop=[stop]))
         require(answer.said not in ("one", "one "), taken, **answer.facts("one two three"))
@@ -439,8 +439,7 @@ def the_stop_sequence_that_begins_first_counts(drive):
         )
     answer = drive.one(ask(b"a", b"b", b"c", b"d", " two", stop=["abcd", "bc"]))
     mistake = (
-        "a stop sequence is complete, but the answer goes on:"
-        " it waits in case a longer one that began earlier is completed, too"
+        "a stop sequence is complete, but the answer goes on in case a longer one that began earlier is completed, too"
     )
     require(answer.said not in ("abc", "") or answer.last["completion_tokens"] == 3, mistake, **answer.facts("a"))
 
@@ -488,7 +487,7 @@ def temperature_0_is_greedy(drive):
         others = sum(word != 0 for word in answer.drawn)
         require(
             len(answer.drawn) >= 5 and others == 0,
-            "at temperature 0, the likeliest token is not always taken: tokens are drawn",
+            "at temperature 0, the likeliest token is not always chosen: tokens are still drawn at random",
             sent=answer.sent,
             expected="the likeliest at each step",
             got=f"{others} of {len(answer.drawn)} tokens were different",
@@ -524,9 +523,9 @@ def tokens_are_drawn_at_the_temperature(drive):
             words is None or len(words) >= 16 and right(words),
             "the tokens are not drawn at the given temperature"
             if options
-            else "without a temperature, the tokens are not drawn at 1.0 from all of them",
+            else "without a temperature, the tokens are not drawn from all of them at temperature 1.0",
             sent=f"{answer.sent}, with the logits {logits[:3]} ...",
-            got=f"words no. {words}",
+            got=f"words numbered {words}",
         )
 
 
@@ -541,7 +540,7 @@ def tokens_are_drawn_from_top_p(drive):
         answer, words = drawn_from(drive, draws=thirds, limit=22, **options)
         require(
             words is None or len(words) >= 20 and set(words) == expected,
-            "the tokens are not drawn from the likeliest ones that reach `top_p`",
+            "the tokens are not drawn from the likeliest ones that together reach `top_p`",
             sent=f"{answer.sent}, with probabilities 0.50, 0.30, 0.15, 0.05 at temperature 1",
             expected=f"words {sorted(expected)}: {why}",
             got=f"words {sorted(set(words or []))}",
@@ -586,7 +585,7 @@ def nothing_else_changes_what_a_seed_draws(drive):
     facts = {"sent": disturbed.sent, "expected": f"{alone!r}, as without it", "got": repr(disturbed.said)}
     require(
         disturbed.said == alone,
-        "torch.manual_seed elsewhere changes what a seed draws: the global generator is used",
+        "calling torch.manual_seed elsewhere changes what a seed draws: the global generator is used",
         **facts,
     )
     for answer in drive(seeded, unseeded, seeded, at_once=True)[::2]:

@@ -126,7 +126,7 @@ class Stage:
         called = self.answer.process(handler, request_body)
         if inspect.isawaitable(called):
             return called
-        return failing(TypeError(f"process gives {type(called).__name__}, and `await` cannot take that"))
+        return failing(TypeError(f"process returns {type(called).__name__}, and `await` cannot take that"))
 
     async def process(self, handler, request_body=None):
         """`within` of process."""
@@ -1095,7 +1095,7 @@ def as_written(kind):
         "object with an iterator": "an object with __aiter__ and aclose, whose iterator has aclose too",
         "object with close": "an object with __aiter__, __anext__ and close",
         "object with async close": "an object with __aiter__, __anext__ and an async close",
-        "object with an async generator": "an object whose __aiter__ gives an async generator",
+        "object with an async generator": "an object whose __aiter__ returns an async generator",
     }[kind]
 
 
@@ -1136,10 +1136,10 @@ def test_the_base_classes_do_nothing_by_themselves(shared_room):
     found = play(shared_room, base_classes)
     require(
         found["nothing"] == [None, None],
-        "ConfigHandler's initialize or close does not return None: on their own they do nothing",
+        "ConfigHandler's initialize or close does not return None: by default they do nothing",
         got=found["nothing"],
     )
-    require(found["config"], "RequestHandler(config) does not keep it as self.config")
+    require(found["config"], "RequestHandler(config) does not store config as self.config")
     for name in ("pre_process", "post_process"):
         require(found[name], f"RequestHandler.{name} does not return what it is given")
     told = found["run"]
@@ -1162,7 +1162,7 @@ def test_the_actions_run_once_each_in_order(shared_room):
             if "`await` cannot take that" in told.get("message", ""):
                 mistake = "process cannot be awaited: it must be an `async def` without `yield`"
                 fail(mistake, sent="await process(handler, body)", got=told["message"])
-            settled(shared_room, told, "process never ends", sent=sent)
+            settled(shared_room, told, "process never returns", sent=sent)
             values = [argument for _, argument in told["calls"]] + [told["value"]]
             for value in values:
                 if isinstance(value, dict) and value.get("type") == "coroutine":
@@ -1204,7 +1204,7 @@ def test_lists_and_strings_are_results(shared_room):
             sent = f"{'async def' if asynchronous else 'def'} run that returns {name}"
             if "hangs" in told:
                 raise shared_room.hung("process hangs when run returns a result", sent=sent)
-            mistake = f"{name} is mistaken for a stream: only generators and objects with __aiter__ are"
+            mistake = f"{name} is mistaken for a stream: only generators and objects with __aiter__ are streams"
             expected = "post_process is called once, with what run returned"
             if told["raised"]:
                 fail(mistake, sent=sent, expected=expected, got=said(told["raised"]), where=told["raised"]["where"])
@@ -1233,7 +1233,7 @@ def test_a_def_action_never_keeps_the_loop_waiting(shared_room):
             expected="it runs in a thread, and process awaits it",
             got="it ran in the event loop's own thread",
         )
-        settled(shared_room, told["told"], f"process never ends with a def {name}", sent=sent)
+        settled(shared_room, told["told"], f"process never returns with a def {name}", sent=sent)
     for kind in ("def generator", "async generator"):
         require(
             not play(shared_room, held_post_process_of_a_piece, kind=kind),
@@ -1246,7 +1246,7 @@ def test_a_def_action_never_keeps_the_loop_waiting(shared_room):
 
 def test_async_actions_run_on_the_loop(shared_room):
     told = play(shared_room, where_async_actions_run)
-    settled(shared_room, told, "process never ends", sent="three async def actions")
+    settled(shared_room, told, "process never returns", sent="three async def actions")
     for name, on_the_loop in told["found"].items():
         require(
             on_the_loop,
@@ -1261,7 +1261,7 @@ def test_context_variables_are_seen_in_every_action(shared_room):
         told = play(shared_room, context_variables, asynchronous=asynchronous, stream=stream)
         kind = "async def" if asynchronous else "def"
         sent = f"{kind} actions{', run returns a generator' if stream else ''}"
-        settled(shared_room, told, "the actions never end", sent=sent)
+        settled(shared_room, told, "the actions never finish", sent=sent)
         for what, value in told["found"]:
             require(
                 value == "set",
@@ -1283,7 +1283,7 @@ def test_what_run_gives_decides_about_a_stream(shared_room):
         if note["lacks"]:
             mistake = "what process returns for a stream is not an async iterator with aclose"
             if note["type"] in ("generator", "coroutine", "Thing", "BareIterator", "ThingWithClose"):
-                mistake = "a stream is not recognised: what run returns decides, no matter how run is written"
+                mistake = "a stream is not recognised: look at what run returns, not at how run is written"
             got = f"{note['type']}, which has no {' and no '.join(note['lacks'])}"
             fail(mistake, sent=sent, got=got, **facts)
         if note["end"] == "hangs":
@@ -1337,7 +1337,7 @@ def test_a_piece_comes_out_as_soon_as_it_is_there(shared_room):
         facts |= {"expected": "1 and 2 come out meanwhile", "got": shown(early)}
         if isinstance(early["end"], dict):
             fail("reading a stream fails", where=where(early["end"]), **facts)
-        raise shared_room.hung("pieces wait for later ones: the stream is collected or delayed", **facts)
+        raise shared_room.hung("pieces wait for later ones: the stream is buffered or delayed", **facts)
 
 
 def test_run_is_asked_for_a_piece_only_when_the_reader_asks(shared_room):
@@ -1357,7 +1357,7 @@ def test_run_is_asked_for_a_piece_only_when_the_reader_asks(shared_room):
 def test_a_def_generator_never_keeps_the_loop_waiting(shared_room):
     for way in ("def run with yield", "def run that returns a generator", "async def run that returns a generator"):
         told = play(shared_room, held_step, way=way)
-        mistake = "a def generator runs on the event loop: while it makes a piece, everything else waits"
+        mistake = "a def generator runs on the event loop: while it produces a piece, everything else waits"
         if way.startswith("async"):
             mistake = "a def generator that an `async def run` returned runs on the event loop: everything else waits"
         require(
@@ -1400,7 +1400,7 @@ def require_boom(room, told, message, sent):
         fail("an error in an action is swallowed", **facts)
     mistake = "an error in an action arrives as a different type"
     require(told["raised"] == "Boom", mistake, where=told["where"], **facts)
-    require(told["message"] == message, "an error in an action has lost its message", **facts)
+    require(told["message"] == message, "an error in an action loses its message", **facts)
 
 
 def test_an_error_in_a_stream_reaches_the_reader(shared_room):
@@ -1433,7 +1433,7 @@ def test_a_cancelled_async_action_is_cancelled(shared_room):
 
 
 def by(scope):
-    return "a scope of anyio cancels it, again and again" if scope else "its task is cancelled"
+    return "an anyio scope cancels it, again and again" if scope else "its task is cancelled"
 
 
 def require_gone(room, told, sent):
@@ -1458,7 +1458,7 @@ def require_gone(room, told, sent):
         told.get("after", []) == [],
         "after cancellation, the next action is called",
         sent=sent,
-        expected="no further action",
+        expected="no further action runs",
         got=told.get("after"),
     )
 
@@ -1468,7 +1468,7 @@ def test_a_cancelled_caller_does_not_wait_for_a_def_action(shared_room):
         for scope in (False, True):
             told = play(shared_room, cancelled_action, name=name, asynchronous=False, scope=scope)
             if not told["on the loop"]:  # that is another test's concern
-                require_gone(shared_room, told, f"def {name}, which is at work; {by(scope)}")
+                require_gone(shared_room, told, f"def {name}, which is running; {by(scope)}")
 
 
 def test_aclose_closes_what_run_gave(shared_room):
@@ -1493,7 +1493,7 @@ def require_close(room, kind, needed):
     )
     require(
         told["steps"] == 2,
-        "after aclose(), run makes further steps",
+        "after aclose(), run takes further steps",
         sent=sent,
         expected="2 steps",
         got=f"{told['steps']} steps",
@@ -1519,7 +1519,7 @@ def test_aclose_waits_for_the_finally(shared_room):
             "aclose() returns before the `finally` of run's stream has finished",
             sent=sent,
             expected="first the finally, then aclose() returns",
-            got="aclose() had returned before",
+            got="aclose() had already returned",
         )
 
 
@@ -1528,7 +1528,7 @@ def test_after_aclose_the_stream_is_at_its_end(shared_room):
         told = play(shared_room, close_between_two_pieces, kind=kind, needed=CLOSED[kind])
         if told is None:
             continue
-        sent = f"run returns {as_written(kind)}; aclose() after two pieces, then another one"
+        sent = f"run returns {as_written(kind)}; aclose() after two pieces, then again"
         again = told["again"]
         mistake = "a second aclose() hangs" if "hangs" in again else "a second aclose() raises"
         settled(shared_room, again, mistake, sent=sent)
@@ -1546,7 +1546,7 @@ def require_at_the_end(room, told, sent):
     """Requires that `__anext__` ends the iteration after the reader has left."""
     note = told["afterwards"]
     facts = {"sent": sent, "expected": "StopAsyncIteration, and no further step", "got": shown(note)}
-    mistake = "after its reader has left, a stream is not at its end: __anext__"
+    mistake = "after its reader has left, a stream has not ended: __anext__"
     if note["end"] == "hangs":
         raise room.hung(f"{mistake} hangs", **facts)
     if isinstance(note["end"], dict):
@@ -1605,7 +1605,7 @@ def require_left(room, told, kind, sent, steps, when=None):
     taken = max(told["steps"], told.get("steps at last", 0))
     require(
         taken == steps,
-        "after the reader has left, run makes further steps",
+        "after the reader has left, run takes further steps",
         sent=sent,
         expected=f"{steps} steps",
         got=f"{taken} steps",
@@ -1667,7 +1667,7 @@ def test_a_failing_post_process_closes_too(shared_room):
             require_closed(shared_room, told["closed"], CLOSED[kind], "post_process fails", sent)
             require(
                 told["steps"] == 2,
-                "after post_process has failed, run makes further steps",
+                "after post_process has failed, run takes further steps",
                 sent=sent,
                 expected="2 steps",
                 got=f"{told['steps']} steps",
@@ -1695,14 +1695,14 @@ def test_64_at_once_all_finish(shared_room):
 def test_64_streams_at_once_all_finish(shared_room):
     for in_step in (True, False):
         told = play(shared_room, many_streams, in_step=in_step)
-        order = "read in turn, a piece each" if in_step else "all begun, then the last one read first"
+        order = "read in turn, a piece each" if in_step else "all started, then the last one is read first"
         sent = f"{MANY} streams of def generators, {order}; the default pool has {POOL} threads"
         if told is None:
             continue
         if told["hangs"]:
             raise shared_room.hung(
-                f"{MANY} concurrent streams hang: between pieces, a stream keeps what another one needs, a thread"
-                " from a shared pool or a lock",
+                f"{MANY} concurrent streams hang: between pieces, a stream holds on to what another one needs,"
+                " such as a thread from a shared pool or a lock",
                 sent=sent,
                 expected=f"all {MANY} finish",
                 got=f"{told['finished']} have finished, and the rest are stuck",

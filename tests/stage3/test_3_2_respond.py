@@ -191,8 +191,8 @@ def _make():
     results = {
         "a dict": {"text": "你好", "n": 1, "next": None},
         "a list": [1, "two", None],
-        "a text": "text",
-        "an empty text": "",
+        "a string": "text",
+        "an empty string": "",
         "an integer": 7,
         "a float": 0.5,
         "zero": 0,
@@ -207,17 +207,17 @@ def _make():
         "a Response": PlainTextResponse("as it is", status_code=201, headers={"X-Own": "yes"}),
         "a JSONResponse": JSONResponse({"error": "teapot"}, status_code=418),
         "an object that is not JSON": object(),
-        "a dict by alias": {"answerText": "hi", "count": 2},
-        "a dict without the default": {"answerText": "hi"},
-        "a dict with more": {"answerText": "hi", "count": 2, "secret": SECRET},
+        "a dict keyed by alias": {"answerText": "hi", "count": 2},
+        "a dict without the optional field": {"answerText": "hi"},
+        "a dict with an extra field": {"answerText": "hi", "count": 2, "secret": SECRET},
         "an instance": Answer(answerText="hi", count=3),
         "an instance of a subclass": Longer(answerText="hi", count=4),
         "a dict that lacks a field": {"count": 2},
         "an empty dict": {},
         "a dict with a wrong type": {"answerText": "hi", "count": "many"},
         "another type": [1, 2],
-        "a dict with a subclass in it": {"answers": [Longer(answerText="hi", count=5)]},
-        "an instance with a subclass in it": Page(answers=[Longer(answerText="hi", count=6)]),
+        "a dict that contains an instance of a subclass": {"answers": [Longer(answerText="hi", count=5)]},
+        "an instance that contains an instance of a subclass": Page(answers=[Longer(answerText="hi", count=6)]),
     }
     pieces = {
         "a model": Plain(text="hi"),
@@ -369,7 +369,7 @@ class Service:
             raise self.room.hung("a stream gets no answer", sent=stream.sent)
         if stream.status != 200:
             reply = stream.reply()
-            fail("a stream does not get a 200", sent=stream.sent, **self.http.facts(reply))
+            fail("a stream is not answered with a 200", sent=stream.sent, **self.http.facts(reply))
         return stream.reply()
 
     def note(self, id):
@@ -467,8 +467,8 @@ def test_a_result_is_json(shared_room):
     expected = {
         "a dict": {"text": "你好", "n": 1, "next": None},
         "a list": [1, "two", None],
-        "a text": "text",
-        "an empty text": "",
+        "a string": "text",
+        "an empty string": "",
         "an integer": 7,
         "a float": 0.5,
         "zero": 0,
@@ -537,13 +537,16 @@ def test_a_response_goes_out_as_it_is(shared_room):
 
 def test_response_context_shapes_the_result(shared_room):
     expected = {
-        "a dict by alias": {"answerText": "hi", "count": 2},
-        "a dict without the default": {"answerText": "hi", "count": 1},
-        "a dict with more": {"answerText": "hi", "count": 2},
+        "a dict keyed by alias": {"answerText": "hi", "count": 2},
+        "a dict without the optional field": {"answerText": "hi", "count": 1},
+        "a dict with an extra field": {"answerText": "hi", "count": 2},
         "an instance": {"answerText": "hi", "count": 3},
         "an instance of a subclass": {"answerText": "hi", "count": 4},
-        "a dict with a subclass in it": {"answers": [{"answerText": "hi", "count": 5}], "next": None},
-        "an instance with a subclass in it": {"answers": [{"answerText": "hi", "count": 6}], "next": None},
+        "a dict that contains an instance of a subclass": {"answers": [{"answerText": "hi", "count": 5}], "next": None},
+        "an instance that contains an instance of a subclass": {
+            "answers": [{"answerText": "hi", "count": 6}],
+            "next": None,
+        },
     }
     for name, data in expected.items():
         context = "Page" if "answers" in data else "Answer"
@@ -630,7 +633,7 @@ def test_any_piece_survives(shared_room):
     require(
         events == [("delta", {"a": 1}), ("", "[DONE]"), ("", {"text": "hi"}), ("", {"x": 1, "y": [2]})]
         and "id: 7" in stream.text,
-        "a ServerSentEvent, a model or a dataclass as a piece is not encoded as encode_event does",
+        "a piece that is a ServerSentEvent, a model or a dataclass is not encoded as encode_event encodes it",
         expected="event: delta, id: 7, data {'a': 1}; then data: [DONE]; then two JSON objects",
         got=stream.text,
     )
@@ -642,8 +645,8 @@ def test_a_stream_without_pieces_is_a_200(shared_room):
         if not stream.begun():
             raise shared_room.hung("a stream without pieces gets no answer", sent=kind)
         reply = stream.reply()
-        mistake = "a stream without pieces does not get a 200 without events"
-        facts = {"sent": f"{kind} without pieces", "expected": "200 text/event-stream, and nothing in it"}
+        mistake = "a stream without pieces is not answered with a 200 and no events"
+        facts = {"sent": f"{kind} without pieces", "expected": "200 text/event-stream with an empty body"}
         kind = reply.headers.get("content-type", "").split(";")[0]
         require(reply.status == 200 and kind == "text/event-stream", mistake, **facts, got=str(reply))
         require(not stream.events, mistake, **facts, got=reply.text)
@@ -700,11 +703,11 @@ def test_an_http_exception_decides_the_status(shared_room):
         for status, detail in ((404, "no such document"), (409, {"code": "busy"}), (503, "ask later")):
             reply = service(shared_room).ask(**script, status=status, detail=detail)
             facts = {"sent": as_sent(script), "expected": f'{status} {{"detail": {detail!r}}}'}
-            mistake = "an HTTPException does not decide the status"
+            mistake = "the status is not the HTTPException's"
             if reply.status == 200 and script["kind"] != "result":
                 mistake = EARLY_STATUS
             require(reply.status == status, mistake, **facts, got=str(reply))
-            mistake = "an HTTPException does not decide the detail"
+            mistake = "the detail is not the HTTPException's"
             right = isinstance(reply.data, dict) and reply.data.get("detail") == detail
             require(right, mistake, **facts, got=str(reply))
 
@@ -756,7 +759,7 @@ def test_an_error_after_the_first_piece_is_an_event(shared_room):
     for script in late_failures():
         stream = service(shared_room).stream(**script)
         if not stream.begun() or not stream.ended():
-            raise shared_room.hung("an error after the first piece never ends the stream", sent=as_sent(script))
+            raise shared_room.hung("an error after the first piece does not end the stream", sent=as_sent(script))
         sent, got = as_sent(script), str(stream)
         facts = {"sent": sent, "got": got}
         require(
@@ -866,7 +869,7 @@ def test_the_work_stops_when_the_client_leaves(shared_room):
             stops and steps <= script["hold"],
             f"when the client leaves {when}, the work goes on",
             sent=sent,
-            expected=f"the generator is closed, an async def action is cancelled, {script['hold']} steps",
+            expected=f"the generator is closed, an async def action is cancelled, at most {script['hold']} steps",
             got=f"{'stopped' if stops else 'neither closed nor cancelled'}, {steps} steps",
         )
     for script, when in leaving():
@@ -876,10 +879,10 @@ def test_the_work_stops_when_the_client_leaves(shared_room):
         found = shared_room.play(gone_for_a_second, script=script)
         require(
             found["stops"] or not found["begun"],
-            "a client that has left is noticed too late: within a second the work has to stop",
+            "a client that has left is noticed too late: the work must stop within a second",
             sent=f"{script['way']} {script['kind']}; the client leaves {when}, and a second passes",
             expected="the generator is closed, an async def action is cancelled",
-            got="neither closed nor cancelled: nothing looked for the client meanwhile",
+            got="neither closed nor cancelled: nothing checked meanwhile whether the client was still there",
         )
 
 
@@ -948,5 +951,5 @@ def test_the_next_request_works(shared_room):
             service(shared_room).stream(**script).ended()
         reply = service(shared_room).ask(result="a dict")
         facts = service(shared_room).http.facts(reply)
-        mistake = "after a failure or a client that left, the next request fails"
+        mistake = "after a failure, or after a client has left, the next request fails"
         require(reply.status == 200, mistake, sent=as_sent(script), **facts)

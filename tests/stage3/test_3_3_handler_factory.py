@@ -206,7 +206,7 @@ async def second_apps(answer, inside):
 
 async def start_and_stop(answer, inside, ways=("def", "def", "def"), failing=(), subclass=False):
     """Starts and stops an app of three config classes on four paths, the first on two of them. By their names, or by
-    their paths, the classes would come in another order. `failing` names who fails at what: ["B", "initialized"];
+    their paths, the classes would come in a different order. `failing` names who fails at what: ["B", "initialized"];
     `subclass`: C is one of A."""
     events = fresh(answer, inside)
     classes, fails = [], {name: [] for name in "ABC"}
@@ -536,7 +536,7 @@ def test_configs_are_initialised_once_each_in_order(shared_room):
         if not initialized:
             mistake = "no config is initialised when the app starts"
         elif len(set(initialized)) < len(initialized) or found["at start"].count("A made") > 1:
-            mistake = "a config class that two paths use is created or initialised twice"
+            mistake = "a config class that two paths use is instantiated or initialised twice"
         elif len(initialized) < 3:
             mistake = "an `async def initialize` is not awaited" if "async def" in ways else "a config is left out"
             if subclass:
@@ -553,7 +553,7 @@ def test_no_request_is_answered_before_all_is_initialised(shared_room):
             "the app accepts requests while a config is still being initialised",
             sent="an async initialize that takes a long time",
             expected="the start-up waits for it",
-            got="the start-up was complete before",
+            got="the start-up was already complete",
         )
 
 
@@ -577,13 +577,13 @@ def test_two_apps_share_nothing(shared_room):
     )
     require(
         found["stopped"] == ["First closed"],
-        "when one app stops, not just its own configs are closed",
+        "when one app stops, configs that are not its own are closed, too",
         expected="First closed",
         got=", ".join(found["stopped"]) or "nothing",
     )
     require(
         found["after"] == found["before"],
-        "two apps share their configs: when one has stopped, the other has lost its configs",
+        "two apps share their configs: when one stops, the other loses its configs",
         sent="two apps started; POST to the second before and after the first is stopped",
         expected=f"{found['before']} both times",
         got=f"afterwards {found['after']}",
@@ -591,9 +591,9 @@ def test_two_apps_share_nothing(shared_room):
     require(
         found["later"] == ["First made", "First initialized"],
         "two apps share their configs: an app that has stopped leaves its closed config to the next one",
-        sent="an app of the class First starts and stops; then another app of it starts",
+        sent="an app that uses the config class First starts and stops; then another such app starts",
         expected="First made, First initialized, once more",
-        got=", ".join(found["later"]) or "nothing is made",
+        got=", ".join(found["later"]) or "nothing is created",
     )
 
 
@@ -619,7 +619,7 @@ def test_an_error_in_one_close_keeps_no_other_open(shared_room):
         expected = ["C closed", "B closed", "A closed"]
         require(
             found["at stop"] == expected,
-            "an error in one close keeps the others from being closed",
+            "an error in one config's close keeps the others from being closed",
             sent=f"the close of {who} raises, the app stops",
             expected=", ".join(expected),
             got=", ".join(found["at stop"]) or "nothing",
@@ -643,7 +643,7 @@ def test_a_failing_initialize_fails_the_start_up(shared_room):
         _, failed, later = ", ".join(found["at start"]).partition(f"B {what}")
         require(
             bool(failed) and "initialized" not in later,
-            "after one config has failed, the next is initialised",
+            "after one config has failed, the next is still initialised",
             sent=sent,
             got=", ".join(found["at start"]),
         )
@@ -682,7 +682,7 @@ def test_each_path_is_answered_by_its_own_handler(shared_room, room):
         require(reply.status == 200, mistake, **facts, **served(shared_room).facts(reply))
         require(
             reply.data == name,
-            "a path is answered by another path's handler: in a loop, every endpoint sees the last values",
+            "a path is answered by another path's handler: endpoints defined in a loop all see its last values",
             **facts,
             **served(shared_room).facts(reply),
         )
@@ -691,7 +691,7 @@ def test_each_path_is_answered_by_its_own_handler(shared_room, room):
     # an app that answers neither is another test's concern
     require(
         got == ["/chat", "/CHAT"] or all(each.startswith(("4", "5")) for each in got),
-        "two paths that differ in capital letters are taken for one",
+        "two paths that differ only in case are treated as one",
         sent="register_handler('/chat', ...) and register_handler('/CHAT', ...), and a request to each",
         expected="each is answered by its own handler",
         got=got,
@@ -816,15 +816,15 @@ def test_respond_answers(shared_room):
     stream = Stream(shared_room, http.base_url, {}, path="/stream")
     stream.ended()
     got = [event.json for event in stream.events]
-    mistake = "a stream is not answered as respond does"
+    mistake = "a stream is not answered as respond answers it"
     require(got == ["one", "two"], mistake, sent="run returns a generator", expected="two events", got=str(stream))
     reply = http.post("/fails", json={"what": "teapot"})
     holds = reply.status == 418 and reply.data == {"detail": "a teapot"}
-    mistake = "an HTTPException is not answered as respond does"
+    mistake = "an HTTPException is not answered as respond answers it"
     require(holds, mistake, sent="run raises HTTPException(418)", **http.facts(reply))
     reply = http.post("/fails", json={"what": "other"})
     holds = reply.status == 500 and "secret" not in reply.text and "KeyError" not in reply.text
-    mistake = "any other error is not answered as respond does, with a plain 500"
+    mistake = "any other error is not answered as respond answers it, with a plain 500"
     require(holds, mistake, sent="run raises KeyError", got=str(reply))
 
 

@@ -970,7 +970,7 @@ def writers(background):
 
     room.wait(
         lambda: all(done or not program.runs() for done, program in zip(written(), seen.programs, strict=True)),
-        "processes that write into the same folder never end",
+        "processes that write to the same folder never finish",
     )
     if not all(written()):
         error, where = room.last_error()
@@ -1244,7 +1244,7 @@ def test_other_handlers_stay(background):
         got=f"{seen['others'].count(False)} of 2 are gone",
     )
     require(seen["heard"] >= 1, "handlers that existed before get nothing after setup_logging")
-    require(seen["first"]["log"] >= 1, "with another handler on the root logger, nothing is written into the file")
+    require(seen["first"]["log"] >= 1, "with another handler on the root logger, nothing is written to the file")
 
 
 def test_lines_go_on_after_uvicorn_has_configured_its_logging(background):
@@ -1265,7 +1265,7 @@ def test_a_relative_folder_is_that_of_the_call(background):
     seen = result(background, story)
     require(
         not seen["files elsewhere"] and (seen["elsewhere"]["log"] >= 1 or not seen["uvicorn"]["log"]),
-        "a relative folder is looked up again for each line: it follows the process from directory to directory",
+        "a relative folder is resolved again for each line: it follows the process from directory to directory",
         sent='setup_logging("logs"), os.chdir("elsewhere"), a warning',
         expected="a line in logs/, where it was at the time of the call",
         got=f"in elsewhere/: {', '.join(seen['files elsewhere']) or 'nothing'}",
@@ -1371,18 +1371,18 @@ def test_processes_share_the_files(writers):
         messages, torn = messages_of(writers, name)
         facts = {"sent": f"{WRITERS} processes at once, {len(expected) // WRITERS} warnings of 3,800 bytes each"}
         facts["expected"] = f"{len(expected)} whole lines in {name}"
-        require(torn is None, f"lines of several processes are broken up in {name}", **facts, got=torn)
+        require(torn is None, f"lines from several processes are broken up in {name}", **facts, got=torn)
         count = len(set(messages))
-        require(count == len(expected), f"lines of several processes are lost in {name}", **facts, got=count)
+        require(count == len(expected), f"lines from several processes are lost in {name}", **facts, got=count)
         require(
-            len(messages) == count, f"lines of several processes are duplicated in {name}", **facts, got=len(messages)
+            len(messages) == count, f"lines from several processes are duplicated in {name}", **facts, got=len(messages)
         )
 
 
 def test_nothing_keeps_the_process_from_ending(writers):
     writers.room.wait(
         lambda: not any(program.runs() for program in writers.programs),
-        "the process does not end: the thread that calls `load` keeps it alive (not a daemon, or joined)",
+        "the process does not end: the thread that calls `load` keeps it alive (it is not a daemon, or it is joined)",
         limit_s=3.0,
         sent="a program that calls setup_logging with a load that never returns, logs, and ends",
         expected="the process ends when its last line has run",
@@ -1409,9 +1409,9 @@ def test_load_is_called_again_and_again(background):
 def test_figures_stand_as_str_shows_them(background):
     seen = result(background, over_time)
     figures = ["0", "33.333333333333336", "12.5"]
-    mistake = "what load returned is not on the line as str shows it"
+    mistake = "what load returned does not appear on the line as str formats it"
     if seen["line"] and seen["line"][0] != figures[0] and seen["line"][1:] == figures[1:]:
-        mistake = "a figure of 0 is taken for none: `or` puts another one in its place"
+        mistake = "a figure of 0 is treated as missing: `or` replaces it with another one"
     require(
         seen["shown"],
         mistake,
@@ -1453,7 +1453,7 @@ def test_logging_never_waits_for_load(room):
         raise room.hung(f"{at} waits for load", sent=sent, expected="the code that logs never waits for it")
     require(
         notes["figures"] == ["0.0", "0.0", "0"],
-        "before the first result of load, the figures are not 0.0, 0.0 and 0",
+        "before load has returned for the first time, the figures are not 0.0, 0.0 and 0",
         sent=sent,
         expected=as_fields(("0.0", "0.0", "0")),
         got=as_fields(notes["figures"]),
@@ -1559,7 +1559,7 @@ def test_a_hundred_at_once_do_not_mix(shared_room):
         wrong = next((line for line in lines if line != logid), None)
         require(
             wrong is None,
-            "lines of concurrent requests have each other's logid",
+            "lines of concurrent requests have each other's logids",
             sent=f"100 requests at once; the lines of request {number}",
             expected=f"[logid:{logid}]",
             got=f"[logid:{wrong}]",
@@ -1583,7 +1583,7 @@ def test_a_response_carries_its_logid(shared_room):
         )
     require(
         not found["not_bytes"],
-        "X-Log-Id is not written as ASGI requires: a header is two `bytes`",
+        "X-Log-Id is not written as ASGI requires: a header is two `bytes` objects",
         expected="(b'x-log-id', b'...')",
         got=", ".join(found["not_bytes"]),
     )
@@ -1668,12 +1668,12 @@ def test_what_is_no_logid_is_not_believed(shared_room):
             all(each != own and (VALID.fullmatch(str(each)) is not None or not new_is_valid) for each in ids),
             "any X-Log-Id is trusted: whatever a stranger sends ends up in the log",
             sent=f"X-Log-Id: {ascii(own)[1:-1]}" + (f" ({len(own)} characters)" if len(own) > 60 else ""),
-            expected="a new logid: 1 to 64 of A-Z a-z 0-9 _ -",
+            expected="a new logid: 1 to 64 characters from A-Z a-z 0-9 _ -",
             got=", ".join(map(str, ids)),
         )
         require(
             len(set(ids)) == len(ids) or new == other,
-            "what is left of an invalid X-Log-Id becomes the logid: make a new one instead",
+            "the valid part of an invalid X-Log-Id becomes the logid: make a new one instead",
             sent=f"X-Log-Id: {ascii(own)[1:-1]}, twice",
             expected="a new logid for each",
             got=", ".join(map(str, ids)),
@@ -1690,14 +1690,14 @@ def test_new_logids_are_different_for_each(shared_room, room):
     for way, sent in ways.items():
         ids = [each for found_ids in found[way] for each in found_ids]
         bad = next((each for each in ids if not VALID.fullmatch(each)), None)
-        require(bad is None, "a new logid is not 1 to 64 of A-Z a-z 0-9 _ -", sent=sent, got=bad)
+        require(bad is None, "a new logid is not 1 to 64 characters from A-Z a-z 0-9 _ -", sent=sent, got=bad)
         again = next((each for each in ids if ids.count(each) > 1), None)
         require(again is None, "two requests get the same logid", sent=sent, expected="a new one for each", got=again)
     many = [each for ids in room.play(ids_of, given=[None] * MANY) for each in ids]
     again = len(many) - len(set(many))
     require(
         not again,
-        "two requests get the same logid: too few are possible",
+        "two requests get the same logid: there are too few possible ones",
         sent=f"{MANY} requests, one after another",
         expected="a different one for each",
         got=f"{again} that had already been given, such as {many[0]}" if again else None,
@@ -1706,7 +1706,7 @@ def test_new_logids_are_different_for_each(shared_room, room):
     require(
         not both,
         "two processes give their requests the same logids",
-        sent="requests to two processes, which may write into one log",
+        sent="requests to two processes, which may write to one log",
         expected="a different one for each",
         got=", ".join(both[:3]),
     )
@@ -1732,7 +1732,7 @@ def test_a_websocket_has_one_logid(shared_room):
 def test_outside_of_a_request_it_is_default(shared_room):
     found = shared_room.play(left_behind)
     for when, logid in found.items():
-        mistake = "the logid is left in the context of the middleware's caller"
+        mistake = "the logid leaks into the context of the middleware's caller"
         if when.startswith(("before", "in ")):
             mistake = "outside a request, the logid is not `default`"
         require(

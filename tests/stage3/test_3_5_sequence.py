@@ -398,9 +398,9 @@ def test_other_seeds_and_none_draw_differently(room):
     require(
         not alike,
         "without a seed, the first sequence draws like one with a small seed:"
-        " every start of the server draws the same tokens",
+        " the server draws the same tokens after every restart",
         sent="the first sequence of a process, without a seed",
-        expected="a different draw than with any seed that a caller may pass",
+        expected="a draw unlike that of any seed that a caller may pass",
         got=f"that of seed={alike[0]}" if alike else None,
     )
 
@@ -418,7 +418,7 @@ def test_many_sequences_do_not_disturb_each_other(room):
     for got, expected, way in ways:
         require(
             got == expected,
-            "concurrent sequences get mixed up: data of one is stored where all of them share it",
+            "concurrent sequences get mixed up: a sequence's data is stored where all of them share it",
             sent=f"{drive.shown(asks[0])}, and others at the same time, {way}",
             expected=f"{expected!r}, as when it ran alone",
             got=repr(got),

@@ -315,15 +315,15 @@ def test_the_model_is_given_the_chat_template(shared_room):
         elif result["text"].count("<|im_start|>") < result["rendered"].count("<|im_start|>"):
             mistake = "not all messages of a long conversation reach the model"
         elif sorted(result["ids"]) == sorted(result["expected"]):
-            mistake = "the messages reach the model in another order"
+            mistake = "the messages reach the model in a different order"
         elif result["text"].count("<|im_start|>system") > result["rendered"].count("<|im_start|>system"):
-            mistake = "a system line is added to the messages: the template writes it by itself"
+            mistake = "a system line is added to the messages: the template adds it itself"
         require(
             result["ids"] == result["expected"],
             mistake,
             sent=sent,
-            expected=f"{len(result['expected'])} ids, which say {result['rendered']!r}",
-            got=f"{len(result['ids'])} ids, which say {result['text']!r}",
+            expected=f"{len(result['expected'])} ids, which decode to {result['rendered']!r}",
+            got=f"{len(result['ids'])} ids, which decode to {result['text']!r}",
         )
 
 
@@ -420,14 +420,14 @@ def test_a_prompt_that_fills_the_window_is_a_value_error(shared_room):
         facts["expected"] = f"a ValueError with {' and '.join(numbers)} in its message"
         raised = result["raised"]
         if raised is None:
-            fail("a prompt that fills the model's window raises nothing", got=repr(result["said"]), **facts)
+            fail("a prompt that fills the model's window does not raise an error", got=repr(result["said"]), **facts)
         got = f"{raised['raised'][0]}: {raised['message']}"
         mistake = "a prompt that fills the model's window raises an error other than ValueError"
         require("ValueError" in raised["raised"], mistake, got=got, where=raised["where"], **facts)
         found = re.findall(r"\d+", raised["message"].replace(",", ""))
         mistake = "the ValueError does not name both numbers: the prompt's tokens and the window's"
         require(all(number in found for number in numbers), mistake, got=got, **facts)
-        mistake = "a prompt that fills the window costs the model steps"
+        mistake = "the model takes steps for a prompt that fills the window"
         require(result["steps"] == 0, mistake, got=f"{result['steps']} steps", **facts)
 
 
@@ -465,7 +465,7 @@ def test_other_settings_of_the_checkpoint_do_not_count(shared_room):
             "the checkpoint's generation settings are used: only eos_token_id should be",
             sent=sent,
             expected=expected,
-            got=f"{len(result['drawn'])} words, no. {result['drawn']}",
+            got=f"{len(result['drawn'])} words, numbered {result['drawn']}",
         )
 
 

@@ -107,7 +107,7 @@ def right_text(room, got):
     """The text that is right: PIECES, but of a server elsewhere any text."""
     if not room.elsewhere:
         return "".join(PIECES)
-    return got if isinstance(got, str) else "a text"
+    return got if isinstance(got, str) else "a string"
 
 
 def reply_to(room, url, body):
@@ -221,7 +221,7 @@ def require_error_form(data, **found):
         fail("an error has FastAPI's form, `detail`: OpenAI's client reads an object under `error`", **found)
     require(isinstance(error, dict), "an error is not an object under `error`, as OpenAI's client expects it", **found)
     missing = [name for name in ("message", "type", "param", "code") if name not in error]
-    require(missing == [], f"an error lacks {', '.join(missing)}: all four must be there", **found)
+    require(missing == [], f"an error lacks {', '.join(missing)}: all four must be present", **found)
     message = error["message"]
     require(isinstance(message, str) and message.strip() != "", "an error's `message` is not a string", **found)
     for name in ("param", "code"):
@@ -255,13 +255,13 @@ def test_the_model_is_loaded_once_at_start_up(shared_room):
     notes = shared_room.notes()
     require(
         notes["loads in create_app"] == 0,
-        "create_app loads the model: leave that to the start-up, in each worker, once the app is served",
+        "create_app loads the model: do that at start-up, in each worker, when the app is served",
         expected="no call to load in create_app, one when the app starts",
         got=f"{notes['loads in create_app']} in create_app",
     )
     require(
         notes["loads"] == 1,
-        "when the app has started, the model is not loaded: the first request would wait for it"
+        "when the app has started, the model is not loaded yet: the first request would wait for it"
         if notes["loads"] == 0
         else "start-up loads the model more than once",
         expected="one call to load",
@@ -279,7 +279,7 @@ def test_the_model_is_loaded_once_at_start_up(shared_room):
     got = [message_of(answer_to(shared_room, url, ask("hi"))).get("content") for url in (one, two)]
     require(
         got[0] != "two",
-        "two apps share a model: what one app has loaded takes the place of another's",
+        "two apps share a model: the one that an app loads replaces the other's",
         sent="two apps, started one after the other, and a request to each",
         expected="each answers with the model that it has loaded",
         got=got,
@@ -369,7 +369,7 @@ def require_usage(usage, prompt_tokens, completion_tokens, sent):
     for name, value in expected.items():
         mistake = f"`{name}` in usage is not what the model counted"
         if name == "completion_tokens":
-            mistake += ": it is in the last piece, and a piece is not a token"
+            mistake += ": take it from the last piece; a piece is not a token"
         if name == "total_tokens":
             mistake = "`total_tokens` in usage is not the sum of the other two"
         require(usage.get(name) == value and whole_number(usage[name]), mistake, **facts)
@@ -489,7 +489,7 @@ def test_all_chunks_have_one_created(room):
         found = [answer_to(room, url, body)] if "stream" not in body else chunks(streamed(room, url, body))
         require(
             all(not whole_number(each.get("created")) or each["created"] > before - 3600 for each in found),
-            "`created` is when the app was made: it is the time of the answer",
+            "`created` is the time when the app was created: it should be the time of the answer",
             sent=body,
             expected=int(before),
             got=[each.get("created") for each in found][:1],
@@ -504,7 +504,7 @@ def test_all_chunks_have_one_created(room):
     )
     require(
         len(set(times)) == 1,
-        "the chunks of one answer have different `created`: it is the time when the answer began",
+        "`created` differs between the chunks of one answer: it should be the time when the answer began",
         expected="the same `created` in all chunks of an answer",
         got=times,
     )
@@ -594,7 +594,7 @@ def test_done_is_the_last_event(shared_room):
             )
         require(
             len(done) == 1 and stream.events[-1] is done[0] and done[0].data == "[DONE]" and done[0].name == "",
-            "data: [DONE] is wrong: it should be the last event, once, without a name",
+            "data: [DONE] is wrong: it should appear once, as the last event, without a name",
             sent=ask("hi", stream=True, **options),
             expected="data: [DONE]\n\n",
             got="".join(map(str, stream.events[-3:])),
@@ -624,7 +624,7 @@ def test_usage_of_a_stream_comes_when_it_is_asked_for(shared_room):
     )
     require(
         with_usage[0].get("choices") == [],
-        "the chunk with `usage` has choices: it should be an extra one, with an empty list",
+        "the chunk with `usage` has choices: it should be an extra one whose `choices` is empty",
         sent=sent,
         expected=expected,
         got=with_usage[0],
@@ -642,7 +642,7 @@ def test_usage_of_a_stream_does_not_come_unasked(shared_room):
             unasked == [],
             "a stream has `usage`, although the request did not ask for it"
             if any(chunk.get("usage") for chunk in unasked)
-            else "a chunk without choices is sent without a request for usage: clients that read choices[0] fail",
+            else "a chunk without choices is sent although usage was not requested: clients that read choices[0] fail",
             sent=ask("hi", stream=True, **options),
             expected="no such chunk",
             got=unasked[:1],
@@ -691,7 +691,7 @@ def test_any_text_survives(shared_room):
                 fail(
                     "an event's data is not JSON when the text has quotes, backslashes or newlines: json.dumps is one"
                     " way to write it",
-                    sent=f"a piece among {TEXTS}",
+                    sent=f"one of the pieces {TEXTS}",
                     got=str(broken[0]),
                 )
             got = text_of(stream)
@@ -727,7 +727,7 @@ def test_the_models_list(shared_room):
         )
         require(
             data.get("object") == "list" and models[0].get("object") == "model",
-            "an `object` in GET /v1/models is missing: it is list, and model for each model",
+            "an `object` in GET /v1/models is missing: it should be list at the top level and model for each model",
             expected=expected,
             got=str(reply),
         )
@@ -771,7 +771,7 @@ def test_the_messages_reach_the_model(shared_room):
         dicts = all(isinstance(each, dict) and {"role", "content"} <= set(each) for each in got)
         require(dicts, "the messages that reach `chat` are not dicts of role and content", **facts)
         moved = got != messages and sorted(map(str, got)) == sorted(map(str, messages))
-        require(not moved, "the messages reach `chat` in another order", **facts)
+        require(not moved, "the messages reach `chat` in a different order", **facts)
         require(
             [each["role"] for each in got] == [each["role"] for each in messages],
             "the roles of the messages do not reach `chat` unchanged",
@@ -809,7 +809,7 @@ def test_the_options_reach_the_model(shared_room):
                 name = "max_tokens" if name == "max_completion_tokens" else name
                 mistake = f"`chat` is called with the wrong `{name}`"
                 if value == 0:
-                    mistake += ": 0 is not the same as left out"
+                    mistake += ": 0 is not the same as leaving it out"
                 got = talk[name]
                 require(got == value and type(got) is not bool, mistake, sent=body, expected=value, got=got)
 
@@ -821,7 +821,7 @@ def require_defaults(talk, body, how):
     for name, value in DEFAULTS.items():
         require(
             talk[name] == value,
-            f"`{name}` {how} does not reach `chat` as its default",
+            f"when `{name}` {how}, `chat` does not get its default",
             sent=body,
             expected=f"{name}={value}",
             got=f"{name}={talk[name]}",
@@ -830,7 +830,7 @@ def require_defaults(talk, body, how):
 
 def test_what_is_left_out_has_its_default(shared_room):
     url = shared_room.serve(app)
-    require_defaults(asked_with(shared_room, url, ask("hi")), ask("hi"), "that is left out")
+    require_defaults(asked_with(shared_room, url, ask("hi")), ask("hi"), "is left out")
 
 
 OPTIONAL = [*DEFAULTS, "max_completion_tokens", "n", "stream", "stream_options"]
@@ -842,17 +842,17 @@ def test_null_is_as_if_left_out(shared_room):
         reply = reply_to(shared_room, url, body)
         require(
             reply.status == 200,
-            f"null is refused with a {reply.status}: it is the same as left out",
+            f"null is refused with a {reply.status}: it is the same as leaving the field out",
             sent=body,
             expected=200,
             **facts(shared_room, reply),
         )
-        require_defaults(asked_with(shared_room, url, body), body, "that is null")
+        require_defaults(asked_with(shared_room, url, body), body, "is null")
     # null beside a value
     talk = asked_with(shared_room, url, ask("hi", max_tokens=9, max_completion_tokens=None))
     require(
         talk["max_tokens"] == 9,
-        "with `max_completion_tokens` null, `max_tokens` is ignored",
+        "when `max_completion_tokens` is null, `max_tokens` is ignored",
         sent=ask("hi", max_tokens=9, max_completion_tokens=None),
         expected="max_tokens=9",
         got=f"max_tokens={talk['max_tokens']}",
@@ -883,7 +883,7 @@ def test_stop_is_a_string_or_a_list(shared_room):
         got = asked_with(shared_room, url, ask("hi", stop=stop))["stop"]
         mistake = "`stop` does not reach `chat` as a list of strings"
         if isinstance(got, str) or got == list(stop) != expected:
-            mistake += ": a single string becomes its characters"
+            mistake += ": a single string is split into its characters"
         require(got == expected, mistake, sent=ask("hi", stop=stop), expected=expected, got=got)
 
 
@@ -903,7 +903,7 @@ def test_other_fields_are_ignored(shared_room):
             expected=200,
             **facts(shared_room, reply),
         )
-        require_defaults(asked_with(shared_room, url, each), each, "that is left out")
+        require_defaults(asked_with(shared_room, url, each), each, "is left out")
 
 
 # what is refused
@@ -911,12 +911,12 @@ def test_other_fields_are_ignored(shared_room):
 LEFT_OUT = object()
 
 WRONG = [
-    ("no `model`", {"model": LEFT_OUT}),
-    ("`model` null", {"model": None}),
+    ("a missing `model`", {"model": LEFT_OUT}),
+    ("a null `model`", {"model": None}),
     ("a `model` that is a number", {"model": 5}),
-    ("no `messages`", {"messages": LEFT_OUT}),
-    ("`messages` null", {"messages": None}),
-    ("no message", {"messages": []}),
+    ("a missing `messages`", {"messages": LEFT_OUT}),
+    ("a null `messages`", {"messages": None}),
+    ("an empty `messages`", {"messages": []}),
     ("`messages` that is a string", {"messages": "hi"}),
     ("a message that is a string", {"messages": ["hi"]}),
     ("a message without a role", {"messages": [{"content": "hi"}]}),
@@ -929,7 +929,7 @@ WRONG = [
     ("`content` that is an object", {"messages": [{"role": "user", "content": {"text": "hi"}}]}),
     ("a list of strings as content", {"messages": [{"role": "user", "content": ["hi"]}]}),
     ("a part that is not text", {"messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]}),
-    ("a part without a text", {"messages": [{"role": "user", "content": [{"type": "text"}]}]}),
+    ("a text part without its text", {"messages": [{"role": "user", "content": [{"type": "text"}]}]}),
     ("a part without a type", {"messages": [{"role": "user", "content": [{"text": "hi"}]}]}),
     ("`max_tokens` of 0", {"max_tokens": 0}),
     ("`max_tokens` of -1", {"max_tokens": -1}),
@@ -956,7 +956,7 @@ WRONG = [
     ("`stream_options` that is a number", {"stream": True, "stream_options": 5}),
     ('`include_usage` of "perhaps"', {"stream": True, "stream_options": {"include_usage": "perhaps"}}),
     ("`max_tokens` of 0 in a stream", {"stream": True, "max_tokens": 0}),
-    ("no message in a stream", {"stream": True, "messages": []}),
+    ("an empty `messages` in a stream", {"stream": True, "messages": []}),
 ]
 
 LONG_NUMBER = json.dumps(ask("hi", temperature=0)).replace('"temperature": 0', f'"temperature": {"9" * 5000}').encode()
@@ -988,7 +988,7 @@ def require_400(room, url, what, body):
     if reply.status == 422:
         mistake = "an invalid body gets FastAPI's 422: it should be a 400 with OpenAI's error"
     if reply.status == 500:
-        mistake = f"{what} gets a 500: it is the sender's mistake, a 400"
+        mistake = f"{what} gets a 500: that is the client's mistake, so a 400"
     require(reply.status == 400, mistake, sent=shown(body), expected=400, **facts(room, reply))
 
 
@@ -996,7 +996,7 @@ def test_a_wrong_field_is_a_400(shared_room):
     url = shared_room.serve(app)
     for what, changes in WRONG:
         require_400(shared_room, url, what, wrong(changes))
-    require_400(shared_room, url, "a `temperature` of 5,000 digits", LONG_NUMBER)
+    require_400(shared_room, url, "a `temperature` with 5,000 digits", LONG_NUMBER)
 
 
 def test_a_body_that_is_not_a_json_object_is_a_400(shared_room):
@@ -1050,7 +1050,7 @@ def test_what_is_refused_costs_no_step(shared_room):
             return  # that it is refused is another test's concern
         require(
             steps == 0,
-            "a refused request costs the model steps: check the whole body first, then call `chat`",
+            "the model takes steps for a refused request: check the whole body first, then call `chat`",
             sent=body,
             expected="0 steps",
             got=f"{steps} steps",
@@ -1070,7 +1070,7 @@ def test_a_prompt_over_the_window_is_a_400(shared_room):
             body = ask("hi", stream=stream)
             sent = f"{json.dumps(body)}; chat raises ValueError({OVER!r}) {when}"
             reply = reply_to(shared_room, url, body)
-            mistake = f"a ValueError {when} gets a {reply.status}: the prompt is too long, a 400"
+            mistake = f"a ValueError {when} gets a {reply.status}: the prompt is too long, so it should be a 400"
             if reply.status == 200:
                 mistake += ". Wait for the first piece before you start the response"
             require(reply.status == 400, mistake, sent=sent, expected=400, **facts(shared_room, reply))
@@ -1346,7 +1346,7 @@ def test_leaving_disturbs_no_other(room):
         clients[name].leave_and_be_missed()
     chat.let("y", None)
     clients["z"] = send(room, url, ask("z", stream=True))
-    for name, who in (("y", "another client at the same time"), ("z", "the next client")):
+    for name, who in (("y", "another client connected at the same time"), ("z", "the next client")):
         client = clients[name]
         if not client.ended(WAIT_S):
             raise room.hung(f"a client left, and {who} got an incomplete answer", got=str(client))

@@ -71,8 +71,8 @@ def gets_its_error(done, name, mistake):
         **facts,
         got=said(errors[0]),
     )
-    require(len(errors) == 1, "an error is given twice", **facts, got=got)
-    require(given[-1] == errors[0], "something is given after an answer's error", **facts, got=got)
+    require(len(errors) == 1, "an error is delivered twice", **facts, got=got)
+    require(given[-1] == errors[0], "something is delivered after an answer's error", **facts, got=got)
 
 
 def said(out):
@@ -117,7 +117,7 @@ def nothing_is_given(done, name, mistake, closed=False):
 
 
 def test_an_answer_says_what_its_sequence_says(shared_room):
-    done = run(shared_room, [at(0, ask("a", 5))], sent="a asks, for 5 tokens")
+    done = run(shared_room, [at(0, ask("a", 5))], sent="a asks for 5 tokens")
     for call in done.of("give"):
         mistake = "give does not get a list of (key, piece)"
         require(None not in call["outs"], mistake, sent=done.sent, expected="[('a', Piece(...)), ...]")
@@ -125,9 +125,13 @@ def test_an_answer_says_what_its_sequence_says(shared_room):
     for out in done.asks["a"]["given"]:
         kinds = "raised" in out or all(type(out[name]) in (str, int, type(None)) for name in out)
         require(
-            kinds, "what is given is not a Piece", sent=done.sent, expected="the piece that `take` returned", got=out
+            kinds,
+            "what is passed to give is not a Piece",
+            sent=done.sent,
+            expected="the piece that `take` returned",
+            got=out,
         )
-    says_as_alone(done, "a", mistake="an answer is not what its Sequence says")
+    says_as_alone(done, "a", mistake="an answer is not what its Sequence produces")
 
 
 def test_the_last_piece_is_given_even_without_text(shared_room):
@@ -138,7 +142,7 @@ def test_the_last_piece_is_given_even_without_text(shared_room):
         given = done.asks[name]["given"]
         require(
             bool(given) and given[-1].get("finish_reason") == reason,
-            "the last piece, which says why the answer ended, is not given",
+            "the last piece, which says why the answer ended, is not delivered",
             sent=f"{done.sent}; here {name}",
             expected=said(done.asks[name]["alone"][-1]),
             got=said(given[-1]) if given else "nothing",
@@ -155,7 +159,7 @@ def test_pieces_without_text_are_not_given(shared_room):
     empty = [out for out in done.asks["a"]["given"] if out.get("text") == "" and not out.get("finish_reason")]
     require(
         not empty,
-        "a piece without text is given",
+        "a piece without text is delivered",
         sent=done.sent,
         expected="only the last",
         got=f"{len(empty)} of them",
@@ -171,7 +175,7 @@ def test_each_piece_is_given_as_it_is(shared_room):
         for number, (expected, got) in enumerate(pairs, 1):
             require(
                 got == expected,
-                "a piece is not given unchanged",
+                "a piece is not delivered unchanged",
                 sent=f"{done.sent}; here piece {number} of {name}",
                 expected=expected,
                 got=got,
@@ -197,12 +201,14 @@ def test_an_answer_that_has_ended_takes_no_more_steps(shared_room):
     done = run(shared_room, plan, sent="a ends after 2 tokens, c after 3, d with its first, b after 8")
     for call in done.of("step"):
         ended = [each for each in call["extra"] if "(ended)" in each]
-        require(not ended, "a step includes an answer that has ended", **done.facts(call, expected="b alone, at last"))
+        require(
+            not ended, "a step includes an answer that has ended", **done.facts(call, expected="b alone at the end")
+        )
 
 
 def test_newcomers_join_while_others_run(shared_room):
     plan = [at(0, ask("a", 12)), at(3, ask("b", 3)), at(5, ask("c", 2))]
-    done = run(shared_room, plan, sent="a asks, for 12 tokens; b after three steps, c after five")
+    done = run(shared_room, plan, sent="a asks for 12 tokens; b after three steps, c after five")
     for name in "bc":
         began = [call for call in done.of("prefill") if call["ask"] == name and "a" in call["running"]]
         require(bool(began), "a newcomer waits until the running answers have ended", **done.facts(got=shown(done)))
@@ -278,7 +284,7 @@ def test_what_is_made_is_given_at_once(shared_room):
             late = [name for name in call["owed"] if len(done.asks[name]["given"]) >= due(done, name)]
             before = "take" if call["call"] == "take" else "step"
             expected = f"{', '.join(late)} given the results so far, including errors"
-            mistake = f"the results so far are not given before the next {before}"
+            mistake = f"the results so far are not delivered before the next {before}"
             require(not late, mistake, **done.facts(call, expected=expected))
 
 
@@ -307,7 +313,9 @@ def test_take_waits_when_nothing_runs_or_waits(shared_room):
     polls = 0
     for call in done.calls:
         polls = polls + 1 if call["call"] == "take" and not call["wait"] and call["idle"] is True else 0
-        mistake = "take(False) is called again and again while nothing runs or waits: a core is busy for nothing"
+        mistake = (
+            "take(False) is called again and again while nothing runs or waits: that keeps a core busy for nothing"
+        )
         require(polls < 3, mistake, **done.facts(call, expected="take(True)"))
 
 
@@ -439,7 +447,9 @@ def test_the_options_reach_the_sequence(shared_room):
     done = run(shared_room, plan, sent="a with stop, b with limit, c with temperature, top_p and seed")
     says_as_alone(done, *"abc", mistake="not all options reach the Sequence")
     done = run(shared_room, [at(0, ask("a", 8, draws=True))], sent="a asks with a temperature of 0")
-    says_as_alone(done, "a", mistake="a temperature of 0 does not reach the Sequence: 0 is not as if left out")
+    says_as_alone(
+        done, "a", mistake="a temperature of 0 does not reach the Sequence: 0 is not the same as leaving it out"
+    )
 
 
 def test_each_end_of_the_slot_model_ends_an_answer(shared_room):
@@ -450,7 +460,7 @@ def test_each_end_of_the_slot_model_ends_an_answer(shared_room):
     says_as_alone(done, *"abc", mistake="the tokens that end an answer are not those in `eos_token_ids`")
     for name in "ab":
         last = done.asks[name]["given"][-1]
-        mistake = "the last piece of an answer that ends with an end token is not given"
+        mistake = "the last piece of an answer that ends with an end token is not delivered"
         require(last.get("finish_reason") == "stop", mistake, **done.facts(got=said(last)))
 
 
@@ -474,7 +484,7 @@ def test_a_prompt_that_fills_the_window_is_refused(shared_room):
         mistake = "the error for a prompt that fills the window does not contain both numbers"
         require(both, mistake, sent=done.sent, expected=f"{length} and 20", got=message)
     for call in done.of("prefill"):
-        mistake = "a refused request costs the slot model a call"
+        mistake = "the slot model is called for a refused request"
         require(call["ask"] not in ("b", "d"), mistake, **done.facts(call))
     gets_its_answer(done, *"ac", mistake="a refused request affects the others")
 
@@ -485,7 +495,7 @@ def test_what_the_sequence_refuses_reaches_its_asker(shared_room):
     for name in "bc":
         gets_its_error(done, name, "when `Sequence` refuses a request, that request never gets the error")
     for call in done.of("prefill"):
-        require(call["ask"] not in ("b", "c"), "a refused request costs the slot model a call", **done.facts(call))
+        require(call["ask"] not in ("b", "c"), "the slot model is called for a refused request", **done.facts(call))
     gets_its_answer(done, *"ad", mistake="a refused request affects the others")
 
 
@@ -517,7 +527,7 @@ def test_who_leaves_is_given_nothing_more(shared_room):
     plan = [at(0, ask("a", 9), ask("b", 9)), at(3, leave("b")), at(5, leave("a")), at(IDLE, ask("c", 2))]
     done = run(shared_room, plan, slots=1, sent="a runs, b waits; b leaves after 3 steps, a after 5")
     for name in "ab":
-        nothing_is_given(done, name, "something is given to a request that has left")
+        nothing_is_given(done, name, "something is delivered to a request that has left")
 
 
 def test_who_leaves_while_waiting_costs_no_prefill(shared_room):
@@ -534,7 +544,7 @@ def test_who_leaves_in_the_same_list_costs_no_call(shared_room):
     done = run(shared_room, plan, sent="a asks and leaves in one list; later, c; later, r, too long for the window")
     for name in "acr":
         is_not_run_again(done, name, "a request that asks and leaves in the same list is prefilled")
-        nothing_is_given(done, name, "something is given to a request that has left")
+        nothing_is_given(done, name, "something is delivered to a request that has left")
     gets_its_answer(done, *"bds", mistake="a request that leaves at once affects the others")
 
 
@@ -580,14 +590,14 @@ def test_a_key_may_come_again(shared_room):
     a, b, c = (ask(name, 4, key="k", prompt=prompt) for name, prompt in zip("abc", (3, 4, 5), strict=True))
     once_ended = [
         ([at(0, beside, ask("a", 2, key="k")), at(4, b)], "once its answer has ended"),
-        ([at(0, beside, ask("a", 2, key="k")), at(4, leave("k"), b)], "behind a `leave` that came too late"),
+        ([at(0, beside, ask("a", 2, key="k")), at(4, leave("k"), b)], "behind a `leave` that arrived too late"),
         ([at(0, beside), at(2, refused), at(5, b)], "once it has been refused"),
         ([at(0, beside, ask("a", key="k", fails=["OSError", "no"])), at(4, b)], "once its prefill has failed"),
     ]
     once_left = [
         ([at(0, beside, a), at(2, leave("k")), at(4, b)], "once it has left"),
         ([at(0, beside, a), at(2, leave("k"), b)], "in the list in which it leaves"),
-        ([at(0, beside, a, leave("k"), b)], "in the list in which it came and left"),
+        ([at(0, beside, a, leave("k"), b)], "in the list in which it arrived and left"),
         ([at(0, beside), at(2, refused, leave("k"), b)], "in the list in which it was refused and left"),
         ([at(0, beside, a), at(2, leave("k"), b, leave("k"), c)], "twice in one list"),
     ]
@@ -606,7 +616,7 @@ def test_a_key_may_come_again(shared_room):
 def test_a_key_that_comes_again_has_come_last(shared_room):
     plan = [at(0, *[ask(name, 6) for name in "abc"], ask("d", key="k")), at(2, leave("k"), ask("e"), ask("f", key="k"))]
     done = run(shared_room, plan, slots=2, sent="a, b, c and d; later, d leaves, e arrives, and d asks again as f")
-    in_order(done, "abcef", "a request that leaves and asks again with its key gets its old turn back")
+    in_order(done, "abcef", "a request that leaves and asks again with its key gets back its old place in the queue")
 
 
 def test_any_hashable_is_a_key(shared_room):
@@ -698,8 +708,8 @@ def test_at_the_close_all_get_a_runtime_error(shared_room):
         got = said(given[-1]) if given else "nothing"
         require(closed, mistake, sent=f"{done.sent}; here {name}", expected="RuntimeError", got=got)
         errors = [out for out in given if "raised" in out]
-        require(len(errors) == 1, "an error is given twice", sent=f"{done.sent}; here {name}", got=len(errors))
-    nothing_is_given(done, "d", "on close, something is given to a request that has left", closed=True)
+        require(len(errors) == 1, "an error is delivered twice", sent=f"{done.sent}; here {name}", got=len(errors))
+    nothing_is_given(done, "d", "on close, something is delivered to a request that has left", closed=True)
 
 
 def test_at_the_close_who_has_ended_gets_nothing_more(shared_room):
@@ -707,7 +717,7 @@ def test_at_the_close_who_has_ended_gets_nothing_more(shared_room):
     for sent, plan in plans:
         done = run(shared_room, plan, sent=f"a has ended, {sent}; take returns None")
         given = done.asks["a"]["at_close"]
-        mistake = "on close, something is given to an answer that has already ended"
+        mistake = "on close, something is delivered to an answer that has already ended"
         require(not given, mistake, **done.facts(got="; ".join(map(said, given))))
 
 

@@ -247,7 +247,7 @@ async def running_at_once(answer, inside):
         names = [f"{n:02}" for n in range(max_running)]
         async with Hall(answer, max_running, 5) as hall:
             hall.come(names)
-            await hall.stand(f"{max_running} requests come at once", runs=names)
+            await hall.stand(f"{max_running} requests arrive at once", runs=names)
         if hall.told:
             return hall.told
 
@@ -255,75 +255,75 @@ async def running_at_once(answer, inside):
 async def too_many(answer, inside):
     async with Hall(answer, 2, 3) as hall:
         hall.come("ABCD")
-        await hall.stand("A, B, C and D come at once", runs="AB", waits="CD", anyone=True)
+        await hall.stand("A, B, C and D arrive at once", runs="AB", waits="CD", anyone=True)
         hall.come("E")
-        await hall.stand("A, B, C and D come at once, and then E", runs="AB", waits="CDE", anyone=True)
+        await hall.stand("A, B, C and D arrive at once, and then E", runs="AB", waits="CDE", anyone=True)
     if hall.told:
         return hall.told
     async with Hall(answer, 1, 3) as hall:
         hall.come("A")
-        await hall.stand("A comes", runs="A")
+        await hall.stand("A arrives", runs="A")
         hall.come("B")
-        await hall.stand("A comes, and then B", runs="A", waits="B")
+        await hall.stand("A arrives, and then B", runs="A", waits="B")
     return hall.told
 
 
 async def next_goes_in(answer, inside):
     async with Hall(answer, 1, 3) as hall:
         hall.come("AB")
-        await hall.stand("A and B come", runs="A", waits="B")
+        await hall.stand("A and B arrive", runs="A", waits="B")
         hall.clients["A"].answer()
-        await hall.stand("A and B come; A's answer ends", runs="B")
+        await hall.stand("A and B arrive; A's answer ends", runs="B")
         hall.come("C")
         hall.clients["B"].answer()
-        await hall.stand("later C comes while B runs, and B's answer ends", runs="C")
+        await hall.stand("later C arrives while B runs, and B's answer ends", runs="C")
         hall.clients["C"].answer()
         await hall.stand("all have ended", gone="C")
         hall.come("D")
-        await hall.stand("all have ended, and D comes", runs="D")
+        await hall.stand("all have ended, and D arrives", runs="D")
     return hall.told
 
 
 async def handed_on(answer, inside):
     async with Hall(answer, 1, 1) as hall:
         hall.come("AB")
-        await hall.stand("A and B come", runs="A", waits="B")
+        await hall.stand("A and B arrive", runs="A", waits="B")
         for first, then, later in ("ABC", "BCD", "CDE"):
             hall.clients[first].answer()
             await hall.stand(f"{first} runs, {then} waits; {first}'s answer ends", runs=then)
             hall.come(later)
-            await hall.stand(f"{first} has ended, {then}'s turn has come, and {later} comes", runs=then, waits=later)
+            await hall.stand(f"{first} has ended, {then}'s turn has come, and {later} arrives", runs=then, waits=later)
     return hall.told
 
 
 async def too_many_waiting(answer, inside):
     async with Hall(answer, 2, 3) as hall:
         hall.come("ABCDE")
-        await hall.stand("five come at once", runs="AB", waits="CDE")
+        await hall.stand("five arrive at once", runs="AB", waits="CDE")
         hall.come("FG")
-        await hall.stand("five come at once, then F and G", runs="AB", waits="CDE", refused="FG")
+        await hall.stand("five arrive at once, then F and G", runs="AB", waits="CDE", refused="FG")
         hall.clients["A"].answer()
         await hall.stand("A's answer ends", runs="BC", waits="DE", refused="FG", anyone=True)
         hall.come("HI")
-        await hall.stand("A's answer ends, then H and I come", runs="BC", waits="DEH", refused="I", anyone=True)
+        await hall.stand("A's answer ends, then H and I arrive", runs="BC", waits="DEH", refused="I", anyone=True)
     if hall.told:
         return hall.told
     async with Hall(answer, 1, 2) as hall:
         hall.come("ABCD")
-        await hall.stand("four come at once", runs="A", waits="BC", refused="D")
+        await hall.stand("four arrive at once", runs="A", waits="BC", refused="D")
     return hall.told
 
 
 async def nobody_may_wait(answer, inside):
     async with Hall(answer, 2, 0) as hall:
         hall.come("AB")
-        await hall.stand("A and B come", runs="AB")
+        await hall.stand("A and B arrive", runs="AB")
         hall.come("C")
-        await hall.stand("A and B come, then C", runs="AB", refused="C")
+        await hall.stand("A and B arrive, then C", runs="AB", refused="C")
         hall.clients["B"].answer()
         await hall.stand("B's answer ends", runs="A", gone="B")
         hall.come("D")
-        await hall.stand("B's answer ends, and D comes", runs="AD")
+        await hall.stand("B's answer ends, and D arrives", runs="AD")
     return hall.told
 
 
@@ -331,19 +331,19 @@ async def refused_again_and_again(answer, inside):
     """What is left of refusals."""
     async with Hall(answer, 1, 1) as hall:
         hall.come("AB")
-        await hall.stand("A and B come", runs="A", waits="B")
+        await hall.stand("A and B arrive", runs="A", waits="B")
         hall.come("CDEFGH")
-        await hall.stand("A and B come, then six more", runs="A", waits="B", refused="CDEFGH")
+        await hall.stand("A and B arrive, then six more", runs="A", waits="B", refused="CDEFGH")
         hall.clients["A"].answer()
         await hall.stand("A's answer ends", runs="B", refused="CDEFGH")
         hall.come("I")
-        await hall.stand("A's answer ends, and I comes", runs="B", waits="I", refused="CDEFGH")
+        await hall.stand("A's answer ends, and I arrives", runs="B", waits="I", refused="CDEFGH")
         hall.clients["B"].answer()
         await hall.stand("A's and B's answers end", runs="I")
         hall.clients["I"].answer()
         await hall.stand("all have ended", gone="I")
         hall.come("JKL")
-        await hall.stand("all have ended; J, K and L come", runs="J", waits="K", refused="L")
+        await hall.stand("all have ended; J, K and L arrive", runs="J", waits="K", refused="L")
     return hall.told
 
 
@@ -351,7 +351,7 @@ async def in_order(answer, inside):
     """{"came", "entered"}: the order of waiting requests, and that in which they have reached the app."""
     async with Hall(answer, 1, 6) as hall:
         hall.come("A")
-        await hall.stand("A comes", runs="A")
+        await hall.stand("A arrives", runs="A")
         await turns(TURNS)
         hall.come("B", messages=())
         hall.come("C")
@@ -376,7 +376,7 @@ async def in_order_without_one(answer, inside):
     """As `in_order`, where C leaves while it waits."""
     async with Hall(answer, 1, 5) as hall:
         hall.come("ABCDEF")
-        await hall.stand("six come at once", runs="A", waits="BCDEF")
+        await hall.stand("six arrive at once", runs="A", waits="BCDEF")
         hall.clients["C"].leave()
         await turns(TURNS)
         for number in range(1, 5):
@@ -396,7 +396,7 @@ async def newcomers(answer, inside):
             hall.clients["A"].answer()
             await turns(count)
             hall.come("N")
-            await hall.stand("B waits; as A's place becomes free, N comes", runs="B", refused_or_waits="N")
+            await hall.stand("B waits; as A's place becomes free, N arrives", runs="B", refused_or_waits="N")
         if hall.told:
             return hall.told
         async with Hall(answer, 2, 3) as hall:
@@ -406,7 +406,7 @@ async def newcomers(answer, inside):
             hall.clients["B"].answer()
             await turns(count)
             hall.come("N")
-            when = "C and D wait; as A's and B's places become free, N comes"
+            when = "C and D wait; as A's and B's places become free, N arrives"
             await hall.stand(when, runs="CD", refused_or_waits="N")
         if hall.told:
             return hall.told
@@ -420,7 +420,7 @@ async def newcomers(answer, inside):
         await hall.stand("A runs, B waits", runs="A", waits="B")
         hall.clients["A"].do(another_comes)
         await turns(2)
-        await hall.stand("B waits; as A's place becomes free, N comes", runs="B", refused_or_waits="N")
+        await hall.stand("B waits; as A's place becomes free, N arrives", runs="B", refused_or_waits="N")
     return hall.told
 
 
@@ -458,7 +458,7 @@ async def refusals(answer, inside):
         async with Hall(answer, *limits, **more) as hall:
             names = "ABC"[: 1 + limits[1]]
             hall.come(names)
-            await hall.stand(f"{len(names)} come", runs="A", waits=names[1:])
+            await hall.stand(f"{len(names)} arrive", runs="A", waits=names[1:])
             client = hall.come("Z")
             await until(lambda client=client: client._task.done() or client.places)
             await turns(TURNS)
@@ -494,16 +494,16 @@ def refusal(client):
 async def without_a_body(answer, inside):
     async with Hall(answer, 1, 1) as hall:
         hall.come("AB")
-        await hall.stand("A and B come", runs="A", waits="B")
+        await hall.stand("A and B arrive", runs="A", waits="B")
         hall.come("C", messages=())
-        await hall.stand("A and B come, then C, whose body does not arrive", runs="A", waits="B", refused="C")
+        await hall.stand("A and B arrive, then C, whose body does not arrive", runs="A", waits="B", refused="C")
         hall.come("D", messages=[{**BODY, "more_body": True}])
-        await hall.stand("A and B come, then D, whose body stops half-way", runs="A", waits="B", refused="D")
+        await hall.stand("A and B arrive, then D, whose body stops half-way", runs="A", waits="B", refused="D")
         for name in "CD":
             client = hall.clients[name]
             await until(client._task.done)
             if not client._task.done():
-                hall.told = {"pair": ["", ""], "when": "a request too many, whose body does not arrive"}
+                hall.told = {"pair": ["", ""], "when": "one request too many, whose body does not arrive"}
                 hall.told |= {"expected": "its call ends", "got": f"{client.status}, and its call keeps running"}
     return hall.told
 
@@ -513,7 +513,7 @@ async def while_the_clock_stands(answer, inside):
     loop = asyncio.get_running_loop()
     async with Hall(answer, 1, 1) as hall:
         hall.come("AB")
-        await hall.stand("A and B come", runs="A", waits="B")
+        await hall.stand("A and B arrive", runs="A", waits="B")
         real, now = loop.time, loop.time()
         loop.time = lambda: now
         try:
@@ -579,11 +579,11 @@ async def endings(answer, inside, how):
         async with Hall(answer, max_running, 3) as hall:
             others = "XY"[: max_running - 1]
             hall.come("A" + others)
-            await hall.stand("A comes", runs="A" + others)
+            await hall.stand("A arrives", runs="A" + others)
             hall.clients["A"].do(ENDS[how])
             await hall.stand(f"A's call {how}", gone="A", runs=others)
             hall.come("BC")
-            await hall.stand(f"A's call {how}; B and C come", runs="B" + others, waits="C")
+            await hall.stand(f"A's call {how}; B and C arrive", runs="B" + others, waits="C")
             hall.clients["B"].do(ENDS[how])
             await hall.stand(f"B's call {how} while C waits", runs="C" + others)
             hall.come("D")
@@ -598,7 +598,7 @@ async def given_back_once(answer, inside):
     for how, end in ENDS.items():
         async with Hall(answer, 1, 3) as hall:
             hall.come("ABCD")
-            await hall.stand("A, B, C and D come", runs="A", waits="BCD")
+            await hall.stand("A, B, C and D arrive", runs="A", waits="BCD")
             hall.clients["A"].do(end)
             await until(lambda hall=hall: hall.clients["A"].place != APP)
             await turns(TURNS)
@@ -614,13 +614,13 @@ async def given_back_once(answer, inside):
             return hall.told
         async with Hall(answer, 1, 3) as hall:
             hall.come("A")
-            await hall.stand("A comes", runs="A")
+            await hall.stand("A arrives", runs="A")
             hall.clients["A"].do(end)
             await until(lambda hall=hall: hall.clients["A"].place != APP)
             hall.come("BCD")
             await turns(TURNS)
             if hall.inside > 1:
-                await hall.stand(f"A's call {how}; then B, C and D come", runs="B", waits="CD")
+                await hall.stand(f"A's call {how}; then B, C and D arrive", runs="B", waits="CD")
         if hall.told:
             return hall.told
 
@@ -633,7 +633,7 @@ async def after_the_last_piece(answer, inside):
 
     async with Hall(answer, 1, 2) as hall:
         hall.come("AB")
-        await hall.stand("A and B come", runs="A", waits="B")
+        await hall.stand("A and B arrive", runs="A", waits="B")
         hall.clients["A"].do(sends_all)
         await until(lambda: len(hall.clients["A"].messages) == 3)
         await hall.stand("the app has sent A's last piece and keeps working", runs="A", waits="B")
@@ -642,7 +642,7 @@ async def after_the_last_piece(answer, inside):
         hall.clients["B"].do(sends_all)
         await until(lambda: len(hall.clients["B"].messages) == 3)
         hall.come("C")
-        await hall.stand("the app has sent B's last piece and keeps working; C comes", runs="B", waits="C")
+        await hall.stand("the app has sent B's last piece and keeps working; C arrives", runs="B", waits="C")
     return hall.told
 
 
@@ -655,18 +655,18 @@ async def after_leaving(answer, inside):
 
     async with Hall(answer, 1, 2) as hall:
         hall.come("AB")
-        await hall.stand("A and B come", runs="A", waits="B")
+        await hall.stand("A and B arrive", runs="A", waits="B")
         hall.clients["A"].give(DISCONNECT)
         await hall.stand("A's client leaves; the app keeps working", runs="A", waits="B")
         hall.clients["A"].do(hears)
-        await hall.stand("A's client leaves; the app has heard of it and keeps working", runs="A", waits="B")
+        await hall.stand("A's client leaves; the app has been told and keeps working", runs="A", waits="B")
         hall.clients["A"].end()
         await hall.stand("A's client leaves; then its call ends", runs="B")
         hall.come("C")
         hall.clients["B"].give(DISCONNECT)
         await hall.stand("B's client leaves; the app keeps working", runs="B", waits="C")
         hall.clients["B"].do(hears)
-        await hall.stand("B's client leaves; the app has heard of it and keeps working", runs="B", waits="C")
+        await hall.stand("B's client leaves; the app has been told and keeps working", runs="B", waits="C")
     return hall.told
 
 
@@ -676,7 +676,7 @@ async def cleaning_up(answer, inside):
         a = hall.come("A")
         hall.come("B")
         a.held_at_the_end = asyncio.Event()
-        await hall.stand("A and B come", runs="A", waits="B")
+        await hall.stand("A and B arrive", runs="A", waits="B")
         Exchange.cancel(a)
         await until(lambda: a.cancelled)
         if not a.cancelled:
@@ -701,10 +701,10 @@ async def never_cancelled(answer, inside):
         for order in (None, streams):
             async with Hall(answer, 1, 2) as hall:
                 client = hall.come("A")
-                await hall.stand("A comes", runs="A")
+                await hall.stand("A arrives", runs="A")
                 if had_waited:
                     client = hall.come("B")
-                    await hall.stand("B comes", waits="B")
+                    await hall.stand("B arrives", waits="B")
                     hall.clients["A"].answer()
                     await hall.stand("A's answer ends", runs="B")
                 if order:
@@ -759,7 +759,7 @@ async def leaving_makes_room(answer, inside, how):
             hall.come("DE")
             other = "BC".replace(first, "")
             what = "client leaves" if how == "leave" else "call is cancelled"
-            when = f"A runs; B and C wait; {first}'s {what}; D and E come"
+            when = f"A runs; B and C wait; {first}'s {what}; D and E arrive"
             await hall.stand(when, runs="A", waits=other + "D", refused="E")
             hall.clients["A"].answer()
             await hall.stand(f"{when}; A's answer ends", runs=other, waits="D", anyone=True)
@@ -798,9 +798,9 @@ async def place_not_lost(answer, inside, how):
                 await until(the_other_is_in)
                 await hall.stand(when, runs=other)
                 hall.come("DE")
-                await hall.stand(f"{when}; D and E come", runs=other, waits="DE")
+                await hall.stand(f"{when}; D and E arrive", runs=other, waits="DE")
                 hall.clients[other].answer()
-                await hall.stand(f"{when}; D and E come; {other}'s answer ends", runs="D", waits="E", anyone=True)
+                await hall.stand(f"{when}; D and E arrive; {other}'s answer ends", runs="D", waits="E", anyone=True)
             if hall.told:
                 return hall.told
         # nobody waits behind it
@@ -822,7 +822,7 @@ async def place_not_lost(answer, inside, how):
                 await turns(TURNS)
             hall.come("CDE")
             what = "B's client leaves" if how == "leave" else "B's call is cancelled"
-            when = f"A runs; B waits; as A's answer ends, {what}; later C, D and E come"
+            when = f"A runs; B waits; as A's answer ends, {what}; later C, D and E arrive"
             await hall.stand(when, runs="C", waits="D", refused="E")
         if hall.told:
             return hall.told
@@ -834,7 +834,7 @@ async def leaving_before_the_body_is_here(answer, inside, how):
         async with Hall(answer, 1, 1) as hall:
             if had_waited:
                 hall.come("A")
-                await hall.stand("A comes", runs="A")
+                await hall.stand("A arrives", runs="A")
             b = hall.come("B", messages=parts(b"half"))
             await turns(TURNS)
             if had_waited:
@@ -846,9 +846,9 @@ async def leaving_before_the_body_is_here(answer, inside, how):
                 b.end()
                 await until(b._task.done)
             hall.come("CDE")
-            what = f"{'A runs, B waits, A ends' if had_waited else 'B comes'}; half of B's body is here, and"
+            what = f"{'A runs, B waits, A ends' if had_waited else 'B arrives'}; half of B's body has arrived, and"
             what += " its client leaves" if how == "leave" else " its call is cancelled"
-            await hall.stand(f"{what}; later C, D and E come", runs="C", waits="D", refused="E")
+            await hall.stand(f"{what}; later C, D and E arrive", runs="C", waits="D", refused="E")
         if hall.told:
             return hall.told
 
@@ -869,7 +869,7 @@ async def all_leave(answer, inside, how):
                     hall.clients[name].end()
         hall.come("GHIJKLM")
         what = "clients leave" if how == "leave" else "calls are cancelled"
-        when = f"A and B run; C to F wait; as A and B end, the others' {what}; later G to M come"
+        when = f"A and B run; C to F wait; as A and B end, the others' {what}; later G to M arrive"
         await hall.stand(when, runs="GH", waits="IJKL", refused="M")
     return hall.told
 
@@ -888,7 +888,11 @@ def parts(*bodies, more=True):
 BODIES = {
     "a body in one part": [parts(b"whole", more=False), [], []],
     "a body in three parts": [parts(b"one,", b"two,", b"three", more=False), [], []],
-    "a body whose parts come one by one while it waits": [parts(b"one,"), parts(b"two,"), parts(b"three", more=False)],
+    "a body whose parts arrive one by one while it waits": [
+        parts(b"one,"),
+        parts(b"two,"),
+        parts(b"three", more=False),
+    ],
     "a body that begins while it waits and ends later": [
         parts(b"one,", b"two,"),
         [],
@@ -896,7 +900,7 @@ BODIES = {
         parts(b"3", more=False),
     ],
     "a body that begins late": [[], parts(b"one,"), [], parts(b"two,", b"three", more=False)],
-    "a body that comes when it runs": [[], [], [], parts(b"one,", b"two", more=False)],
+    "a body that arrives once it runs": [[], [], [], parts(b"one,", b"two", more=False)],
     "an empty body": [parts(b"", more=False), [], []],
     "a body with empty parts": [parts(b"", b"one,"), parts(b"", b"two", b"", more=False), []],
     "a body of half a megabyte": [parts(*[b"%05d" % n * 1600 for n in range(60)], b"end", more=False), [], []],
@@ -922,12 +926,12 @@ async def bodies(answer, inside):
     for case, (at_once, then, after, *later) in BODIES.items():
         async with Hall(answer, 1, 2) as hall:
             hall.come("A")
-            await hall.stand("A comes", runs="A")
+            await hall.stand("A arrives", runs="A")
             b = hall.come("B", messages=at_once)
             for more in (then, after):
                 await turns(TURNS)
                 b.give(*more)
-            await hall.stand(f"A runs; B comes with {case}", runs="A", waits="B")
+            await hall.stand(f"A runs; B arrives with {case}", runs="A", waits="B")
             hall.clients["A"].answer()
             await turns(TURNS)
             heard = b.do(reads_the_body)
@@ -982,10 +986,10 @@ async def hearing(answer, inside):
     ):
         async with Hall(answer, 1, 2) as hall:
             client = hall.come("A")
-            await hall.stand("A comes", runs="A")
+            await hall.stand("A arrives", runs="A")
             if had_waited:
                 client = hall.come("B")
-                await hall.stand("B comes", waits="B")
+                await hall.stand("B arrives", waits="B")
                 hall.clients["A"].answer()
                 await hall.stand("A's answer ends", runs="B")
             client.do(reads_the_body)
@@ -993,7 +997,7 @@ async def hearing(answer, inside):
             if asks_before:
                 asked = client.do(asks_and_gives_up)
                 await until(asked.done)
-                before = asked.result() if asked.done() else "(the app does not come back from receive)"
+                before = asked.result() if asked.done() else "(receive does not return)"
             if asks_before is None:
                 client.give(DISCONNECT)
                 await turns(TURNS)
@@ -1019,19 +1023,19 @@ async def other_paths(answer, inside):
     async with Hall(answer, 1, 1) as hall:
         hall.come("G", path="/health", method="GET")
         hall.come("H", path="/v1/models", method="GET")
-        await hall.stand("G (GET /health) and H (GET /v1/models) come", runs="GH")
+        await hall.stand("G (GET /health) and H (GET /v1/models) arrive", runs="GH")
         hall.come("AW")
-        await hall.stand("G and H run, for other paths; A and W come", runs="AGH", waits="W")
+        await hall.stand("G and H run, for other paths; A and W arrive", runs="AGH", waits="W")
         hall.come("BC", path="/metrics", method="GET")
         hall.come("D", path="/", method="GET")
         hall.come("E", path="/chat")
-        when = "A runs, W waits; B, C (GET /metrics), D (GET /) and E (POST /chat) come"
+        when = "A runs, W waits; B, C (GET /metrics), D (GET /) and E (POST /chat) arrive"
         await hall.stand(when, runs="ABCDEGH", waits="W")
         for name in "BCDEGH":
             hall.clients[name].answer()
         await hall.stand("those for other paths have ended; A runs, W waits", runs="A", waits="W", gone="BCDEGH")
         hall.come("F")
-        when = "those for other paths have ended; A runs, W waits, and F comes"
+        when = "those for other paths have ended; A runs, W waits, and F arrives"
         await hall.stand(when, runs="A", waits="W", refused="F")
     return hall.told
 
@@ -1173,10 +1177,10 @@ async def pieces(answer, inside):
     for had_waited in (False, True):
         async with Hall(answer, 1, 2) as hall:
             client = hall.come("A")
-            await hall.stand("A comes", runs="A")
+            await hall.stand("A arrives", runs="A")
             if had_waited:
                 client = hall.come("B")
-                await hall.stand("B comes", waits="B")
+                await hall.stand("B arrives", waits="B")
                 hall.clients["A"].answer()
                 await hall.stand("A's answer ends", runs="B")
             client.do(functools.partial(sends, START))
@@ -1219,10 +1223,10 @@ async def errors(answer, inside):
         for order in (fails, fails_in_a_stream, *kinds):
             async with Hall(answer, 1, 2) as hall:
                 client = hall.come("A")
-                await hall.stand("A comes", runs="A")
+                await hall.stand("A arrives", runs="A")
                 if had_waited:
                     client = hall.come("B")
-                    await hall.stand("B comes", waits="B")
+                    await hall.stand("B arrives", waits="B")
                     hall.clients["A"].answer()
                     await hall.stand("A's answer ends", runs="B")
                 client.do(order)
@@ -1268,26 +1272,26 @@ async def counts(answer, inside):
             raise Otherwise
 
     async with Hall(answer, 2, 2) as hall:
-        await note("before anybody comes", 0, 0)
+        await note("before anyone arrives", 0, 0)
         hall.come("A")
-        await note("A comes", 1, 0)
+        await note("A arrives", 1, 0)
         hall.come("BC")
-        await note("B and C come", 2, 1)
+        await note("B and C arrive", 2, 1)
         hall.come("D")
         hall.come("EF")
-        await note("D comes; E and F are refused", 2, 2)
+        await note("D arrives; E and F are refused", 2, 2)
         hall.come("H", path="/health", method="GET")
-        await note("H comes, for another path", 2, 2)
+        await note("H arrives, for another path", 2, 2)
         hall.clients["C"].leave()
         await note("C's client leaves while it waits", 2, 1)
         hall.clients["A"].answer()
-        await note("A's answer ends, D goes in", 2, 0)
+        await note("A's answer ends, D enters the app", 2, 0)
         hall.come("IJ")
-        await note("I and J come", 2, 2)
+        await note("I and J arrive", 2, 2)
         hall.clients["J"].cancel()
         await note("J's call is cancelled while it waits", 2, 1)
         hall.clients["B"].do(fails)
-        await note("the app raises for B, I goes in", 2, 0)
+        await note("the app raises for B, I enters the app", 2, 0)
         hall.clients["I"].give(DISCONNECT)
         await note("I's client leaves; the app keeps working", 2, 0)
         Exchange.cancel(hall.clients["I"])
@@ -1303,9 +1307,9 @@ async def two_of_them(answer, inside):
     async with Hall(answer, 1, 1) as one, Hall(answer, 1, 1, beside_others=True) as other:
         for hall in (one, other):
             hall.come("AB")
-            await hall.stand("another Admission is full; A and B come", runs="A", waits="B")
+            await hall.stand("another Admission is full; A and B arrive", runs="A", waits="B")
             hall.come("C")
-            await hall.stand("another Admission is full; A, B and C come", runs="A", waits="B", refused="C")
+            await hall.stand("another Admission is full; A, B and C arrive", runs="A", waits="B", refused="C")
         one.clients["A"].answer()
         await one.stand("A's answer ends", runs="B")
         await other.stand("an answer of another Admission ends", runs="A", waits="B")
@@ -1313,13 +1317,13 @@ async def two_of_them(answer, inside):
         await one.stand("B's answer ends", gone="B")
         await other.stand("all answers of another Admission end", runs="A", waits="B")
         one.come("D")
-        await one.stand("D comes while another Admission is full", runs="D")
+        await one.stand("D arrives while another Admission is full", runs="D")
     if one.told or other.told:
         return one.told or other.told
     async with Hall(answer, 3, 0) as one, Hall(answer, 1, 0, beside_others=True) as other:
         one.come("ABC")
         other.come("A")
-        await one.stand("another Admission has other limits; A, B and C come", runs="ABC")
+        await one.stand("another Admission has other limits; A, B and C arrive", runs="ABC")
         await other.stand("another Admission has other limits", runs="A")
     return one.told or other.told
 
@@ -1329,11 +1333,11 @@ async def methods(answer, inside):
         for first, then in ((method, method), (method, "POST"), ("POST", method)):
             async with Hall(answer, 1, 1) as hall:
                 hall.come("A", method=first)
-                await hall.stand(f"A comes, a {first}", runs="A")
+                await hall.stand(f"A arrives, a {first}", runs="A")
                 hall.come("B", method=first)
-                await hall.stand(f"A runs; B comes, a {first}", runs="A", waits="B")
+                await hall.stand(f"A runs; B arrives, a {first}", runs="A", waits="B")
                 hall.come("C", method=then)
-                await hall.stand(f"A runs and B waits, a {first} each; C comes, a {then}", waits="B", refused="C")
+                await hall.stand(f"A runs and B waits, a {first} each; C arrives, a {then}", waits="B", refused="C")
             if hall.told:
                 return hall.told
 
@@ -1341,17 +1345,17 @@ async def methods(answer, inside):
 async def paths(answer, inside):
     async with Hall(answer, 1, 1, path="/chat") as hall:
         hall.come("ABC", path="/chat")
-        await hall.stand("A, B and C come to /chat", runs="A", waits="B", refused="C")
+        await hall.stand("A, B and C request /chat", runs="A", waits="B", refused="C")
         hall.come("DE")
-        await hall.stand(f"A, B and C come to /chat, D and E to {PATH}", runs="ADE", waits="B", refused="C")
+        await hall.stand(f"A, B and C request /chat, D and E request {PATH}", runs="ADE", waits="B", refused="C")
     if hall.told:
         return hall.told
     async with Hall(answer, 1, 1) as hall:
         hall.come("A", headers=[(b"content-length", b"22")])
         hall.come("BC")
-        await hall.stand(f"A, B and C come to {PATH}", runs="A", waits="B", refused="C")
+        await hall.stand(f"A, B and C request {PATH}", runs="A", waits="B", refused="C")
         hall.come("DE", path="/chat")
-        await hall.stand(f"A, B and C come to {PATH}, D and E to /chat", runs="ADE", waits="B", refused="C")
+        await hall.stand(f"A, B and C request {PATH}, D and E request /chat", runs="ADE", waits="B", refused="C")
     return hall.told
 
 
@@ -1396,7 +1400,7 @@ SENTENCES = {
     (WAITS, APP): "more than max_running requests are in the app at the same time",
     (WAITS, REFUSED): "a request is refused although it could wait",
     (REFUSED, APP): "more than max_running requests are in the app at the same time",
-    (REFUSED, WAITS): "one request too many is not refused at once",
+    (REFUSED, WAITS): "a request beyond the limits is not refused at once",
     (GONE, APP): "a request whose client has left is in the app",
     (APP, GONE): "a call to the app has ended too early",
     ("order", "order"): "waiting requests are not served in the order in which they arrived",
@@ -1460,7 +1464,7 @@ def test_with_max_waiting_0_nobody_waits(shared_room):
 
 
 def test_a_refusal_leaves_nothing_behind(shared_room):
-    gives = "a refusal gives a place back"
+    gives = "a refusal frees a place"
     mistakes = {(WAITS, APP): gives, (REFUSED, APP): gives}
     mistakes[WAITS, REFUSED] = mistakes[APP, REFUSED] = "a refused request still counts later"
     play(shared_room, refused_again_and_again, mistakes)
@@ -1480,7 +1484,7 @@ def test_first_come_first_served(shared_room):
     if entered[1:] == came[:0:-1]:
         mistake += ": the last is served first"
     elif sorted(entered[:4]) != sorted(came[:4]) and entered.replace("B", "").replace("D", "") == "ACEFG":
-        mistake = "a request whose body arrives late loses its turn: it has arrived as soon as its call begins"
+        mistake = "a request whose body arrives late loses its turn: it counts as arrived as soon as its call begins"
     require(
         entered == came,
         mistake,
@@ -1510,10 +1514,8 @@ def test_a_newcomer_overtakes_nobody(shared_room):
 
 
 def test_waiting_has_no_time_limit(shared_room):
-    mistake = "a request does not wait until its turn comes: it gives up after some time"
-    play(
-        shared_room, patience, {(WAITS, REFUSED): mistake, (APP, GONE): "a call to the app is cut off after some time"}
-    )
+    mistake = "a request does not wait until its turn comes: it gives up after a while"
+    play(shared_room, patience, {(WAITS, REFUSED): mistake, (APP, GONE): "a call to the app is cut off after a while"})
 
 
 # refusals
@@ -1526,7 +1528,7 @@ def refused(room):
     for how, seen, retry_after_s in room.kept["refusals"]:
         if seen["status"] is None:
             got = seen["error"] or ("in the app" if seen["entered"] else "no response")
-            fail("one request too many is not refused at once", sent=how, expected=503, got=got)
+            fail("a request beyond the limits is not refused at once", sent=how, expected=503, got=got)
         yield how, seen, retry_after_s
 
 
@@ -1534,7 +1536,7 @@ def test_a_refusal_comes_at_once(shared_room):
     place = untold(shared_room.play(while_the_clock_stands), "place")
     require(
         place == REFUSED,
-        "a refusal is not sent at once: the request waits for some time first",
+        "a refusal is not sent at once: the request waits for a while first",
         sent="max_running=1, max_waiting=1; A and B arrive, then C;"
         " the event loop keeps running, but its clock stands still",
         expected=f"C {REFUSED}",
@@ -1552,7 +1554,12 @@ def test_a_refusal_is_a_503(shared_room):
 def test_a_refusal_is_a_whole_response(shared_room):
     for how, seen, _ in refused(shared_room):
         got = ", ".join(seen["types"])
-        require(seen["as bytes"], "a header is not two `bytes`, as ASGI requires", sent=how, got=str(seen["headers"]))
+        require(
+            seen["as bytes"],
+            "a header is not two `bytes` objects, as ASGI requires",
+            sent=how,
+            got=str(seen["headers"]),
+        )
         starts = seen["types"].count("http.response.start")
         only = set(seen["types"]) == {"http.response.start", "http.response.body"}
         whole = seen["whole"] and starts == 1 and only
@@ -1634,7 +1641,7 @@ def test_a_refusal_does_not_wait_for_the_body(shared_room):
 
 def play_ending(room, how, mistake):
     mistakes = {(APP, WAITS): mistake, (APP, REFUSED): mistake}
-    mistakes[WAITS, APP] = "the end of a call gives more than one place back"
+    mistakes[WAITS, APP] = "the end of a call frees more than one place"
     cancelled = how.startswith("is cancelled")
     mistakes[GONE, APP] = (
         "a cancellation does not reach the app"
@@ -1645,45 +1652,45 @@ def play_ending(room, how, mistake):
 
 
 def test_an_answers_end_gives_its_place_back(shared_room):
-    play_ending(shared_room, "answers", "the end of an answer does not give its place back")
+    play_ending(shared_room, "answers", "the end of an answer does not free its place")
 
 
 def test_a_call_that_sends_nothing_gives_its_place_back(shared_room):
-    play_ending(shared_room, "returns", "a call to the app that sends nothing does not give its place back")
+    play_ending(shared_room, "returns", "a call to the app that sends nothing does not free its place")
 
 
 def test_an_error_gives_its_place_back(shared_room):
     for how in ("raises", "raises mid-answer"):
-        play_ending(shared_room, how, "an error in the app does not give its place back")
+        play_ending(shared_room, how, "an error in the app does not free its place")
 
 
 def test_a_cancellation_gives_its_place_back(shared_room):
     for how in ("is cancelled", "is cancelled mid-answer", "raises a CancelledError"):
-        play_ending(shared_room, how, "a call to the app that is cancelled does not give its place back")
+        play_ending(shared_room, how, "a call to the app that is cancelled does not free its place")
 
 
 def test_an_end_after_the_client_has_left_gives_its_place_back(shared_room):
     how = "ends after its client has left"
-    play_ending(shared_room, how, "a call that ends after its client has left does not give its place back")
+    play_ending(shared_room, how, "a call that ends after its client has left does not free its place")
 
 
 def test_a_place_is_given_back_once(shared_room):
-    twice = "the end of a call gives more than one place back"
+    twice = "the end of a call frees more than one place"
     play(shared_room, given_back_once, {(WAITS, APP): twice})
 
 
 def test_the_last_piece_gives_no_place_back(shared_room):
-    mistake = "the last piece gives the place back while the app is still working"
+    mistake = "the last piece frees the place while the app is still working"
     play(shared_room, after_the_last_piece, {(WAITS, APP): mistake})
 
 
 def test_leaving_gives_no_place_back(shared_room):
-    mistake = "a client that leaves gives the place back while the app is still working"
+    mistake = "a client that leaves frees its place while the app is still working"
     play(shared_room, after_leaving, {(WAITS, APP): mistake})
 
 
 def test_a_cancelled_call_keeps_its_place_to_its_end(shared_room):
-    mistake = "a cancelled call to the app gives its place back before it has ended"
+    mistake = "a cancelled call to the app frees its place before it has ended"
     play(
         shared_room,
         cleaning_up,
@@ -1796,7 +1803,7 @@ def test_the_app_hears_that_its_client_has_left(shared_room):
 def test_other_paths_pass(shared_room):
     taken = "a request for another path is blocked"
     mistakes = {(APP, WAITS): taken, (APP, REFUSED): taken}
-    mistakes[WAITS, APP] = mistakes[REFUSED, APP] = "the end of a request for another path gives a place back"
+    mistakes[WAITS, APP] = mistakes[REFUSED, APP] = "the end of a request for another path frees a place"
     play(shared_room, other_paths, mistakes)
 
 
@@ -1805,7 +1812,11 @@ def require_passing(room, *names):
         room.kept["passing"] = room.play(passing)
     for case, problem in room.kept["passing"].items():
         if case.startswith(names) and ("another path" in case) == ("another path" in names[0]):
-            fail(f"{case.partition(' while')[0].partition(' after')[0]} does not pass unchanged", sent=case, **problem)
+            fail(
+                f"{case.partition(' while')[0].partition(' after')[0]} does not pass through unchanged",
+                sent=case,
+                **problem,
+            )
 
 
 def test_what_is_sent_both_ways_is_not_changed(shared_room):
@@ -1866,7 +1877,7 @@ def test_two_admissions_share_nothing(shared_room):
 
 
 def test_every_method_counts(shared_room):
-    free = "requests with some methods take no place"
+    free = "requests with some methods do not take a place"
     play(shared_room, methods, {(REFUSED, APP): free, (WAITS, APP): free, (REFUSED, WAITS): free})
 
 

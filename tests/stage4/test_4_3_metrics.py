@@ -433,7 +433,7 @@ ENDS = {
     "the answer fails": [gives("Hi"), fails()],
     "the answer fails before its first object": [fails()],
     "the inner chat raises": [refuses()],
-    "the reader leaves by aclose()": [gives("Hi"), closes()],
+    "the reader calls aclose()": [gives("Hi"), closes()],
     "the reader is cancelled": [gives("Hi"), cancels()],
     "the reader is cancelled before the first object": [cancels()],
 }
@@ -580,7 +580,7 @@ def end_of(found, key="a"):
 
 def test_what_chat_returns_can_be_read_and_closed(shared_room):
     found = shared_room.play(what_chat_returns)
-    expected = "an object with __aiter__, __anext__ and aclose, as an `async def` with `yield` gives"
+    expected = "an object with __aiter__, __anext__ and aclose, as an `async def` with `yield` returns"
     if found["type"] == "coroutine":
         fail(
             "chat returns a coroutine: `async for` cannot read that",
@@ -773,7 +773,7 @@ def test_an_error_that_the_inner_chat_raises_is_an_outcome(shared_room):
 def test_a_reader_who_closes_is_cancelled(shared_room):
     for texts in (["Hi"], ["Hi", " there"], [""]):
         for found in played(shared_room, *map(gives, texts), closes()):
-            found.require_outcomes({"cancelled": 1}, "a reader who leaves by aclose() is not counted as cancelled")
+            found.require_outcomes({"cancelled": 1}, "a reader who calls aclose() is not counted as cancelled")
 
 
 def test_a_cancelled_reader_is_cancelled(shared_room):
@@ -851,7 +851,7 @@ def test_the_tokens_count_whatever_the_outcome(shared_room):
     before = [gives("Hi", tokens=(20, 2)), gives(" there", tokens=(20, 4))]
     for what, leaves in {
         "fails": [fails()],
-        "is abandoned by aclose()": [closes()],
+        "is abandoned with aclose()": [closes()],
         "is abandoned by cancellation": [cancels()],
     }.items():
         for found in played(shared_room, *before, *leaves):
@@ -937,7 +937,7 @@ def test_time_to_first_token(shared_room):
 def test_times_count_whatever_the_outcome(shared_room):
     for what, leaves in {
         "fails": fails(4.0),
-        "is abandoned by aclose()": closes(4.0),
+        "is abandoned with aclose()": closes(4.0),
         "is abandoned by cancellation": cancels(4.0),
     }.items():
         for found in played(shared_room, gives("Hi", 0.5), gives(" there", 1.0), leaves):
@@ -972,7 +972,7 @@ def test_a_text_of_blanks_is_a_text(shared_room):
 
 
 def test_a_time_of_0_is_a_time(shared_room):
-    mistake = "a time of 0.0 is treated as no time"
+    mistake = "a time of 0.0 is treated as missing"
     for before in (0.0, 0.5):
         timeline = [gives("Hi", before), gives(" there", 2.0), gives("!", 4.0, "stop"), ends()]
         for found in played(shared_room, *timeline, at=-before):
@@ -987,7 +987,7 @@ def test_a_time_of_0_is_a_time(shared_room):
     at_once = played(shared_room, gives("Hi"), gives(" there"), gives("!", 0, "stop"), ends())
     for found, other in zip(at_once, usual, strict=True):
         names = [f"{name}_count" for name in (FIRST, BETWEEN, WHOLE)]
-        require_alike(found, other, names, "a time of 0.0 between two readings is taken for none")
+        require_alike(found, other, names, "a time of 0.0 between two readings is treated as missing")
 
 
 def require_alike(found, other, names, mistake):
@@ -1030,7 +1030,7 @@ def test_a_slow_readers_time_counts(shared_room):
     # both objects are there before the reader asks: the time of an object is when it is handed out
     timeline = [["asks", "a"], ready("Hi"), ready(" there"), ["receive", "a"], ["pause", 4.0], ["receive", "a"]]
     for found in played(shared_room, *timeline, gives("", 0, "stop"), ends()):
-        found.require(f"{BETWEEN}_sum", 4.0, "the time of an object is not the time when it is handed out")
+        found.require(f"{BETWEEN}_sum", 4.0, "an object's time is not the time when it is handed to the reader")
 
 
 def test_request_seconds(shared_room):
@@ -1043,7 +1043,7 @@ def test_request_seconds_count_whatever_the_outcome(shared_room):
     for what, timeline in {
         "fails": [gives("Hi", 0.5), fails(4.0)],
         "fails before its first object": [fails(4.5)],
-        "is abandoned by aclose()": [gives("Hi", 0.5), closes(4.0)],
+        "is abandoned with aclose()": [gives("Hi", 0.5), closes(4.0)],
         "is abandoned by cancellation": [gives("Hi", 0.5), cancels(4.0)],
         "is abandoned before its first object": [cancels(4.5)],
     }.items():
@@ -1157,7 +1157,7 @@ def test_answers_at_once_do_not_mix(shared_room):
     timeline += [ends(key="one"), ends(key="two")]
     for found in played(shared_room, *timeline):
         require_no_waiting(found)
-        mistake = "concurrent answers get mixed up: data of one answer is stored where all of them share it (in self?)"
+        mistake = "concurrent answers get mixed up: an answer's data is stored where all of them share it (in self?)"
         found.require_outcomes({"stop": 1, "length": 1}, mistake)
         found.require(COMPLETION, 7, mistake)
         found.require(PROMPT, 30, mistake)

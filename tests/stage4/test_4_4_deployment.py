@@ -220,7 +220,7 @@ def test_each_copy_has_loaded_when_run_returns(copies):
     facts = {"sent": ASKED, "got": f"load was called in {len(set(copies.loads))} processes"}
     require(
         copies.loads != [],
-        "when serve.run returns, no copy has called `load`: the first request of each would wait for it",
+        "when serve.run returns, no copy has called `load`: the first request to each would wait for it",
         expected="each copy has called it once",
         **facts,
     )
@@ -266,7 +266,7 @@ def test_a_copy_asks_for_one_cpu_at_most(copies):
         cpus <= 1,
         f"a copy asks for {cpus:g} CPUs",
         sent=ASKED,
-        expected="at most one: if a machine has fewer CPUs than all copies ask for, they wait forever",
+        expected="at most one: if a machine has fewer CPUs than all copies together ask for, they wait forever",
     )
 
 
@@ -284,7 +284,7 @@ def test_an_answer_in_one_piece(copies):
                 **facts,
             )
             return
-    fail("a non-streamed answer is not as in 3.7", expected="".join(PIECES), **facts)
+    fail("a non-streamed answer is not the same as in 3.7", expected="".join(PIECES), **facts)
 
 
 def test_a_streamed_answer(copies):
@@ -297,7 +297,7 @@ def test_a_streamed_answer(copies):
     require(kind.startswith("text/event-stream"), "a stream's content type is not text/event-stream", **facts)
     require(
         text_of(stream) == "".join(PIECES) and [event.data for event in stream.events[-1:]] == ["[DONE]"],
-        "a streamed answer is not as in 3.7",
+        "a streamed answer is not the same as in 3.7",
         expected="chunks with the answer's pieces, then data: [DONE]",
         **facts,
     )
@@ -324,7 +324,7 @@ def test_errors_are_those_of_the_endpoint(copies):
         error = reply.data.get("error") if isinstance(reply.data, dict) else None
         as_asked = isinstance(error, dict) and error.get("type") == kind and (code is None or error.get("code") == code)
         expected = {"error": {"message": "...", "type": kind, "param": None, "code": code}}
-        require(as_asked, "an error does not have the form of 3.7", expected=expected, **facts)
+        require(as_asked, "an error does not have the same form as in 3.7", expected=expected, **facts)
 
 
 def test_the_models_list(copies):
@@ -332,7 +332,7 @@ def test_the_models_list(copies):
     ids = None
     with contextlib.suppress(TypeError, LookupError):
         ids = [each["id"] for each in reply.data["data"]]
-    require(reply.status == 200 and ids == [NAME], "GET /v1/models is not as in 3.7", got=str(reply))
+    require(reply.status == 200 and ids == [NAME], "GET /v1/models is not the same as in 3.7", got=str(reply))
 
 
 def test_each_piece_is_sent_as_soon_as_it_is_there(copies):

@@ -358,7 +358,7 @@ def test_a_step_is_one_token_more(shared_room):
         for count, rows in zip(after, expected, strict=True):
             if off := far(found[count], rows):
                 fail(
-                    "a step does not give the same logits as the whole sequence as a prompt",
+                    "a step does not give the same logits as a prefill of the whole sequence",
                     sent=f"prefill(0, ids) of {length} ids, then {count} steps",
                     expected=f"the logits of prefill(0, {length + count} ids)",
                     got=off,
@@ -493,7 +493,7 @@ def test_a_refused_call_changes_nothing(shared_room):
     found = refused(shared_room, *(call for _, call in each_alone), *after)[len(each_alone) :]
     if found != expected:
         for what, call in each_alone:
-            says = f"a call that is refused for {what} changes a slot"
+            says = f"a call that is refused because of {what} changes a slot"
             for each, mine, other in zip(after, refused(shared_room, call, *after)[1:], expected, strict=True):
                 if "raised" in mine:
                     fail(says, sent=f"{said(call)}, {said(each)}", got=mine["said"], where=mine["where"])
@@ -582,5 +582,5 @@ def test_no_forward_of_transformers(shared_room):
     calls = [["prefill", 0, [5, 6, 7]], ["prefill", 1, [8]], ["step", [0, 1], [4, 4]]]
     result = shared_room.play(forwards, calls=calls)
     must_have_worked(result["outcomes"], calls)
-    says = "one of transformers' own `forward`s runs"
+    says = "one of transformers' own `forward` methods runs"
     require(result["ran"] == [], says, expected="your own, on the model's weights", got=", ".join(result["ran"]))
