@@ -44,7 +44,7 @@ const WORDS = {
   edit: ["Edit the message", "修改消息"],
 
   promptsSafe: [
-    "A control token that you type is just text here: exercise 1.5 makes the prompts' ids.",
+    "A control token that you type is just text here: exercise 1.5 builds the prompt's ids.",
     "你输入的控制 token 在这里只是文本：提示词的 id 由练习 1.5 生成。",
   ],
   promptsPlain: [
