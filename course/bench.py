@@ -107,7 +107,7 @@ def _servers(runs, begin):
     table = Table("server", f"start to answer, median of {runs}", "slowest", box=None)
     for stage in LESSONS:
         times = []
-        begin(f"the start of stage {stage}'s server, {runs} times")
+        begin(f"starting stage {stage}'s server, {runs} times")
         for _ in range(runs):
             start = time.perf_counter()
             with serve(stage, solution=True):

@@ -37,12 +37,12 @@ def check(
     all: Annotated[bool, typer.Option("--all", help="check every exercise")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     full: Annotated[bool, typer.Option("--full", help="show every test, with raw tracebacks")] = False,
-    url: Annotated[str | None, typer.Option(help="check a server that is already running; this is not counted")] = None,
+    url: Annotated[str | None, typer.Option(help="check a server that is already running; earns no points")] = None,
     yes: Yes = False,
 ):
-    """Check an answer. The exit code is 0 only if everything that you asked to check has passed.
+    """Check an answer. The exit code is 0 only if everything you asked it to check has passed.
 
-    With --url, only the tests that need nothing but the server's address are run: 2.2 and 3.7 have some.
+    With --url, it runs only the tests that need nothing but a server's address; 2.2 and 3.7 have some.
     """
     if bool(ids) + (stage is not None) + all > 1:
         raise desk.Refused(words("Use one of these: course check 1.3, course check --stage 1 or course check --all."))
@@ -156,7 +156,7 @@ def serve(
     stage: Annotated[str, typer.Argument(help="a stage, such as 1, or one of its exercises")],
     solution: Annotated[bool, typer.Option("--solution", help="serve the reference answers")] = False,
     port: Annotated[int, typer.Option(help="the port to listen on")] = 8000,
-    host: Annotated[str, typer.Option(help="any address but 127.0.0.1 lets others in")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="anything but 127.0.0.1 lets other computers connect")] = "127.0.0.1",
     model: Annotated[str | None, typer.Option(help="a folder or a hub name")] = None,
     tuned: Annotated[bool, typer.Option("--tuned", help="run stage 4 on the course's fast slot model")] = False,
     thread: Annotated[bool, typer.Option("--thread", help="run stage 4 with its engine in a thread")] = False,

@@ -47,7 +47,7 @@ async def clients_at_once(server):
         if not begins or (text != own and text in alone):
             raise Failed(
                 f"the answer is {shorten(text, 60)!r}; sent alone, it is {shorten(own, 60)!r}",
-                f"{server.clients} requests at once, one of them {answer.sent}",
+                f"{server.clients} concurrent requests, one of them {answer.sent}",
             )
 
 
@@ -208,7 +208,7 @@ async def overload(server):
     answers = await at_once(*(server.stream("Hello!", max_tokens=8, limit_s=60) for _ in range(many)))
     refused = [answer for answer in answers if answer.status != 200]
     for answer in refused:
-        sent, of = f"{many} at once of: {answer.sent}", f"{len(refused)} of {many} refused"
+        sent, of = f"{many} concurrent requests: {answer.sent}", f"{len(refused)} of {many} refused"
         if answer.status not in (429, 503):
             raise Failed(f"{of}, one with neither 429 nor 503: {answer.says()}", sent)
         if not answer.headers.get("retry-after", "").strip():

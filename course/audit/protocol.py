@@ -201,7 +201,7 @@ async def official_client(server):
         raise Failed(f"it reads an event as a chunk without `choices`{await odd_event(server)}", sent)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     if not text and (await server.known_stream()).text:
-        raise Failed("it reads no text", sent)
+        raise Failed("it finds no text in the stream", sent)
 
 
 async def odd_event(server):

@@ -54,8 +54,8 @@ async def send_wrong(server, what):
 async def wrong_bodies(server):
     """each of 24 invalid bodies gets a 4xx with an error object
 
-    A 5xx says that the server is broken: because of a typo, clients retry and someone is paged. When clients show a
-    4xx, they show its `error.message`. Validate the body first, and say there what is wrong with it."""
+    A 5xx says that the server is broken: clients retry and someone gets paged, all because of a typo. For a 4xx,
+    clients show `error.message`. Validate the body first, and use that message to say what is wrong with it."""
     for what in BODIES:
         answer = await send_wrong(server, what)
         if answer.status == 429:
@@ -69,7 +69,7 @@ async def wrong_bodies(server):
 async def unknown_model(server):
     """an unknown model gets a 404
 
-    If a model other than the one requested answers, nothing shows the mistake; any other status hides what to fix.
+    If a different model answers, nothing shows the mistake; any status but 404 hides what to fix.
     Compare `model` with the names that you serve."""
     answer = await server.ask("Hi", model="no-such-model-anywhere", max_tokens=1)
     if answer.status != 404:
@@ -81,9 +81,9 @@ async def unknown_model(server):
 async def too_long(server):
     """a prompt longer than the context window gets a 400
 
-    If the prompt is cut silently, the question or its beginning is lost, and the answer is to something else. If it is
-    let through, it may take the memory that everyone's answers need. Count its tokens before generating, and refuse
-    it."""
+    If the prompt is silently truncated, the question or its beginning is lost, and the model answers something else. If
+    it is let through, it may take the memory that everyone's answers need. Count its tokens before generating, and
+    refuse it."""
     for words in (20_000, 150_000):
         answer = await server.ask("word " * words, max_tokens=1, limit_s=20)
         sent = f"a prompt of {words:,} words"
@@ -95,7 +95,7 @@ async def too_long(server):
             raise Failed(f"neither an answer nor a 400: {answer.says()}", sent)
         read = answer.tokens("prompt_tokens")
         if read is not None and read < words / 2:
-            raise Failed(f"an answer with {read:,} prompt_tokens: the prompt was cut silently", sent)
+            raise Failed(f"an answer with {read:,} prompt_tokens: the prompt was silently truncated", sent)
     raise DoesNotApply(f"its context window holds more than {words:,} words")
 
 

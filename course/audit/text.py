@@ -95,8 +95,8 @@ async def stop_strings(server):
 async def seeds(server):
     """the same seed gives the same answer
 
-    Without a seed, a mistake that depends on chance cannot be shown to anyone else. Give each request its own random
-    generator, seeded with its `seed`."""
+    Without a seed, a mistake that depends on chance cannot be reproduced. Give each request its own random generator,
+    seeded with its `seed`."""
     for seed in (7, 0):
         one, two = [await server.ask(temperature=1, seed=seed) for _ in range(2)]
         if one.status in (400, 422):

@@ -236,7 +236,7 @@ def flood(series: dict[str, list], until_s: float) -> None:
             axes.legend(frameon=False, loc="upper left")
         axes.set_title(name, loc="left", fontsize=10)
         axes.set_xlim(0, until_s)
-        axes.set_xlabel("asked at (s)")
+        axes.set_xlabel("sent at (s)")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.3)
     panels[0, 0].set_ylabel("time to first token (s)")

@@ -215,7 +215,7 @@ class Engine:
             worker.kill()
         self._call(self._fail, how)
         if not self._closed.is_set():
-            logger.error("the engine is lost: %s; another one is started", how)
+            logger.error("engine lost: %s; starting another one", how)
             self._start(again=True)
         self._first.set()
 
@@ -246,7 +246,7 @@ class Engine:
     def _fail(self, how):
         answers, self._answers = self._answers, {}
         for answer in answers.values():
-            answer.put(EngineError(f"The engine was lost while it answered: {how}."))
+            answer.put(EngineError(f"The engine was lost while answering: {how}."))
 
     async def _warm_up(self):
         worker = self._worker

@@ -366,7 +366,7 @@ def _run(serve, load, arguments):
     build = answers.load("4.4", "build")
     application = build(getattr(importlib.import_module(module), name), **arguments)
     if not isinstance(application, serve.Application):
-        raise TypeError(f"build has to return a serve.Application, not {type(application).__name__}")
+        raise TypeError(f"build must return a serve.Application, not {type(application).__name__}")
     serve.run(application, name="default")
     from ray.serve.context import _get_global_client
 

@@ -56,7 +56,7 @@ def serve(
         stage: a stage, or an exercise of it: 1, "1" and "1.3" are all the server of stage 1.
         solution: serve the reference answers instead of your own.
         port: 0 means the port of the earlier server, or any free one if there was none.
-        host: the address to listen on. Anything but this computer's own 127.0.0.1 lets others in.
+        host: the address to listen on. Anything but this computer's own 127.0.0.1 lets other computers connect.
         model: a folder or a hub name; None means COURSE_MODEL, or the tiny model if that is not set.
         tuned: in stage 4, the course's fast slot model, even if exercise 4.5 is solved.
         thread: in stage 4, the engine in a thread of the server's process, for comparison.
@@ -281,7 +281,7 @@ def _bind(host, port):
         ServeError: the port is taken, or there is no such host or port.
     """
     if not 0 <= port <= 65_535:
-        raise ServeError(words("There is no port {port}. Ports go from 1 to 65535; 0 picks a free one.", port=port))
+        raise ServeError(words("{port} is not a valid port: use 1 to 65535, or 0 for a free one.", port=port))
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

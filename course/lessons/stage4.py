@@ -129,7 +129,7 @@ def _setting(name, default, least):
     text = os.environ.get(name) or str(default)
     if not text.isdecimal() or int(text) < least:
         values = {"name": name, "text": repr(text), "least": least}
-        raise NotReady(words("{name} is {text}, but has to be an integer of at least {least}.", **values))
+        raise NotReady(words("{name} is {text}, but must be an integer of at least {least}.", **values))
     return int(text)
 
 

@@ -393,7 +393,7 @@ def test_the_dashboards_figures_move_under_load(page, server, load):
     for chart in ("requests", "tokens"):
         line = page.locator(f"#{chart} path").first.get_attribute("d")
         page.wait_for_function(f"document.querySelector('#{chart} path').getAttribute('d') !== '{line}'")
-    assert "ended by themselves" in page.inner_text("#outcomes")
+    assert "ended normally" in page.inner_text("#outcomes")
     assert page.inner_text("#engine") == "Engine: alive, restarted 0 times"
     page.click("#language")
     assert page.inner_text("#engine") == "引擎：运行中，已重启 0 次"

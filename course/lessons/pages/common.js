@@ -16,16 +16,16 @@ const WORDS = {
   up: ["Server is up", "服务器在线"],
   down: ["No server", "没有服务器"],
   network: [
-    "No server answers. Start it again: this page notices when it is back.",
+    "No server answers. Start it again: this page will notice when it is back.",
     "服务器没有回应。请重新启动它：恢复之后，本页会自动发现。",
   ],
   status: ["The server answered with status {status}. {words}", "服务器返回了状态码 {status}。{words}"],
   limited: [
-    "Too many requests (429): the server limits how often each address may send one. Try again in a while.",
+    "Too many requests (429): the server limits how many each address may send. Try again in a while.",
     "请求太多了（429）：服务器对每个地址的请求次数有限制。请过一会儿再试。",
   ],
   limitedFor: [
-    "Too many requests (429): the server limits how often each address may send one. Try again in {s} s.",
+    "Too many requests (429): the server limits how many each address may send. Try again in {s} s.",
     "请求太多了（429）：服务器对每个地址的请求次数有限制。请 {s} 秒后再试。",
   ],
 
@@ -36,7 +36,7 @@ const WORDS = {
   conversation: ["Conversation", "对话"],
   you: ["You:", "你："],
   model: ["Model:", "模型："],
-  waiting: ["The model is at work", "模型正在工作"],
+  waiting: ["The model is working", "模型正在工作"],
   seconds: ["{s} s", "{s} 秒"],
   nothing: ["(an empty answer)", "（空的回答）"],
   whole: ["Show all", "显示全部"],
@@ -44,7 +44,7 @@ const WORDS = {
   edit: ["Edit the message", "修改消息"],
 
   promptsSafe: [
-    "A control token that you type is just text here: exercise 1.5 makes the prompts' ids.",
+    "A control token that you type is just text here: exercise 1.5 builds the prompt's ids.",
     "你输入的控制 token 在这里只是文本：提示词的 id 由练习 1.5 生成。",
   ],
   promptsPlain: [
@@ -110,7 +110,7 @@ const WORDS = {
   left: ["first text after {ttft} s · {pieces} pieces · stopped", "首段文字 {ttft} 秒 · {pieces} 段 · 已停止"],
   brokeOff: ["The server broke off the answer: {words}", "服务器中断了回答：{words}"],
   lines: ["The log of the last request", "最近一次请求的日志"],
-  noLines: ["Ask something, and its lines in work/logs/ appear here.", "发一条消息，它在 work/logs/ 里的日志行就会显示在这里。"],
+  noLines: ["Send a message, and its log lines from work/logs/ appear here.", "发一条消息，它在 work/logs/ 里的日志行就会显示在这里。"],
   logidIs: ["X-Log-Id: {logid}", "X-Log-Id：{logid}"],
 
   stage4: ["Stage 4: production", "第 4 阶段：生产环境"],
@@ -134,12 +134,12 @@ const WORDS = {
   dashMean: ["mean over the last second", "最近一秒的平均值"],
   dashEnded: ["Finished answers", "已结束的回答"],
   dashOutcomes: [
-    "{stop} ended by themselves · {length} reached their limit · {cancelled} were cancelled · {error} failed",
+    "{stop} ended normally · {length} reached their limit · {cancelled} were cancelled · {error} failed",
     "{stop} 个自行结束 · {length} 个到达上限 · {cancelled} 个中途取消 · {error} 个出错",
   ],
   dashEngine: ["Engine: {state}, restarted {restarts} times", "引擎：{state}，已重启 {restarts} 次"],
   engineUp: ["alive", "运行中"],
-  engineDown: ["not alive", "未运行"],
+  engineDown: ["down", "未运行"],
   dashAgo: ["{s} s ago", "{s} 秒前"],
   dashNow: ["now", "现在"],
 };
