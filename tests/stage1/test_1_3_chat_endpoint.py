@@ -199,7 +199,7 @@ def all_arrive(room, count):
     """Waits until so many POST /chat are under way, as long as more of them come."""
     seen = 0
     while seen < count:
-        if room.notes()["blocking"] or not until(lambda: room.arrived("/chat") > seen, 1.0):
+        if room.notes()["blocking"] or not until(lambda: room.arrived("/chat") > seen, 3.0):
             return
         seen = room.arrived("/chat")
 

@@ -1,4 +1,4 @@
-# caught by: test_a_refused_request_costs_the_model_nothing, test_a_body_that_is_422_counts, test_a_body_that_is_not_json_counts, test_a_request_that_the_model_fails_counts, test_a_stream_in_progress_counts | says: a refused request costs the model steps
+# caught by: test_a_refused_request_costs_the_model_nothing, test_a_body_that_is_422_counts, test_a_body_that_is_not_json_counts, test_a_request_that_the_model_fails_counts, test_a_stream_in_progress_counts | says: a refused request still makes the model run
 import math
 import time
 
