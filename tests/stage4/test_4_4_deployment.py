@@ -93,14 +93,29 @@ class Copies:
     @functools.cached_property
     def crowd(self):
         """What came of many requests at once, all of them held until they had settled."""
-        sent = [self.send(ask(f"heldcrowd{number}", stream=bool(number % 2))) for number in range(MANY)]
+        sent = []
+
+        def send():
+            sent.append(self.send(ask(f"heldcrowd{len(sent)}", stream=bool(len(sent) % 2))))
+
+        for _ in range(MANY):
+            send()
         # as many as are there, where that is not as many as there should be
         pids = {each["pid"] for each in self.notes("load") + self.notes("begun")} - {self.driver}
         room_for = len(pids) * MOST
-        filled = self.until(lambda: len(self.notes("begun", "heldcrowd")) >= room_for, self.limit_s / 2)
+
+        def is_full():
+            if len(self.notes("begun", "heldcrowd")) >= room_for:
+                return True
+            # where few may wait, some are refused while others are on their way to a copy: those ask again
+            if sum(stream.status != 503 for stream in sent) < MANY and len(sent) < 4 * MANY:
+                send()
+            return False
+
+        filled = self.until(is_full, self.limit_s / 2)
         time.sleep(QUIET_S)
         begun = self.notes("begun", "heldcrowd")
-        for number in range(MANY):
+        for number in range(len(sent)):
             self.let(f"heldcrowd{number}", 100)
         replies = [stream.reply() for stream in sent]
         return types.SimpleNamespace(filled=filled, room_for=room_for, begun=begun, replies=replies)
