@@ -2,27 +2,27 @@
 continuously stands on. Tuned for the CPU: the answers of transformers from fewer and cheaper operations.
 
 What each trick is for, and in brackets how many times as long a step takes without it, at 1, 4, 16 and 64 rows of the
-tiny Qwen (`python -m course.qwen.measure_slots`, five rounds on a busy computer: 0.05 more or less is chance):
+tiny Qwen (`python -m course.qwen.measure_slots --rounds 25`, a CPU with AVX-512: 0.05 more or less is chance):
 
 - Weights are packed as float16 where that changes none of them (`_Linear`): half the bytes to read for each step, the
-  arithmetic stays float32 [1.35, 1.38, 1.23, 1.04; by addmm in place of linear 1.04, 1.21, 1.36, 0.99].
-- Query, key and value are one product, gate and up another: 3 calls less in each layer [1.25, 1.19, 1.34, 1.04].
+  arithmetic stays float32 [1.06, 1.54, 1.84, 1.62; by addmm in place of linear 0.87, 1.86, 1.86, 1.56].
+- Query, key and value are one product, gate and up another: 3 calls less in each layer [1.26, 1.27, 1.21, 1.07].
 - Slots are given lowest first, so the rows of a step are a view of the caches, and nothing is copied to gather them
-  [1.25, 1.89, 2.55, 6.53]. A hole among them is computed along; its key and value go to a position that nobody sees.
-- `bmm` in place of scaled_dot_product_attention, which is slower for one query a row [1.13, 1.26, 1.10, 1.07].
+  [1.15, 1.83, 3.03, 3.40]. A hole among them is computed along; its key and value go to a position that nobody sees.
+- `bmm` in place of scaled_dot_product_attention, which is slower for one query a row [1.06, 1.12, 1.09, 1.01].
 - The rotary embedding is one product of complex numbers over query, key and value at once (the values' factors are 1)
-  [1.01, 1.14, 1.16, 1.04].
-- A norm divides by the vector's length, which is one operation; `rms_norm` is five on a CPU [PLACE].
+  [1.04, 1.10, 1.05, 1.07].
+- A norm divides by the vector's length, which is one operation; `rms_norm` is five on a CPU [1.04, 1.08, 1.02, 0.99].
 - The prompts of a chat begin alike, with the default system line: its keys and values are kept (`prefix`), and a
-  prefill computes only what follows [four short questions take 0.70 of the time with it].
+  prefill computes only what follows [four short questions take 0.80 of the time with it].
 - A prefill's last layer computes keys and values of all tokens, and all else of the last one only
-  [a prompt of 99 ids takes 1.15 times as long without it].
+  [a prompt of 99 ids takes 1.18 times as long without it].
 
-Exercise 4.5's plain one takes 1.74, 1.96, 1.52 and 1.36 times as long, transformers' `generate` 2.40, 2.63, 1.85 and
-1.25 times.
+Exercise 4.5's plain one takes 1.75, 2.40, 2.47 and 1.82 times as long, transformers' `generate` 2.63, 3.61, 3.08 and
+1.57 times.
 
-Several newcomers padded into one pass would save up to 0.39 of their prefills' time, and cannot be had: exercise 4.1's
-loop asks for one slot at a time, and takes its logits before it asks for the next.
+Several newcomers padded into one pass would save up to a third of their prefills' time, and cannot be had: exercise
+4.1's loop asks for one slot at a time, and takes its logits before it asks for the next.
 
 Not covered: GPUs (`slots_cuda.py`), sliding windows, rope scaling.
 """
