@@ -258,7 +258,7 @@ def test_the_pieces_are_the_answer(shared_room):
         require(
             "<|" not in said,
             "special tokens are in the output: skip_special_tokens=True leaves them out",
-            sent=f"{as_call(call)}; the model says a special token mid-answer",
+            sent=f"{as_call(call)}; the model emits a special token mid-answer",
             got=repr(said),
         )
     require_all_for_one_who_pauses(talk, shared_room)

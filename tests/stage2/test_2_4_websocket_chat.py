@@ -740,7 +740,7 @@ def test_when_the_model_fails_the_client_is_told(shared_room):
         if code is None:
             mistake = "the model failed, but the connection stays open: close it with 1011"
         elif code == 1006:
-            mistake = "the model failed, and the connection breaks off without a close frame (1006)"
+            mistake = "the model failed, and the connection drops without a close frame (1006)"
         require(code == 1011, mistake, **facts)
 
 

@@ -1415,7 +1415,7 @@ def test_figures_stand_as_str_shows_them(background):
     require(
         seen["shown"],
         mistake,
-        sent="a load that returns (0, 33.333333333333336, 12.5), and then a line",
+        sent="a load that returns (0, 33.333333333333336, 12.5), and then a line is logged",
         expected=as_fields(figures),
         got=as_fields(seen["line"]),
     )

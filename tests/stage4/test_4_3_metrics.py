@@ -583,7 +583,7 @@ def test_what_chat_returns_can_be_read_and_closed(shared_room):
     expected = "an object with __aiter__, __anext__ and aclose, as an `async def` with `yield` returns"
     if found["type"] == "coroutine":
         fail(
-            "chat returns a coroutine: `async for` cannot read that",
+            "chat returns a coroutine: `async for` cannot iterate over that",
             sent="chat(messages)",
             expected=expected,
             got="a coroutine: an `async def` without `yield`",
@@ -852,7 +852,7 @@ def test_the_tokens_count_whatever_the_outcome(shared_room):
     for what, leaves in {
         "fails": [fails()],
         "is abandoned with aclose()": [closes()],
-        "is abandoned by cancellation": [cancels()],
+        "is abandoned because its reader is cancelled": [cancels()],
     }.items():
         for found in played(shared_room, *before, *leaves):
             found.sent += "; its last object says 20 prompt_tokens, 4 completion_tokens"
@@ -938,7 +938,7 @@ def test_times_count_whatever_the_outcome(shared_room):
     for what, leaves in {
         "fails": fails(4.0),
         "is abandoned with aclose()": closes(4.0),
-        "is abandoned by cancellation": cancels(4.0),
+        "is abandoned because its reader is cancelled": cancels(4.0),
     }.items():
         for found in played(shared_room, gives("Hi", 0.5), gives(" there", 1.0), leaves):
             found.require(f"{FIRST}_count", 1, f"the time to first token of an answer that {what} is not observed")
@@ -1044,7 +1044,7 @@ def test_request_seconds_count_whatever_the_outcome(shared_room):
         "fails": [gives("Hi", 0.5), fails(4.0)],
         "fails before its first object": [fails(4.5)],
         "is abandoned with aclose()": [gives("Hi", 0.5), closes(4.0)],
-        "is abandoned by cancellation": [gives("Hi", 0.5), cancels(4.0)],
+        "is abandoned because its reader is cancelled": [gives("Hi", 0.5), cancels(4.0)],
         "is abandoned before its first object": [cancels(4.5)],
     }.items():
         for found in played(shared_room, *timeline):

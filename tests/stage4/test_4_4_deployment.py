@@ -404,7 +404,7 @@ def test_a_copy_takes_max_ongoing_requests_at_a_time(copies):
     )
     require(
         crowd.filled,
-        f"the copies take fewer requests at a time than max_ongoing_requests={MOST} each",
+        f"some copies take fewer requests at a time than max_ongoing_requests={MOST}",
         sent=sent,
         expected=f"{crowd.room_for} at once in all",
         got=f"{len(crowd.begun)}, up to {most} in one copy",

@@ -20,7 +20,7 @@ def what_comes_is_an_async_iterator(found, name, sent):
     expected = "an object with __anext__ and aclose, such as an `async def` with `yield` returns"
     if found["type"] == "coroutine":
         fail(
-            f"{name} returns a coroutine: `async for` cannot read that",
+            f"{name} returns a coroutine: `async for` cannot iterate over that",
             sent=sent,
             expected=expected,
             got="a coroutine: an `async def` without `yield`",
