@@ -252,7 +252,7 @@ def test_a_taken_port_is_named(work):
 
 
 def test_a_port_or_host_that_does_not_exist_is_named(work):
-    with pytest.raises(ServeError, match="no port 70000"):
+    with pytest.raises(ServeError, match="70000 is not a valid port"):
         serve(1, port=70_000)
     with pytest.raises(ServeError, match=r"nowhere\.invalid"):
         serve(1, host="nowhere.invalid")
