@@ -89,7 +89,7 @@ def browser():
     """
     executable = find_chromium()
     if executable is None:
-        pytest.skip("BROWSER NOT TESTED: no Chromium found. Mend: apt-get install chromium")
+        pytest.skip("BROWSER NOT TESTED: no Chromium found. Fix: apt-get install chromium")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

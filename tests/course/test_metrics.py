@@ -55,7 +55,7 @@ def promtool():
     """Runs promtool with text on its standard input; its completed process."""
     found = shutil.which("promtool")
     if found is None:
-        pytest.skip("PROMETHEUS NOT TESTED: no promtool found. Mend: apt-get install prometheus")
+        pytest.skip("PROMETHEUS NOT TESTED: no promtool found. Fix: apt-get install prometheus")
 
     def run(*arguments, **options):
         return subprocess.run([found, *arguments], capture_output=True, text=True, timeout=60, **options)

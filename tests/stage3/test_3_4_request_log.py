@@ -25,7 +25,7 @@ import pytest
 
 from course.grading.fixtures import new_room
 from course.grading.kit import logs
-from course.grading.kit.asgi import Exchange, get, http, websocket
+from course.grading.kit.asgi import SENT, Exchange, get, http, websocket
 from course.grading.kit.logs import LOG, WF
 from course.grading.kit.processes import Program
 from course.grading.mistakes import Ended, Raised, fail, require
@@ -775,18 +775,7 @@ async def pieces(answer, inside):
 
 
 MESSAGES = {
-    "http": [
-        {
-            "type": "http.response.start",
-            "status": 207,
-            "headers": [(b"set-cookie", b"a=1"), (b"Set-Cookie", b"b=\xe9"), (b"content-type", b"text/plain")],
-            "trailers": True,
-        },
-        {"type": "http.response.body", "body": b"one", "more_body": True},
-        {"type": "http.response.body", "body": b"", "more_body": True},
-        {"type": "http.response.body", "body": b"two", "more_body": False},
-        {"type": "http.response.trailers", "headers": [(b"checksum", b"12")], "more_trailers": False},
-    ],
+    **SENT,
     "no headers": [
         {"type": "http.response.start", "status": 204},
         {"type": "http.response.body"},
@@ -794,16 +783,6 @@ MESSAGES = {
     "headers in a tuple": [
         {"type": "http.response.start", "status": 200, "headers": ((b"content-type", b"text/plain"),)},
         {"type": "http.response.body", "body": b"fine"},
-    ],
-    "websocket": [
-        {"type": "websocket.accept", "subprotocol": "chat", "headers": [(b"server", b"mine")]},
-        {"type": "websocket.send", "text": "你好"},
-        {"type": "websocket.send", "bytes": b"\x00\xff"},
-        {"type": "websocket.close", "code": 4000, "reason": "enough"},
-    ],
-    "lifespan": [
-        {"type": "lifespan.startup.complete"},
-        {"type": "lifespan.shutdown.complete"},
     ],
 }
 RECEIVED = {

@@ -11,7 +11,7 @@ import json
 import time
 
 from course import answers
-from course.grading.kit.asgi import LIMIT_S, Exchange, http, websocket
+from course.grading.kit.asgi import LIMIT_S, SENT, Exchange, http, websocket
 from course.grading.kit.sse import Stream
 from course.grading.mistakes import fail, require
 
@@ -1048,27 +1048,6 @@ RECEIVED = {
         {"type": "websocket.disconnect", "code": 1000},
     ],
     "lifespan": [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}],
-}
-SENT = {
-    "http": [
-        {
-            "type": "http.response.start",
-            "status": 207,
-            "headers": [(b"set-cookie", b"a=1"), (b"Set-Cookie", b"b=\xe9"), (b"retry-after", b"9")],
-            "trailers": True,
-        },
-        {"type": "http.response.body", "body": b"one", "more_body": True},
-        {"type": "http.response.body", "body": b"", "more_body": True},
-        {"type": "http.response.body", "body": b"two", "more_body": False},
-        {"type": "http.response.trailers", "headers": [(b"checksum", b"12")], "more_trailers": False},
-    ],
-    "websocket": [
-        {"type": "websocket.accept", "subprotocol": "chat", "headers": [(b"server", b"mine")]},
-        {"type": "websocket.send", "text": "你好"},
-        {"type": "websocket.send", "bytes": b"\x00\xff"},
-        {"type": "websocket.close", "code": 4000, "reason": "enough"},
-    ],
-    "lifespan": [{"type": "lifespan.startup.complete"}, {"type": "lifespan.shutdown.complete"}],
 }
 SCOPES = {
     "a request": http(PATH, method="POST"),

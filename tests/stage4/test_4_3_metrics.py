@@ -14,6 +14,7 @@ import time
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from course.grading.kit.reader_cases import what_comes_is_an_async_iterator
 from course.grading.kit.scripted_chat import ScriptedPiece, key_of
 from course.grading.mistakes import Raised, fail, require
 
@@ -21,6 +22,7 @@ MANY = 64
 TURNS = 100
 """Of an event loop, which is more than any answer needs that waits for nothing else."""
 OUTCOMES = ("stop", "length", "error", "cancelled")
+NEEDS = ["__aiter__", "__anext__", "aclose"]
 KINDS = ("an async generator", "an object with __anext__ and aclose")
 
 REQUESTS = "llm_requests_total"
@@ -362,10 +364,10 @@ async def play_beside(answer, inside, kind, timeline, other):
 async def what_chat_returns(answer, inside):
     measured = answer.MeasuredChat(inner := Inner(KINDS[0]), CollectorRegistry(), clock=Now())
     thing = measured.chat(user("Hello"))
-    has = [name for name in ("__aiter__", "__anext__", "aclose") if hasattr(thing, name)]
+    has = [name for name in NEEDS if hasattr(thing, name)]
     if asyncio.iscoroutine(thing):
         thing.close()
-    elif has == ["__aiter__", "__anext__", "aclose"]:
+    elif has == NEEDS:
         feed = inner.feed("Hello")
         for event in (ScriptedPiece("Hi", 1, 1), ScriptedPiece("", 1, 2, "stop"), None):
             feed.events.put_nowait(event)
@@ -580,21 +582,7 @@ def end_of(found, key="a"):
 
 def test_what_chat_returns_can_be_read_and_closed(shared_room):
     found = shared_room.play(what_chat_returns)
-    expected = "an object with __aiter__, __anext__ and aclose, as an `async def` with `yield` returns"
-    if found["type"] == "coroutine":
-        fail(
-            "chat returns a coroutine: `async for` cannot iterate over that",
-            sent="chat(messages)",
-            expected=expected,
-            got="a coroutine: an `async def` without `yield`",
-        )
-    require(
-        found["has"] == ["__aiter__", "__anext__", "aclose"],
-        "what chat returns cannot be read with `async for` and closed with `aclose()`",
-        sent="chat(messages)",
-        expected=expected,
-        got=f"{found['type']}, which has {', '.join(found['has']) or 'none of them'}",
-    )
+    what_comes_is_an_async_iterator(found, "chat", "chat(messages)", NEEDS)
     require(
         found["texts"] == ["Hi", ""],
         "`async for` does not read the inner answer's objects",

@@ -7,7 +7,7 @@ websocket         runner                  a WebSocket client                    
 script            room, runner (`Steps`)  held, allowed, failing steps of a scripted part    scripted_*
 scripted_handler  room, runner (`Model`)  2.1's handler by script                            2.2, 2.3, 2.4
 readers           room, runner (`Talk`)   readers of a held model, who come, wait and leave  2.1, 3.6
-reader_cases      runner                  the rules about reading that both share            2.1, 3.6
+reader_cases      runner                  the rules about reading that they share            2.1, 3.6, 4.3
 scripted_chat     room, runner (`Chat`)   3.6's chat model by script                         3.7, 4.3
 scripted_slots    room                    4.1's slot model, `take` and `give` by script      4.1
 scripted_server   runner                  a server by script, for clients                    1.4, 2.6

@@ -16,6 +16,34 @@ from collections import deque
 LIMIT_S = 3.0
 """For what a free machine does in milliseconds; it only ends a hang."""
 
+SENT = {
+    "http": [
+        {
+            "type": "http.response.start",
+            "status": 207,
+            "headers": [
+                (b"set-cookie", b"a=1"),
+                (b"Set-Cookie", b"b=\xe9"),
+                (b"content-type", b"text/plain"),
+                (b"retry-after", b"9"),
+            ],
+            "trailers": True,
+        },
+        {"type": "http.response.body", "body": b"one", "more_body": True},
+        {"type": "http.response.body", "body": b"", "more_body": True},
+        {"type": "http.response.body", "body": b"two", "more_body": False},
+        {"type": "http.response.trailers", "headers": [(b"checksum", b"12")], "more_trailers": False},
+    ],
+    "websocket": [
+        {"type": "websocket.accept", "subprotocol": "chat", "headers": [(b"server", b"mine")]},
+        {"type": "websocket.send", "text": "你好"},
+        {"type": "websocket.send", "bytes": b"\x00\xff"},
+        {"type": "websocket.close", "code": 4000, "reason": "enough"},
+    ],
+    "lifespan": [{"type": "lifespan.startup.complete"}, {"type": "lifespan.shutdown.complete"}],
+}
+"""Messages that an app may send, of each kind: what stands around it has to pass them on."""
+
 
 def http(path="/", *, method="GET", headers=()):
     """The scope of an HTTP request. `headers` are pairs of bytes, the names in lower case."""

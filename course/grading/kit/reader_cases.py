@@ -15,9 +15,9 @@ WAITS = "a reader cannot leave until the model continues: closing the stream nev
 GONE = "the reader leaves at once, and the model stops one step later"
 
 
-def what_comes_is_an_async_iterator(found, name, sent):
-    """`found`: {"type", "has": which of __anext__ and aclose} of what the method `name` returned."""
-    expected = "an object with __anext__ and aclose, such as an `async def` with `yield` returns"
+def what_comes_is_an_async_iterator(found, name, sent, needs=("__anext__", "aclose")):
+    """`found`: {"type", "has": which of `needs`} of what the method `name` returned."""
+    expected = "an async iterator with aclose(), such as an `async def` with `yield` returns"
     if found["type"] == "coroutine":
         fail(
             f"{name} returns a coroutine: `async for` cannot iterate over that",
@@ -25,12 +25,13 @@ def what_comes_is_an_async_iterator(found, name, sent):
             expected=expected,
             got="a coroutine: an `async def` without `yield`",
         )
+    missing = [each for each in needs if each not in found["has"]]
     require(
-        found["has"] == ["__anext__", "aclose"],
+        not missing,
         f"what {name} returns cannot be read with `async for` and closed with `aclose()`",
         sent=sent,
         expected=expected,
-        got=f"{found['type']}, which has {' and '.join(found['has']) or 'neither'}",
+        got=f"{found['type']}, without {', '.join(missing)}",
     )
 
 
