@@ -67,7 +67,7 @@ class ChatRequest(BaseModel):
     def _stops(cls, stop):
         stops = [stop] if isinstance(stop, str) else stop or []
         if len(stops) > 4 or "" in stops:
-            raise ValueError("stop is a string that is not empty, or up to four of them")
+            raise ValueError("stop must be a non-empty string or a list of up to four")
         return stops
 
     @property
@@ -105,8 +105,9 @@ def create_app(load, *, model="tiny-qwen"):
          "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi!"}, "finish_reason": "stop"}],
          "usage": {"prompt_tokens": 27, "completion_tokens": 3, "total_tokens": 30}}
 
-    With `"stream": true`, events without a name, each of them a `chat.completion.chunk` sent as soon as
-    its text is available. All chunks of an answer have the same id and the same `created`:
+    With `"stream": true`, the answer is a series of events without a name, each of them a
+    `chat.completion.chunk` that is sent as soon as its text is available. All chunks of an answer have
+    the same id and the same `created`:
 
         data: {..., "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": null}]}
 

@@ -29,17 +29,17 @@ class ChatModel:
     async def chat(self, messages, *, max_tokens=None, temperature=1.0, top_p=1.0, seed=None, stop=()):
         """Answer a conversation. Read the answer with `async for`.
 
-        The model is given the ids of the tokenizer's chat template with the generation prompt.
-        Nothing is added, and control tokens in a message's content are text, as in `encode_chat` from
-        exercise 1.5. Every `eos_token_id` of the model's `generation_config`, one id or a list, ends
-        the answer; its other settings are ignored.
+        The model is given the ids that the tokenizer's chat template makes of the conversation,
+        with the generation prompt. Nothing is added, and control tokens in a message's content are
+        text, as in `encode_chat` from exercise 1.5. Every `eos_token_id` of the model's
+        `generation_config`, one id or a list, ends the answer; its other settings are ignored.
 
         Args:
             messages: [{"role": "user", "content": "你好"}, ...]; roles are system, user, assistant.
             max_tokens: the maximum number of tokens. None, or more than is left of the model's
                 window (`config.max_position_embeddings`), means whatever is left.
             temperature, top_p, seed, stop: as in `Sequence` from exercise 3.5. Once a stop sequence
-                is complete, the model makes at most two more steps.
+                is complete, the model takes at most two more steps.
 
         Yields:
             Piece (or any object with its four attributes): text, counts and reason are those of a

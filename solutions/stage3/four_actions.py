@@ -11,9 +11,9 @@ _closings = set()
 
 
 class ConfigHandler:
-    """What a service needs only once for all its requests: a model, a tokenizer, a pool.
+    """What all requests to a service share: a model, a tokenizer, a pool.
 
-    A subclass overrides what it needs, with a `def` or an `async def`. By default, both do nothing.
+    A subclass overrides the methods that it needs, with a `def` or an `async def`. By default, both do nothing.
     """
 
     def initialize(self):
@@ -68,8 +68,8 @@ async def process(handler, request_body):
     A `def` action runs in a thread: the event loop never waits for it, however long it takes. An
     `async def` action runs on the loop. All of them, including those in threads, see the context
     variables that were set before `process` was called, provided that the task that called it also
-    reads the stream. 64 calls at once all finish, even if the loop's default thread pool has only 6
-    threads, and no matter in which order 64 streams are read.
+    reads the stream. If 64 calls are in progress at once, all of them finish, even if the loop's default
+    thread pool has only 6 threads, and no matter in which order 64 streams are read.
 
     What `run` returns decides what `process` returns, whether `run` is a `def`, an `async def` or
     contains a `yield`. A generator, or anything with `__aiter__`, is a stream. Anything else is a
@@ -97,8 +97,8 @@ async def process(handler, request_body):
     uses. When the reader leaves, and also when `post_process` fails, `run` takes no further step, and
     what it returned is closed with `aclose`, or with `close` if it has no `aclose`. For an object with
     `__aiter__`, the iterator is closed, too. So a `finally` in a generator runs; in a `def` generator,
-    after the step in progress. `aclose()` returns when all this is done. A cancelled reader waits
-    neither for a `def` generator nor for its `finally`. Afterwards, the stream has ended, and
+    it runs after the step in progress. `aclose()` returns when all this is done. A cancelled reader
+    waits neither for a `def` generator nor for its `finally`. Afterwards, the stream has ended, and
     another `aclose()` does nothing.
 
     Left to you:

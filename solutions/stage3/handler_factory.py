@@ -22,7 +22,7 @@ class HandlerFactory:
 
     @classmethod
     def register_handler(cls, path, config_class, handler_class, *, request_context=None, response_context=None):
-        """Record that `handler_class` answers `POST path`, with a config of `config_class`.
+        """Record that `handler_class` answers `POST path`, with a config made from `config_class`.
 
         It only makes a note: nothing is created, loaded or called. So you can call it at the top level of
         a module that many processes import.
@@ -46,7 +46,7 @@ class HandlerFactory:
         if not isinstance(path, str) or not path.startswith("/"):
             raise ValueError(f"a path begins with /, and {path!r} does not")
         if path in _registered:
-            raise ValueError(f"{path} is registered already")
+            raise ValueError(f"{path} is already registered")
         for given, base in ((config_class, ConfigHandler), (handler_class, RequestHandler)):
             if not inspect.isclass(given):
                 raise TypeError(f"{given!r} is not a class: a subclass of {base.__name__} is needed")
@@ -68,10 +68,11 @@ def create_app() -> FastAPI:
     shutdown, each config is closed once, in reverse order, even if the `close` of another one raises.
     `initialize` and `close` may be `def` or `async def`. An app is started only once.
 
-    `POST path` makes a handler for that request alone, `handler_class(config)`, and responds as `respond`
-    of exercise 3.2 does. With a `request_context`, a body that does not fit is a 422 and calls no action;
-    otherwise, `pre_process` gets an instance of the model. Without one, `pre_process` gets the JSON
-    value, and a body that is not JSON, or a missing body, is a 422 (or a 400 if it is not even text).
+    For each `POST path`, the app makes a new handler, `handler_class(config)`, and responds as `respond` of
+    exercise 3.2 does. With a `request_context`, a body that does not fit gets a 422, and no action is
+    called; a body that fits reaches `pre_process` as an instance of the model. Without one, `pre_process`
+    gets the JSON value, and a body that is not JSON, or a missing body, gets a 422 (or a 400 if it is not
+    even text).
     What happens with `null`, or with a `Content-Type` other than JSON, is left to you. The OpenAPI
     document shows both models: as the request's body, and as the 200 response.
 

@@ -21,8 +21,8 @@ def encode_event(piece) -> bytes:
     """Encode a server-sent event as the bytes that go over the wire.
 
     Args:
-        piece: anything that FastAPI can encode: the event then has no name, and the piece as JSON is its
-            data. Or a `fastapi.sse.ServerSentEvent`, which specifies its own fields.
+        piece: either a `fastapi.sse.ServerSentEvent`, which specifies its own fields, or anything else
+            that FastAPI can encode: as JSON, it becomes the data of an event without a name.
 
     Raises:
         ValueError, TypeError: the piece cannot be encoded.
@@ -36,8 +36,8 @@ def encode_event(piece) -> bytes:
 async def respond(handler, request_body, request: Request, response_context=None) -> Response:
     """Run `process(handler, request_body)` and turn what it returns into the response to `request`.
 
-    A result becomes a 200 with JSON, encoded as FastAPI encodes it: pydantic models, dataclasses, dicts,
-    lists, text, numbers, None. A `Response` is sent as it is, including its background task. A stream
+    A result (a pydantic model, a dataclass, a dict, a list, text, a number, None) becomes a 200 with JSON,
+    encoded the way FastAPI does it. A `Response` is sent as it is, including its background task. A stream
     becomes a 200 `text/event-stream` with `Cache-Control: no-cache`: each piece is one event, encoded by
     `encode_event` and sent as soon as it is available, including the first. When the stream ends, so
     does the response; a stream without any pieces is a 200 without any events.
@@ -57,8 +57,8 @@ async def respond(handler, request_body, request: Request, response_context=None
             status and the `detail`. You may return a response with these instead. No other `Exception`
             is raised.
 
-    Any other `Exception`, including one because a result or a first piece cannot be encoded, becomes a
-    500 with a plain, non-empty body, text or JSON, that reveals nothing about the error's type, message,
+    Any other `Exception`, including one raised because a result or a first piece cannot be encoded, becomes
+    a 500 with a plain, non-empty body, text or JSON, that reveals nothing about the error's type, message,
     files or lines. The traceback is logged at level ERROR. What happens to NaN is left to you.
 
     After the first piece, the status has already been sent. From then on, any `Exception`, including an
@@ -68,9 +68,9 @@ async def respond(handler, request_body, request: Request, response_context=None
 
     When the client leaves, the work stops within a second, streaming or not, even before the first
     piece: an `async def` action is cancelled, the generator of `run` is closed, and a `def` action that
-    has already started ends by itself, while nothing waits for it. Any `Response` is then returned. No
-    traceback is logged because a client left (unless an action turns its cancellation into another
-    error), and the next request works.
+    has already started ends by itself, and nothing waits for it. `respond` may then return any
+    `Response`. No traceback is logged because a client left (unless an action turns its cancellation into
+    another error), and the next request works.
     """
     work = asyncio.create_task(_answer(handler, request_body, response_context))
     left = asyncio.create_task(_left(request))

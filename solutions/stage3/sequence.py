@@ -16,7 +16,7 @@ class Piece:
     completion_tokens: int
     """The number of tokens chosen so far, including the end token."""
     finish_reason: str | None = None
-    """None, except in the last piece: "stop" or "length" there."""
+    """"stop" or "length" in the last piece, None in all others."""
 
 
 # given
@@ -47,12 +47,12 @@ class Sequence:
     """One answer in the making: what a server keeps for each request. It has no model and no thread.
 
     The texts of its pieces, joined, are the answer, without special tokens or broken characters. A
-    character that the end cuts off is left out; whole characters before it are not. After each
-    `take`, all text up to and including the last space (U+0020), newline or Chinese character has
-    been returned, except for what may still be the beginning of a stop sequence. (If a token ends in
-    the middle of a character, its text may wait for the rest: even "一 ", if the token also contains
-    the first byte of "龘".) Not promised: what happens with bytes that do not form a character, and
-    with a U+FFFD that the model itself produces.
+    character that is incomplete when the answer ends is left out; whole characters before it are not.
+    After each `take`, all text up to and including the last space (U+0020), newline or Chinese
+    character has been returned, except for what may still be the beginning of a stop sequence. (If a
+    token ends in the middle of a character, its text may wait for the rest: even "一 ", if the token
+    also contains the first byte of "龘".) Not promised: what happens with bytes that do not form a
+    character, and with a U+FFFD that the model itself produces.
 
     Sequences that share a tokenizer do not interfere with each other, even in different threads. One
     sequence is used by one thread at a time. A `take` late in a long answer costs about as much as

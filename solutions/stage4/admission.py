@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse
 
 # given
 class Ahead:
-    """Reads what a client sends before anyone has asked for it, and replays it afterwards.
+    """Reads what a client sends, before anyone has asked for it, and replays it afterwards.
 
         async with Ahead(receive) as ahead:
             ...  # in this block it reads, and keeps what it has read

@@ -48,8 +48,8 @@ def run(slots, tokenizer, take, give):
 
     Each answer is what it would be alone, whatever else is running. After a `leave`, no call includes that
     answer and nothing more is given for it, and if it was waiting, it costs no prefill. A `leave` for
-    an unknown key, or for an answer that has ended, is ignored. (An `ask` that is refused and its `leave` may be
-    in the same list: its exception is given as soon as you read the ask, or not at all.)
+    an unknown key, or for an answer that has ended, is ignored. (If an `ask` that is refused and its `leave`
+    are in the same list, its exception is given as soon as you read the ask, or not at all.)
 
     Not graded: errors in `take`, in `give` or in `Sequence.take`.
 

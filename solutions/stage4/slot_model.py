@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 # given
 def rms_norm(x, norm):
-    """Apply a norm as each norm layer of a Qwen2 does.
+    """Normalise `x` as the norm layers of a Qwen2 do.
 
     Args:
         x: (..., hidden).
@@ -33,9 +33,9 @@ def rotate(x, positions, inv_freq):
 class SlotModel:
     """A Qwen2 with room for `slots` sequences, each with its own key-value cache.
 
-    Logits match those of transformers for the same sequence alone to within 1e-4 (float32, on the CPU),
-    whatever is in the other slots, and also after a slot has been reused. What was returned does not change.
-    Both methods block and are called one at a time, from any thread. A slot that is no longer used needs no call.
+    Logits match those of transformers for the same sequence alone to within 1e-4 (float32, on the CPU), whatever is
+    in the other slots, and also after a slot has been reused. Logits that have been returned do not change. Both
+    methods block and are called one at a time, from any thread. A slot that is no longer used needs no call.
 
     It runs on the weights of `model`. You may call its `nn.Linear`s, but no `forward` from transformers
     itself may run, neither the model's nor that of its parts (except `mlp.act_fn`).

@@ -60,7 +60,7 @@ class ChatRequest(BaseModel):
     def _stops(cls, stop):
         stops = [stop] if isinstance(stop, str) else stop or []
         if len(stops) > 4 or "" in stops:
-            raise ValueError("stop is a string that is not empty, or up to four of them")
+            raise ValueError("stop must be a non-empty string or a list of up to four")
         return stops
 
     @property
