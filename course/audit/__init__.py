@@ -1,9 +1,9 @@
 """`course audit URL`: is this server honest? A black-box examination of an OpenAI-compatible chat server.
 
-Each check is an async function of a `Server`: its docstring says what holds (the first line) and why that matters. It
-returns a fact to print, or None; or it raises Failed or DoesNotApply.
+Each check is an async function that takes a `Server`. The first line of its docstring says what should hold, and the
+rest says why that matters. It returns a fact to print, or None; or it raises Failed or DoesNotApply.
 
-Not covered: answers that are wrong in what they say, tools, images, log probabilities, other endpoints.
+Not covered: whether what an answer says is right, tools, images, log probabilities, other endpoints.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ CHECKS = {
     "overload": load.overload,
     "too-long": refusals.too_long,
 }
-"""{id: check}, in the order in which they are run: what others rely on comes first, what may hurt comes last."""
+"""{id: check}, in the order in which they run: those that others rely on first, those that may do harm last."""
 
 LIMIT_S = 180
 CHECK_LIMIT_S = 75
@@ -63,7 +63,7 @@ class Result:
     status: str
     sent: str = ""
     got: str = ""
-    """What was seen; of what does not apply, the reason."""
+    """What was seen, or why the check does not apply."""
     seconds: float = 0.0
     requests: int = 0
 
@@ -78,15 +78,15 @@ def new_result(id):
 
 
 async def audit(server: Server, only=None, show=lambda result: None) -> list[Result]:
-    """Examines the server.
+    """Examine the server.
 
     Args:
-        server: not opened yet. Where it has no `model`, it is the first that the server lists.
+        server: not opened yet. If it has no `model`, the first one that the server lists is used.
         only: ids of checks; None means all.
-        show: called with each result, as soon as it is there.
+        show: called with each result, as soon as it is available.
 
     Raises:
-        CannotAudit: no server answers there, or there is no model to ask for.
+        CannotAudit: no server answers at that address, or there is no model to ask for.
     """
     results, until = [], time.monotonic() + LIMIT_S
     async with server:
@@ -96,7 +96,7 @@ async def audit(server: Server, only=None, show=lambda result: None) -> list[Res
             left_s = until - began
             try:
                 if left_s <= 0:
-                    raise DoesNotApply(f"not tried: the audit's limit of {LIMIT_S} s is reached")
+                    raise DoesNotApply(f"not tried: the audit's limit of {LIMIT_S} s has been reached")
                 async with asyncio.timeout(min(CHECK_LIMIT_S, left_s)):
                     result.got = await CHECKS[id](server) or ""
                 result.status = PASSED
@@ -109,7 +109,7 @@ async def audit(server: Server, only=None, show=lambda result: None) -> list[Res
                     result.status, result.sent = FAILED, server.last_sent
                     result.got = f"this check did not finish within {CHECK_LIMIT_S} s"
                 else:
-                    result.got = f"not finished: the audit's limit of {LIMIT_S} s is reached"
+                    result.got = f"not finished: the audit's limit of {LIMIT_S} s has been reached"
             result.seconds, result.requests = time.monotonic() - began, server.requests - before
             results.append(result)
             show(result)
@@ -124,10 +124,10 @@ async def _find_model(server):
     if server.model:
         return
     if answer.status in (401, 403):
-        key = "name the environment variable that holds it with --api-key-env NAME"
+        key = "use --api-key-env NAME to say which environment variable holds it"
         raise CannotAudit(f"{server.url} needs a key ({answer.status}): {key}")
     listed = answer.json.get("data") if isinstance(answer.json, dict) else None
     ids = [each.get("id") for each in listed or [] if isinstance(each, dict)]
     if not ids:
-        raise CannotAudit(f"{server.url}/models lists no model ({answer.status}): name one with --model NAME")
+        raise CannotAudit(f"{server.url}/models lists no models ({answer.status}): name one with --model NAME")
     server.model = ids[0]

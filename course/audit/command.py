@@ -1,4 +1,4 @@
-"""The command `course audit`: what it asks, prints and returns."""
+"""The command `course audit`: what it asks, what it prints and what it returns."""
 
 import asyncio
 import os
@@ -14,10 +14,10 @@ from course.words import words
 
 
 def run(url, model, api_key_env, clients, only, as_json, junit, yes):
-    """Examines the server at `url` and prints what was found; the exit code.
+    """Examine the server at `url` and print what was found. Returns the exit code.
 
     Raises:
-        Refused: there is nothing to examine, or what was asked for makes no sense.
+        Refused: there is nothing to examine, or the options make no sense.
     """
     unknown = [id for id in only or [] if id not in CHECKS]
     if unknown:
@@ -26,7 +26,7 @@ def run(url, model, api_key_env, clients, only, as_json, junit, yes):
     if api_key_env and not key:
         raise Refused(words("The environment variable {name} is not set.", name=api_key_env))
     server = Server(url, model=model, key=key, clients=clients)
-    # what goes to standard output with --json is JSON alone
+    # with --json, only the JSON goes to standard output
     console = Console(stderr=as_json, soft_wrap=True, highlight=False)
     most = words(
         "Up to {requests} requests, for up to {minutes} minutes,", requests=MOST_REQUESTS, minutes=LIMIT_S // 60

@@ -1,7 +1,7 @@
-"""Whether the server holds up: many clients at once, clients that leave, read slowly or send a lot.
+"""Whether the server holds up: many clients at once, and clients that leave, read slowly or send a lot.
 
-What is decided by time is tried three times, and has room for a busy machine: it fails if the best of three takes five
-times as long as on the idle server, and half a second more.
+Checks that depend on time are tried three times and leave room for a busy machine: they fail if the best of three tries
+takes more than five times as long as on the idle server, plus half a second.
 """
 
 import asyncio
@@ -15,15 +15,15 @@ TRIES = 3
 LEAVERS = 16
 SLOW = 6
 NOTICE_S = 0.4
-"""How long a server has to notice what its clients do, before the next one asks."""
+"""How long a server has to notice what its clients do before the next request."""
 FIRST_TEXT = "first text after", "the next request's first text took"
 MODELS = "GET /models answered after", "GET /models took"
 MORE = 3
-"""How many times `clients` are too many."""
+"""How many times `clients` is too many."""
 
 
 async def at_once(*asked):
-    """What each gave; the first error, once all have ended."""
+    """What each of them returned. If any failed, raise the first error once all have ended."""
     found = await asyncio.gather(*asked, return_exceptions=True)
     for each in found:
         if isinstance(each, BaseException):
@@ -42,7 +42,7 @@ async def clients_at_once(server):
     together = await at_once(*(server.stream(each, max_tokens=24) for each in questions))
     for number, answer in enumerate(together):
         text, own = require_answer(answer).text, alone[number]
-        # several at once may be computed in another order, and a tie break another way: the beginning decides
+        # a batch may be computed in another order, so that a tie breaks another way: only the beginning counts
         begins = text[: len(own) // 4 + 1] == own[: len(own) // 4 + 1]
         if not begins or (text != own and text in alone):
             raise Failed(
@@ -52,19 +52,19 @@ async def clients_at_once(server):
 
 
 async def after(server, burden, sent):
-    """How long the first text takes after `burden(stack)`, in words; see `soon`."""
+    """Say how long the first text takes after `burden(stack)`; see `soon`."""
     return await soon(burden, server.first_text_s, await server.idle_s(), FIRST_TEXT, sent)
 
 
 async def soon(burden, measure, usual_s, words, sent, usually=""):
-    """How long `measure(limit_s)` takes after `burden(stack)`, in words.
+    """Say how long `measure(limit_s)` takes after `burden(stack)`.
 
     Args:
-        words: what a number of seconds follows: if it passes, and if it fails.
-        usually: when it takes `usual_s`; "" means on the idle server.
+        words: the words before the number of seconds, for a pass and for a failure.
+        usually: under which conditions it takes `usual_s`; "" means on the idle server.
 
     Raises:
-        Failed: in each of the tries it takes far longer than usual.
+        Failed: in each of the tries, it takes far longer than usual.
     """
     (passed, failed), took, allowed_s = words, [], 5 * usual_s + 0.5
     most_s = 5 + allowed_s
@@ -81,7 +81,8 @@ async def soon(burden, measure, usual_s, words, sent, usually=""):
             return f"{passed} {took[-1]:.3f} s ({usually or 'idle'}: {usual_s:.3f} s)"
     best = f"{min(took):.2f} s" if min(took) < most_s else f"over {most_s:.2f} s"
     raise Failed(
-        f"{failed} {best} in the best of {TRIES} tries; {usually or 'on the idle server'}, {usual_s:.3f} s", sent
+        f"{failed} {best} in the best of {TRIES} tries; {usually or 'on the idle server'}, it takes {usual_s:.3f} s",
+        sent,
     )
 
 
@@ -149,7 +150,7 @@ async def slow_readers(server):
             await stack.enter_async_context(unread(server, stream=True))
         await asyncio.sleep(NOTICE_S)
 
-    # that many answers may take time from the next one, read or not
+    # this many answers may slow down the next one, whether they are read or not
     reading = [asyncio.ensure_future(server.stream(max_tokens=500)) for _ in range(SLOW)]
     await asyncio.sleep(NOTICE_S)
     beside_s = await server.first_text_s()
@@ -162,9 +163,9 @@ async def slow_readers(server):
 
 @contextlib.asynccontextmanager
 async def unread(server, **options):
-    """A request that has been sent, of whose answer no byte is read, on a connection that holds as little as possible.
+    """Send a request and read nothing of its answer, on a connection that buffers as little as possible.
 
-    At the end of the block its client leaves."""
+    At the end of the block, the client leaves."""
     server.count()
     content = json.dumps(server.body(max_tokens=500, **options)).encode()
     key = f"Authorization: Bearer {server.key}\r\n" if server.key else ""

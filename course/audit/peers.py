@@ -1,6 +1,6 @@
-"""What `transformers serve` fails, with and without continuous batching, on the tiny Qwen. `make audit-peers`.
+"""Which checks `transformers serve` fails with the tiny Qwen, with and without continuous batching: `make audit-peers`.
 
-Needs the extra `peers`. Takes up to seven minutes.
+This needs the extra `peers` and takes up to seven minutes.
 """
 
 import asyncio

@@ -90,7 +90,7 @@ async def streaming(server):
     Text that is held back until the end is a stream in name only: people see nothing, and leave. Send each piece as
     soon as it is decoded, and do not let anything buffer it."""
     spread, last_s = [], 0.0
-    # a busy computer may miss what is over within a second: that is tried ten times, not three
+    # a busy computer may miss a stream that is over within a second: that one gets ten tries, not three
     while len(spread) < (3 if last_s > 1.0 else 10):
         others = []
 
@@ -105,13 +105,13 @@ async def streaming(server):
             await asyncio.gather(*others, return_exceptions=True)
         require_answer(answer)
         if (answer.tokens() or len(answer.text.split())) < 8:
-            raise DoesNotApply(f"its answers are too short to tell: {shorten(answer.text)!r}")
+            raise DoesNotApply(f"the server's answers are too short to tell: {shorten(answer.text)!r}")
         times = answer.times
         first_s, middle_s, last_s = times[0], times[len(times) // 2], times[-1]
         if in_between and not others[0].exception():
-            return f"{len(times)} chunks, and two other requests answered between the first and the last"
+            return f"{len(times)} chunks, with two other requests answered between the first and the last"
         spread.append(len(times) > 3 and min(middle_s - first_s, last_s - middle_s) > 0.2 * last_s)
-        # where others have to wait for a stream's end; a busy computer may tear one burst apart, but not three
+        # for servers where others wait until a stream ends; a busy computer may spread out one burst, not three
         if len(spread) >= 3 and all(spread[-3:]):
             return f"{len(times)} chunks, the first after {100 * first_s / last_s:.0f}% of the time"
     if len(times) <= 3:
@@ -120,7 +120,7 @@ async def streaming(server):
 
 
 async def two_others(server):
-    # after the first, what was sent at once has been read: only what is still being made comes after the second
+    # by the first answer, text sent all at once has been read: only text generated later follows the second
     for _ in range(2):
         await server.send("GET", "/models")
 
@@ -177,7 +177,7 @@ async def stream_usage(server):
     known = await server.known()
     if known.usage and known.text == asked.text and known.tokens() != asked.tokens():
         raise Failed(
-            f"the same text has {asked.tokens()} completion_tokens streamed, and {known.tokens()} non-streamed",
+            f"the same text counts as {asked.tokens()} completion_tokens in a stream, but {known.tokens()} otherwise",
             asked.sent,
         )
 
@@ -197,16 +197,18 @@ async def official_client(server):
     try:
         chunks = [chunk async for chunk in await client.chat.completions.create(**body)]
     except Exception as error:  # whatever it raises is what its users would see
-        raise Failed(f"it raises {type(error).__name__}: {shorten(error)}{await odd_event(server)}", sent) from None
+        raise Failed(
+            f"the client raises {type(error).__name__}: {shorten(error)}{await odd_event(server)}", sent
+        ) from None
     if any(chunk.choices is None for chunk in chunks):
-        raise Failed(f"it reads an event as a chunk without `choices`{await odd_event(server)}", sent)
+        raise Failed(f"the client reads an event as a chunk without `choices`{await odd_event(server)}", sent)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     if not text and (await server.known_stream()).text:
-        raise Failed("it finds no text in the stream", sent)
+        raise Failed("the client finds no text in the stream", sent)
 
 
 async def odd_event(server):
-    """What of a stream a client may not expect, in words: a named event, or data that is not JSON; "" if nothing."""
+    """Say what in a stream a client may not expect: a named event, or data that is not JSON; "" if there is nothing."""
     try:
         body = (await server.stream()).body
     except Failed:

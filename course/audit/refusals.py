@@ -1,4 +1,4 @@
-"""Whether the server refuses what is wrong, as a mistake of the client's, and says so without telling too much."""
+"""Whether the server refuses wrong requests, reports them as the client's mistake, and does not reveal too much."""
 
 import json
 import re
@@ -32,7 +32,7 @@ BODIES = {
     "a stream that is a list": {"stream": []},
     "a stop that is a number": {"stop": 5},
 }
-"""What is wrong: the bytes, or fields of an ordinary request. None leaves a field out."""
+"""What is wrong, and the body: bytes, or changes to the fields of an ordinary request. None leaves a field out."""
 TELLING = {
     "a traceback": re.compile(r"Traceback \(most recent|File \"[^\"]+\", line \d+"),
     "a path": re.compile(
@@ -59,7 +59,7 @@ async def wrong_bodies(server):
     for what in BODIES:
         answer = await send_wrong(server, what)
         if answer.status == 429:
-            raise DoesNotApply("the server's rate limit is reached (429)")
+            raise DoesNotApply("the server's rate limit has been reached (429)")
         if not 400 <= answer.status < 500:
             raise Failed(f"{what} should get a 4xx, but got {answer.says()}", answer.sent)
         if not (answer.error or {}).get("message"):
@@ -69,7 +69,7 @@ async def wrong_bodies(server):
 async def unknown_model(server):
     """an unknown model gets a 404
 
-    If a different model answers, nothing shows the mistake; any status but 404 hides what to fix.
+    If a different model answers, no one notices the mistake; any status but 404 hides what has to be fixed.
     Compare `model` with the names that you serve."""
     answer = await server.ask("Hi", model="no-such-model-anywhere", max_tokens=1)
     if answer.status != 404:
@@ -96,7 +96,7 @@ async def too_long(server):
         read = answer.tokens("prompt_tokens")
         if read is not None and read < words / 2:
             raise Failed(f"an answer with {read:,} prompt_tokens: the prompt was silently truncated", sent)
-    raise DoesNotApply(f"its context window holds more than {words:,} words")
+    raise DoesNotApply(f"the context window holds more than {words:,} words")
 
 
 async def errors_tell_nothing(server):
@@ -113,7 +113,7 @@ async def errors_tell_nothing(server):
         text = answer.body
         if answer.error:  # `type` and `code` may be any words
             text = json.dumps({name: value for name, value in answer.error.items() if name not in ("type", "code")})
-        text = text.replace(server.model, "MODEL")  # whose name may be a path
+        text = text.replace(server.model, "MODEL")  # the name may be a path
         for what, pattern in TELLING.items():
             if found := pattern.search(text):
                 around = quote(text, found.start() - 40)
@@ -130,7 +130,10 @@ async def other_requests(server):
     if preflight.status >= 500:
         raise Failed(f"the preflight fails: {preflight.says()}", preflight.sent)
     if preflight.status < 300 and "access-control-allow-origin" not in preflight.headers and origin:
-        raise Failed(f"{preflight.status} without Access-Control-Allow-Origin: browsers stop there", preflight.sent)
+        raise Failed(
+            f"{preflight.status} without Access-Control-Allow-Origin: browsers will not send the request",
+            preflight.sent,
+        )
     head = await server.send("HEAD", "/models")
     if head.status not in (200, 204, 401, 403, 404, 405) or head.body:
         raise Failed(f"HEAD should get what GET gets, without the body, but got {head.says()}", head.sent)

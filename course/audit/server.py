@@ -1,4 +1,4 @@
-"""The server that is examined, as its checks see it: asked by httpx, within a budget of requests."""
+"""The server that is being examined, as the checks see it: queried with httpx, within a budget of requests."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from course.asking import is_here
 
 MOST_REQUESTS = 300
 LIMIT_S = 30
-"""How long one answer may take."""
+"""How long a single answer may take."""
 QUESTION = "Tell me a long story about a lighthouse keeper and the sea, please."
 PATH = "/chat/completions"
 NO_END = "the answer did not end"
@@ -28,22 +28,22 @@ class Failed(Exception):
 
 
 class DoesNotApply(Exception):
-    """This cannot be told of this server. The message says why."""
+    """The check cannot decide about this server. The message says why."""
 
 
 @dataclass
 class Answer:
-    """What one request got."""
+    """The response to one request."""
 
     sent: str
     status: int = 0
     headers: httpx.Headers = field(default_factory=httpx.Headers)
     body: str = ""
-    """All of it, streams too."""
+    """All of it, even for a stream."""
     chunks: list = field(default_factory=list)
-    """The JSON of a stream's events without a name, but for [DONE]."""
+    """The JSON of a stream's events without a name, except [DONE]."""
     events: list = field(default_factory=list)
-    """The data of all of them, as text."""
+    """The data of all these events, as text."""
     times: list = field(default_factory=list)
     """Seconds from the request to each chunk with text."""
     seconds: float = 0.0
@@ -51,7 +51,7 @@ class Answer:
 
     @property
     def json(self):
-        """The body as JSON; None where it is none."""
+        """The body as JSON; None if it is not JSON."""
         try:
             return json.loads(self.body)
         except ValueError:
@@ -59,7 +59,7 @@ class Answer:
 
     @property
     def choices(self):
-        """The one choice of an answer, or of each chunk that has one; dicts."""
+        """The only choice of an answer, or of each chunk that has one, as a list of dicts."""
         found = self.chunks if self.streamed else [self.json]
         choices = [each.get("choices") for each in found if isinstance(each, dict)]
         return [each[0] for each in choices if isinstance(each, list) and each and isinstance(each[0], dict)]
@@ -74,28 +74,28 @@ class Answer:
 
     @property
     def usage(self):
-        """The usage that came last, a dict; None without one."""
+        """The last usage that was sent, a dict; None if there was none."""
         found = [each.get("usage") for each in [*self.chunks, self.json] if isinstance(each, dict)]
         return next((each for each in reversed(found) if isinstance(each, dict)), None)
 
     def tokens(self, name="completion_tokens"):
-        """A number of its usage; None without one."""
+        """A number from its usage; None if it has none."""
         number = (self.usage or {}).get(name)
         return number if isinstance(number, int) else None
 
     @property
     def error(self):
-        """The `error` of an error's body, if it is an object with a message; else None."""
+        """The `error` in the body, if it is an object with a message; otherwise None."""
         error = self.json.get("error") if isinstance(self.json, dict) else None
         return error if isinstance(error, dict) and isinstance(error.get("message"), str) else None
 
     def says(self):
-        """In one line."""
+        """The status and the body, in one line."""
         return f"{self.status} {shorten(self.body)}".strip()
 
 
 def text_of(part):
-    """The text of a message or a delta, what a model thinks aloud included."""
+    """The text of a message or a delta, including a model's reasoning."""
     if not isinstance(part, dict):
         return ""
     texts = [part.get(name) for name in ("reasoning_content", "content")]
@@ -108,12 +108,12 @@ def shorten(text, most=160):
 
 
 def quote(text, at=0, most=160):
-    """The text from there on, shortened, in quotes; "..." stands for what is left out."""
+    """The text from position `at` on, shortened, in quotes; "..." stands for what is left out."""
     return repr(shorten(("... " if at > 0 else "") + text[max(0, at) :], most))
 
 
 def written(data, name):
-    """A field of a JSON object in words: "missing", "null" or its value."""
+    """A field of a JSON object, as a message shows it: "missing", "null" or its value."""
     if not isinstance(data, dict) or name not in data:
         return "missing"
     return repr(data[name]) if isinstance(data[name], str) else json.dumps(data[name], ensure_ascii=False)
@@ -124,7 +124,7 @@ def counted(number, noun):
 
 
 def brief(content):
-    """A body in one line: what it asks for can be seen, because long texts in it are cut."""
+    """A body in one line, with its long texts cut, so that one sees what it asks for."""
     text = content if isinstance(content, str) else content.decode("utf-8", "backslashreplace")
     try:
         return shorten(json.dumps(with_short_texts(json.loads(text)), ensure_ascii=False), 260)
@@ -155,7 +155,7 @@ class Server:
     async def __aenter__(self):
         self.http = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
-            # a connection each: many servers close theirs after a 500 without a word, which is not what is examined
+            # one connection per request: many servers silently close theirs after a 500, which is not examined here
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
             timeout=LIMIT_S,
             trust_env=not self.is_here,
@@ -167,17 +167,17 @@ class Server:
 
     @property
     def is_here(self):
-        """Whether its address is one of this computer's own."""
+        """Whether its address belongs to this computer."""
         return is_here(self.url)
 
     def count(self, more=1):
-        """Takes that many requests from the budget.
+        """Take this many requests from the budget.
 
         Raises:
             DoesNotApply: they are used up.
         """
         if self.requests + more > MOST_REQUESTS:
-            raise DoesNotApply(f"the audit's limit of {MOST_REQUESTS} requests is reached")
+            raise DoesNotApply(f"the audit's limit of {MOST_REQUESTS} requests has been reached")
         self.requests += more
 
     # asking
@@ -189,18 +189,18 @@ class Server:
         return {name: value for name, value in body.items() if value is not None}
 
     async def send(self, method="POST", path=PATH, *, content=None, headers=(), limit_s=LIMIT_S, base=None):
-        """Any request; `content` is text or bytes, sent as JSON. Returns the Answer."""
+        """Send any request and return the Answer. `content` is text or bytes, sent as JSON."""
         sent = f"{method} {path} {brief(content or '')}".strip()
         async with self.opened(method, path, sent, content, headers, limit_s, base) as (answer, response, _):
             answer.body = (await response.aread()).decode("utf-8", "replace")
         return answer
 
     async def ask(self, question=QUESTION, *, limit_s=LIMIT_S, **options):
-        """A non-streamed answer; what is not a 200 is returned as it is."""
+        """Request a non-streamed answer. A response other than a 200 is returned as it is."""
         return await self.send(content=json.dumps(self.body(question, **options)), limit_s=limit_s)
 
     async def stream(self, question=QUESTION, *, limit_s=LIMIT_S, until=None, **options):
-        """A streamed answer, read to its end, or until `until(answer)` is true, and then left."""
+        """Request a streamed answer and read it to its end, or leave as soon as `until(answer)` is true."""
         content = json.dumps(self.body(question, stream=True, **options))
         sent = f"POST {PATH} {brief(content)}"
         async with self.opened("POST", PATH, sent, content, (), limit_s) as (answer, response, began):
@@ -240,10 +240,10 @@ class Server:
         finally:
             answer.seconds = time.perf_counter() - began
 
-    # what several checks need, asked once
+    # what several checks need, requested only once
 
     async def once(self, name, ask):
-        """What `ask()` gave when it was first asked for by that name."""
+        """What `ask()` returned the first time it was called under this name."""
         if name not in self._kept:
             self._kept[name] = await ask()
         return self._kept[name]
@@ -262,7 +262,7 @@ class Server:
 
     async def require_repeatable(self):
         """Raises:
-        DoesNotApply: the server gives another answer when it is asked again at temperature 0.
+        DoesNotApply: at temperature 0, the server gives a different answer when asked again.
         """
         known = await self.known()
         again = await self.once("again", self.ask)
@@ -270,7 +270,7 @@ class Server:
             raise DoesNotApply("the server does not repeat its answers: see `repeatable`")
 
     async def idle_s(self):
-        """Seconds to the first text when nothing else is asked: the median of three, asked once."""
+        """Seconds to the first text on the idle server: the median of three tries, measured only once."""
         return await self.once("idle", self._idle_s)
 
     async def _idle_s(self):
@@ -286,11 +286,11 @@ def require_answer(answer):
     """The answer, if it is a 200 with text.
 
     Raises:
-        DoesNotApply: the server refuses because of too many requests.
-        Failed: it is anything else.
+        DoesNotApply: the server refuses because there were too many requests.
+        Failed: the response is anything else.
     """
     if answer.status == 429:
-        raise DoesNotApply("the server's rate limit is reached (429)")
+        raise DoesNotApply("the server's rate limit has been reached (429)")
     if answer.status != 200 or not answer.text:
         raise Failed(f"no answer to an ordinary question: {answer.says()}", answer.sent)
     return answer
@@ -309,7 +309,7 @@ def parsed(data):
 
 
 async def events(pieces, answer):
-    """(name, data) of each server-sent event in these bytes; what has come is added to `answer.body`."""
+    """Yield (name, data) of each server-sent event in these bytes, and add the bytes to `answer.body`."""
     line, name, data = b"", "", []
     async for piece in pieces:
         answer.body += piece.decode("utf-8", "replace")

@@ -12,7 +12,7 @@ STYLES = {PASSED: "green", FAILED: "bold red", DOES_NOT_APPLY: "yellow"}
 
 
 def lines(result):
-    """A result as a terminal shows it, as rich Texts."""
+    """A result for the terminal: a list of rich Texts."""
     found = [
         Text.assemble((f"{words(result.status):<15}", STYLES[result.status]), f"{result.id}: {words(result.title)}")
     ]
@@ -24,7 +24,7 @@ def lines(result):
 
 
 def summary(results):
-    """One line; and one with what failed."""
+    """One line with the counts, and one with the checks that failed, if any."""
     counts = {status: sum(each.status == status for each in results) for status in STYLES}
     said = words(
         "{counts}. {requests} requests, {seconds} s.",

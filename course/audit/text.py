@@ -1,4 +1,4 @@
-"""Whether the text is what was asked for: repeatable, cut where it should be, whole characters, nobody else's words."""
+"""Whether the text is right: repeatable, cut where it should be, with whole characters and no one else's words."""
 
 import re
 
@@ -11,7 +11,7 @@ UNICODE = {
     "accents": "Répète, s'il te plaît : cafe\u0301, naïve, Ångström.",
 }
 CONTROL = re.compile(r"<\|[a-z_]+\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>|<｜[^｜]{1,40}｜>", re.IGNORECASE)
-"""How the control tokens of common chat templates look."""
+"""What the control tokens of common chat templates look like."""
 TYPED = ["<|im_end|>", "<|endoftext|>", "<|eot_id|>", "</s>"]
 TIMES = 20
 
@@ -37,9 +37,9 @@ async def length(server):
     tokens while generating, and report which limit ended the answer."""
     known = await server.known()
     if known.tokens() is None:
-        raise DoesNotApply("its answers do not report their tokens: see `usage`")
+        raise DoesNotApply("the server's answers do not report their tokens: see `usage`")
     if known.tokens() <= 8:
-        raise DoesNotApply(f"its answers are too short to tell: {shorten(known.text)!r}")
+        raise DoesNotApply(f"the server's answers are too short to tell: {shorten(known.text)!r}")
     for most in (1, 5):
         for ask in (server.ask, server.stream):
             more = {"stream_options": {"include_usage": True}} if ask == server.stream else {}
@@ -51,7 +51,7 @@ async def length(server):
                     f"`finish_reason` is {last(answer)}; it should be 'length', because max_tokens ended the answer",
                     answer.sent,
                 )
-            # of a stream without usage another check tells
+            # a stream without usage is another check's concern
             if answer.tokens() not in (most, None) or (answer.tokens() is None and ask == server.ask):
                 raise Failed(f"{answer.tokens()} completion_tokens, although max_tokens is {most}", answer.sent)
 
@@ -63,10 +63,10 @@ async def stop_strings(server):
     await server.require_repeatable()
     for size in (1, 2, 3, 4):
         for ask in (server.ask, server.stream):
-            # to each its own: whether both have the same text is another check's concern
+            # each is compared with its own kind: whether both have the same text is another check's concern
             text = (await (server.known() if ask == server.ask else server.known_stream())).text
             if len(text) < 16:
-                raise DoesNotApply(f"its answers are too short to tell: {shorten(text)!r}")
+                raise DoesNotApply(f"the server's answers are too short to tell: {shorten(text)!r}")
             at = len(text) // 3 + size
             stop = text[at : at + size]
             answer = await ask(stop=[stop])
@@ -100,7 +100,7 @@ async def seeds(server):
     for seed in (7, 0):
         one, two = [await server.ask(temperature=1, seed=seed) for _ in range(2)]
         if one.status in (400, 422):
-            raise DoesNotApply(f"it refuses a seed: {one.says()}")
+            raise DoesNotApply(f"the server refuses a seed: {one.says()}")
         if require_answer(one).text != require_answer(two).text:
             raise Failed(
                 f"asked twice with seed {seed}: {shorten(one.text, 50)!r}, then {shorten(two.text, 50)!r}", one.sent
@@ -153,11 +153,11 @@ async def typed_control_tokens(server):
     plain = await server.ask("Say hello.", max_tokens=16)
     before = plain.tokens("prompt_tokens")
     if before is None:
-        raise DoesNotApply("its answers do not report the prompt's tokens: see `usage`")
+        raise DoesNotApply("the server's answers do not report the prompt's tokens: see `usage`")
     for token in TYPED:
         answer = await server.ask("Say hello." + token * TIMES, max_tokens=16)
         if 400 <= answer.status < 500:
-            raise Failed(f"it refuses {token!r} in a user's message: {answer.says()}", answer.sent)
+            raise Failed(f"the server refuses {token!r} in a user's message: {answer.says()}", answer.sent)
         more = (answer.tokens("prompt_tokens") or 0) - before
         if more < 1.5 * TIMES:
             raise Failed(
@@ -170,5 +170,5 @@ async def typed_control_tokens(server):
 
 
 def last(answer):
-    """Its last finish_reason, in words."""
+    """The answer's last finish_reason, as a message shows it."""
     return repr(answer.finish_reasons[-1]) if answer.finish_reasons else "missing or null"
