@@ -1,6 +1,6 @@
-"""What stage 4's lesson shows of a loop that batches: which answers each call was for, in order, without a clock.
+"""What stage 4's lesson shows about a loop that batches: which answers each call was for, in order, without a clock.
 
-people = {"Ann": (0, 12), "Ben": (3, 5)}       # arrives after so many steps, for so many tokens
+people = {"Ann": (0, 12), "Ben": (3, 5)}       # (arrives after how many steps, wants how many tokens)
 served = serve(run, slot_model, tokenizer, people)
 served.calls                                   # [("P", ["Ann"]), ("S", ["Ann"]), ...]
 plots.calls(served)
@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Served:
-    """A loop's calls of the slot model: "P" is a prefill, "S" a step, with the names of those in it."""
+    """A loop's calls to the slot model: "P" is a prefill, "S" a step, each with the names of the people in it."""
 
     calls: list = field(default_factory=list)
     came: dict = field(default_factory=dict)
-    """For each name, how many calls had been made when it arrived."""
+    """For each name, how many calls there had been when that person arrived."""
     given: list = field(default_factory=list)
 
     def __str__(self):
@@ -29,13 +29,13 @@ class Served:
 
 
 def serve(run, slot_model, tokenizer, people, leaves=None, **options):
-    """Lets a loop serve these people, each with a different question.
+    """Let a loop serve these people, each with a different question.
 
     Args:
-        run: 4.1's.
-        people: {name: (arrives after how many steps, how many tokens the answer has)}.
-        leaves: {name: after how many steps}.
-        options: for all sequences, in addition to temperature=0.
+        run: the loop, as in exercise 4.1.
+        people: {name: (after how many steps they arrive, how many tokens their answer has)}.
+        leaves: {name: after how many steps they leave}.
+        options: options for all sequences, in addition to temperature=0.
     """
     served = Served()
     prompts = {name: prompt(tokenizer, f"Hello, I am {name}. Tell me a story.") for name in people}
@@ -65,7 +65,7 @@ def serve(run, slot_model, tokenizer, people, leaves=None, **options):
 
 
 def one_batch_after_the_other(slots, tokenizer, take, give):
-    """Static batching, for its picture: newcomers join when the whole batch has ended."""
+    """Static batching, for the plot: newcomers join only when the whole batch has ended."""
     queue = []
     while True:
         came = take(not queue)
@@ -83,14 +83,14 @@ def one_batch_after_the_other(slots, tokenizer, take, give):
 
 
 def prompt(tokenizer, text):
-    """The ids of a question."""
+    """The ids of a prompt with this question."""
     return tokenizer.apply_chat_template(
         [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True
     )["input_ids"]
 
 
 class _Watched:
-    """A slot model that records its calls. Only limits end its answers."""
+    """A slot model that records its calls. It has no end tokens, so answers end only at their limits."""
 
     def __init__(self, slot_model, served, names):
         self.slots, self.window, self.eos_token_ids = slot_model.slots, slot_model.window, set()

@@ -1,4 +1,4 @@
-"""A small app with its own model, to see what each worker of exercise 2.5 has to itself."""
+"""A small app with its own model, which shows what each worker of exercise 2.5 has to itself."""
 
 import contextlib
 import os
@@ -25,10 +25,10 @@ LIMIT = parse("50/hour")
 def build() -> FastAPI:
     """GET /who -> {"pid", "resident_mb", "own_mb", "model_mb", "let_in": {"memory": true, ...}}
 
-    `own_mb` is the process's own memory, without the pages that it shares with others; `model_mb`
-    is by how much that grew when the model was loaded. Requests are counted in this process's
-    memory, and in COURSE_STORAGE if it is set; `let_in` says for each of these whether this
-    request was among the first 50.
+    `own_mb` is the process's own memory, without the pages that it shares with others, and `model_mb`
+    is how much that grew when the model was loaded. Requests are counted in this process's memory,
+    and also in COURSE_STORAGE if that is set; for each of the two, `let_in` says whether this request
+    was among the first 50.
     """
     before = psutil.Process().memory_full_info().uss
     model = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
@@ -55,13 +55,13 @@ def build() -> FastAPI:
 
 
 async def who():
-    time.sleep(0.02)  # blocks on purpose: the next request is another process's
+    time.sleep(0.02)  # blocks on purpose, so that another process takes the next request
     return {"pid": os.getpid()}
 
 
 @contextlib.contextmanager
 def redis_if_there():
-    """If there is a redis-server, COURSE_STORAGE is a new Redis for the duration of the block."""
+    """If redis-server is installed, set COURSE_STORAGE to a new Redis for the duration of the block."""
     if not shutil.which("redis-server"):
         yield
         return

@@ -1,4 +1,4 @@
-"""Whether something else was running on this computer while a lesson measured. If so, nothing is judged."""
+"""Whether something else was using this computer while a lesson measured. If so, the lesson judges nothing."""
 
 import contextlib
 import os
@@ -9,9 +9,9 @@ import psutil
 from course.words import words
 
 BUSY = 0.2
-"""A share of all cores. If something else uses more, a ratio of two times says little."""
+"""A share of all cores. If something else uses more, comparing two measured times says little."""
 LOOK_S = 0.3
-"""How long it looks before and after a measurement."""
+"""How long to look before and after a measurement, in seconds."""
 
 
 class Watch:
@@ -35,7 +35,7 @@ class Watch:
 
 @contextlib.contextmanager
 def watched():
-    """Look at the computer before, during and after what is measured in the `with` block; a Watch."""
+    """Watch the computer before, during and after the measurement in the `with` block. Yields a Watch."""
     watch = Watch()
     with _share(watch, "before"):
         time.sleep(LOOK_S)
@@ -58,7 +58,7 @@ def _share(watch, name):
 def cpu_elsewhere() -> float:
     """How many seconds of CPU have been used so far, except by this process and what it has started."""
     times = psutil.cpu_times()
-    # a guest's time is in the user's already
+    # a guest's time is already part of the user's
     waits = ("idle", "iowait", "guest", "guest_nice")
     everything = sum(times) - sum(getattr(times, name, 0.0) for name in waits)
     own = sum(os.times()[:4])

@@ -1,4 +1,4 @@
-"""Stage 3's endpoint on an engine with few slots and nothing around it, and clients that may ask for too much.
+"""Stage 3's endpoint on an engine with few slots and without admission, and clients that may ask for too much.
 
 server = overload.serve(slots=4)
 asked = await overload.flood(server.url, per_s=60, seconds=4)
@@ -26,7 +26,7 @@ from course.lessons.stage4 import PATH, load_engine
 
 QUESTION = [{"role": "user", "content": "Tell me a long story"}]
 TOKENS = 16
-"""The most that an answer has."""
+"""The maximum number of tokens in an answer."""
 
 
 class Served:
@@ -34,10 +34,10 @@ class Served:
 
     Attributes:
         url: its address.
-        app: the reference's endpoint of 3.7, around `chat_model`. It takes every request.
-        entrance: the app that gets the requests; at first `app` itself.
-        chat_model: whose `chat` makes the answers; at first `engine`.
-        engine: the engine, which answers as many requests at once as it has slots. The others wait in it.
+        app: the reference's endpoint from 3.7, around `chat_model`. It accepts every request.
+        entrance: the app that gets the requests; initially `app` itself.
+        chat_model: the object whose `chat` generates the answers; initially `engine`.
+        engine: the engine, which answers as many requests at once as it has slots, while the others wait in it.
     """
 
     def __init__(self, slots):
@@ -70,17 +70,17 @@ class Served:
 
 
 def serve(slots) -> Served:
-    """Start such a server; `stop()` ends it.
+    """Start a server with this many slots. `stop()` ends it.
 
     Raises:
-        RuntimeError: it did not start.
+        RuntimeError: the server did not start.
     """
     return Served(slots)
 
 
 @dataclass
 class Asked:
-    """What one client saw. Times are in seconds since the first one asked."""
+    """What one client saw. Times are in seconds since the first client sent its request."""
 
     at_s: float
     status: int = 0
@@ -91,16 +91,16 @@ class Asked:
 
     @property
     def ttft_s(self):
-        """From the request to the first text; None if there was none."""
+        """Seconds from the request to the first text; None if there was no text."""
         return None if self.first_s is None else self.first_s - self.at_s
 
 
 async def ask(url, began, max_tokens=TOKENS, leave_after=None) -> Asked:
-    """One streamed answer, read from a plain socket: a cheap client leaves the computer to the server.
+    """Request a streamed answer and read it from a plain socket: a cheap client leaves more CPU to the server.
 
     Args:
-        began: the time that counts as 0, by `time.perf_counter`.
-        leave_after: the client leaves after this many texts; None means that it stays.
+        began: the time that counts as 0, as read from `time.perf_counter`.
+        leave_after: the client leaves after this many pieces of text; None means that it stays.
     """
     place = urlsplit(url)
     request = {"model": "tiny-qwen", "messages": QUESTION, "max_tokens": max_tokens, "temperature": 0, "stream": True}
@@ -126,7 +126,7 @@ async def ask(url, began, max_tokens=TOKENS, leave_after=None) -> Asked:
 
 
 async def flood(url, *, per_s, seconds, max_tokens=TOKENS) -> list[Asked]:
-    """Sends `per_s` requests a second, whatever happens to the earlier ones, as strangers do; waits for all of them."""
+    """Send `per_s` requests a second, no matter how earlier ones fare, as unrelated users do. Waits for all of them."""
     began, asking = time.perf_counter(), []
     for number in range(round(per_s * seconds)):
         await asyncio.sleep(began + number / per_s - time.perf_counter())
@@ -135,7 +135,7 @@ async def flood(url, *, per_s, seconds, max_tokens=TOKENS) -> list[Asked]:
 
 
 async def capacity(url, *, clients, seconds=1.5, max_tokens=TOKENS) -> float:
-    """Answers per second, for clients that each ask again as soon as they have their answer."""
+    """Answers per second if each client sends its next request as soon as it has its answer."""
     began = time.perf_counter()
 
     async def client():
@@ -150,7 +150,7 @@ async def capacity(url, *, clients, seconds=1.5, max_tokens=TOKENS) -> float:
 
 @dataclass
 class Load:
-    """What this many concurrent clients saw; for `plots.loads`."""
+    """What this many concurrent clients saw. For `plots.loads`."""
 
     clients: int
     ttft_p95_s: float
@@ -158,7 +158,7 @@ class Load:
 
 
 async def at_once(url, *, clients, rounds=2, max_tokens=64) -> Load:
-    """Concurrent clients that each ask `rounds` times. The rate covers the whole run."""
+    """Let concurrent clients send `rounds` requests each. The rate is that of the whole run."""
     began = time.perf_counter()
 
     async def client():
@@ -171,11 +171,11 @@ async def at_once(url, *, clients, rounds=2, max_tokens=64) -> Load:
 
 
 async def watched(url, work):
-    """Awaits `work`, and reads /metrics five times a second in the meantime.
+    """Await `work`, reading /metrics five times a second in the meantime.
 
     Returns:
-        (what `work` returned, the times in seconds, the figures by name, a value for each time). Counters and sums
-        are given as their growth since the previous time.
+        (what `work` returned, the times in seconds, {name of a metric: a list with its value at each time}). For
+        counters and sums, each value is the growth since the previous time.
     """
     began, at_s, read = time.perf_counter(), [], []
     work = asyncio.ensure_future(work)

@@ -1,4 +1,4 @@
-"""What the lessons show: tokens as a table or in the text; waits, arrivals, loads and floods as plots."""
+"""What the lessons show: tokens in a table or in their text; waits, arrivals, loads and floods as plots."""
 
 import html
 
@@ -19,7 +19,7 @@ class Shown:
 
 
 def token_table(tokenizer, text_or_ids) -> Shown:
-    """The tokens of a text or of a list of ids: the id, what it decodes to on its own, its bytes."""
+    """A table of the tokens of a text or of a list of ids: the id, what it decodes to on its own, and its bytes."""
     rows = [
         (id, repr(tokenizer.decode([id])), token_bytes(tokenizer, id).hex(" ")) for id in _ids(tokenizer, text_or_ids)
     ]
@@ -34,7 +34,7 @@ def token_line(tokenizer, text_or_ids) -> Shown:
     """The text with a colored box for each token. Control tokens are dark."""
     controls = set(tokenizer.added_tokens_decoder)
     parts, plain = [], []
-    # the bytes of one character may lie in several tokens: those share a box
+    # the bytes of a character may be split across several tokens: these share a box
     for number, (text, ids) in enumerate(_characters_together(tokenizer, text_or_ids)):
         plain.append(f"[{text}]" if len(ids) == 1 else f"[{text}|{len(ids)} tokens]")
         if ids[0] in controls:
@@ -62,11 +62,11 @@ def token_bytes(tokenizer, id: int) -> bytes:
 
 
 def waits(series: dict[str, list[tuple[float, float]]], busy_s: tuple[float, float]) -> None:
-    """Plots how long each request waited against the time it was sent.
+    """Plot how long each request waited against the time at which it was sent.
 
     Args:
         series: for each server, its name and pairs (sent, waited), in seconds.
-        busy_s: when the server began and finished another request.
+        busy_s: when another request began and when it ended, in seconds.
     """
     import matplotlib.pyplot as plt
 
@@ -94,7 +94,7 @@ def waits(series: dict[str, list[tuple[float, float]]], busy_s: tuple[float, flo
 
 
 def arrivals(series: dict[str, list[float]], title: str = "") -> None:
-    """Plots when each piece of an answer arrived: a line for each reader, a dot for each piece.
+    """Plot when each piece of an answer arrived: a row for each reader, a dot for each piece.
 
     Args:
         series: for each reader, a name and the times of its pieces, in seconds.
@@ -115,7 +115,7 @@ def arrivals(series: dict[str, list[float]], title: str = "") -> None:
 
 
 def loads(series: dict[str, list]) -> None:
-    """Plots the time to first token and the tokens per second against the number of clients.
+    """Plot the time to first token and the tokens per second against the number of clients.
 
     Args:
         series: for each server, a name and its measurements, with the attributes `clients`,
@@ -139,11 +139,11 @@ def loads(series: dict[str, list]) -> None:
 
 
 def calls(*served, titles=()) -> None:
-    """Plots a loop's calls in order, a column for each: a square is a prefill, a dot a step that carries the answer.
+    """Plot a loop's calls in order, one column each: a square is a prefill, a dot a step that includes the answer.
 
     Args:
-        served: what `course.demos.batching.serve` returned; several share one scale.
-        titles: one for each.
+        served: what `course.demos.batching.serve` returned, once or several times; all share one scale.
+        titles: one title for each.
     """
     import matplotlib.pyplot as plt
 
@@ -168,12 +168,12 @@ def calls(*served, titles=()) -> None:
         panel.set_title(title, loc="left", fontsize=10)
         panel.spines[["top", "right", "left"]].set_visible(False)
         panel.tick_params(left=False)
-    panel.set_xlabel("calls to the slot model, in order (gray: waits)")
+    panel.set_xlabel("calls to the slot model, in order (gray: waiting)")
     plt.show()
 
 
 def steps(rows: list[int], ms: list[float]) -> None:
-    """Plots what a step costs, and how many tokens per second it gives, against how many answers share it."""
+    """Plot how long a step takes and how many tokens per second that is, against the number of answers in it."""
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.6), layout="constrained")
@@ -192,7 +192,7 @@ def steps(rows: list[int], ms: list[float]) -> None:
 
 
 def caches(keys: dict, title: str = "") -> None:
-    """Draws the keys of a cache's first head: a panel for each, a column for each position.
+    """Draw the keys of each cache's first head: a panel for each cache, a column for each position.
 
     Args:
         keys: {name: a tensor of shape (heads, positions, size)}.
@@ -204,7 +204,7 @@ def caches(keys: dict, title: str = "") -> None:
     )
     most = max(each.shape[1] for each in keys.values())
     for panel, (name, each) in zip(panels.flat, keys.items()):
-        # more rows than the panel has would be drawn by chance
+        # if a picture has more rows than the panel has pixels, some are left out
         picture = each[0].T.detach().float().numpy()
         panel.imshow(picture, aspect="auto", cmap="RdBu", vmin=-4, vmax=4, interpolation="nearest")
         panel.set_xlim(-0.5, most - 0.5)
@@ -217,11 +217,11 @@ def caches(keys: dict, title: str = "") -> None:
 
 
 def flood(series: dict[str, list], until_s: float) -> None:
-    """Plots the time to first token against the time of the request; refused requests are marked below.
+    """Plot the time to first token against the time of the request, with refused requests marked at the bottom.
 
     Args:
         series: for each server, a name and its clients, with the attributes `at_s`, `ttft_s` and `status`.
-        until_s: when the last client asked.
+        until_s: when the last request was sent.
     """
     import matplotlib.pyplot as plt
 
@@ -244,10 +244,10 @@ def flood(series: dict[str, list], until_s: float) -> None:
 
 
 def figures(at_s: list[float], lines: dict[str, dict[str, list]]) -> None:
-    """Plots figures of a server over time, one panel for each.
+    """Plot a server's metrics over time, in one or more panels.
 
     Args:
-        at_s: when they were read.
+        at_s: when the values were read, in seconds.
         lines: for each panel, its title and its lines by name, with a value or None for each time.
     """
     import matplotlib.pyplot as plt

@@ -25,12 +25,12 @@ END_S = 30
 
 
 def in_a_thread(app, log_level="warning"):
-    """Start the app's server and return it with its address. Ends with `should_exit = True`.
+    """Serve the app in a thread. Returns the server and its address; `server.should_exit = True` ends it.
 
     Raises:
         RuntimeError: the app did not start.
     """
-    # the level is in the configuration: Config would set it a moment later, and a server that ends then would be heard
+    # set here, because Config(log_level=...) applies it a moment later, and a server that is just ending would log
     log_config = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
     for logger in log_config["loggers"].values():
         logger["level"] = log_level.upper()
@@ -46,13 +46,13 @@ def in_a_thread(app, log_level="warning"):
 
 @contextlib.contextmanager
 def factory_in_a_process(app, needs=()):
-    """Serve an app factory, given as an import string, in one process; its address.
+    """Serve an app factory, given as an import string, in its own process. Yields its address.
 
     Args:
-        needs: ids of the exercises without which it is of no use.
+        needs: ids of the exercises that it cannot do without.
 
     Raises:
-        NotImplementedError: one of them is not written yet.
+        NotImplementedError: one of these exercises is not written yet.
         RuntimeError: the process ended, or did not answer.
     """
     for id in needs:
@@ -63,7 +63,7 @@ def factory_in_a_process(app, needs=()):
 
 @contextlib.contextmanager
 def main_in_a_process(workers, app):
-    """Call the learner's `main` of 2.5 with a free port, in its own process; its address.
+    """Call the learner's `main` from 2.5 with a free port, in its own process. Yields its address.
 
     Raises:
         NotImplementedError: 2.5 is not written yet.
@@ -77,14 +77,14 @@ def main_in_a_process(workers, app):
 
 @contextlib.contextmanager
 def script_in_a_process(file, needs=()):
-    """Run a script in its own folder; it serves on the port that PORT names, 0 for any. Its address.
+    """Run a script in its own folder. It must serve on the port that PORT names, where 0 means any. Yields its address.
 
     Args:
         needs: ids of the exercises that it imports.
 
     Raises:
-        NotImplementedError: one of them is not written yet.
-        RuntimeError: the process ended, or did not answer; with the last line that it printed.
+        NotImplementedError: one of these exercises is not written yet.
+        RuntimeError: the process ended, or did not answer. The message has the last line that it printed.
     """
     for id in needs:
         _need(id)
@@ -94,7 +94,7 @@ def script_in_a_process(file, needs=()):
 
 @contextlib.contextmanager
 def copies_in_a_ray():
-    """A LocalRay, on which the learner's `build` of 4.4 can be run.
+    """A LocalRay on which the learner's `build` from 4.4 can run.
 
     Raises:
         NotImplementedError: 4.4 is not written yet.
@@ -105,11 +105,11 @@ def copies_in_a_ray():
 
 
 def end(process):
-    """End a server's process as Ctrl-C does, its workers included, and wait for it."""
+    """End a server's process, including its workers, as Ctrl-C does, and wait until it has ended."""
     if os.name == "posix":
         process.send_signal(signal.SIGINT)
     elif process.poll() is None:
-        # Windows sends no such signal to one process, and its workers would outlive it
+        # Windows cannot send this signal to a single process, and the workers would outlive it
         workers = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         for each in workers:
@@ -149,7 +149,7 @@ def _served(command, *folders, cwd=None):
 def _answering(process, said):
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
-        # not what was asked for: a port that was free a moment ago may be another server's by now
+        # look up the real port: one that was free a moment ago may belong to another server by now
         with contextlib.suppress(psutil.Error, httpx.TransportError):
             if port := _listening_at(psutil.Process(process.pid)):
                 url = f"http://127.0.0.1:{port}"

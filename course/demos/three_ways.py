@@ -1,13 +1,13 @@
 """Servers to measure, all in one process: one model, and three ways to wait for its steps.
 
-    POST /blocking/chat_stream     an `async def` that takes the steps itself
-    POST /to-thread/chat_stream    each step in some thread of a pool: `await asyncio.to_thread`
-    POST /one-thread/chat_stream   each step in one thread, which is the model's
+    POST /blocking/chat_stream     an `async def` that runs the steps itself
+    POST /to-thread/chat_stream    each step in any thread of a pool: `await asyncio.to_thread`
+    POST /one-thread/chat_stream   all steps in one thread, which belongs to the model
     POST /reference/chat_stream    the reference answers to 2.1 and 2.2
-    POST /yours/chat_stream        the learner's answers to them, if they can be built
+    POST /yours/chat_stream        the learner's answers to 2.1 and 2.2, if they can be built
     GET  /who                      {"pid": ...}
 
-The answers of the three ways have their process id in the header `process`.
+In the first three, responses have the id of the process in the header `process`.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ class Body(BaseModel):
 
 @torch.inference_mode()
 def greedy_steps(model, tokenizer, prompt, max_new_tokens):
-    """Runs the model one step for each `next`, greedily; yields the text that the step completes.
+    """Run one greedy step of the model for each `next`, and yield the text that the step completes.
 
     It does not end before `max_new_tokens`: see `_never_ends`.
     """
@@ -51,7 +51,7 @@ def greedy_steps(model, tokenizer, prompt, max_new_tokens):
     for _ in range(max_new_tokens):
         output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache, ids = output.past_key_values, output.logits[:, -1].argmax(dim=-1, keepdim=True)
-        # None as long as a character lacks some of its bytes
+        # None as long as a character is incomplete
         yield text.step(tokenizer.backend_tokenizer, ids.item()) or ""
 
 
@@ -109,7 +109,7 @@ def stream(events):
 
 
 def build() -> FastAPI:
-    """The app, with its own model. Only for measuring: it handles neither errors nor clients that leave."""
+    """The app, with its own model. It is only for measuring: it handles neither errors nor clients that leave."""
     logging.set_verbosity_error()
     path = model_path()
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -122,11 +122,11 @@ def build() -> FastAPI:
     app = FastAPI()
     app.get("/who")(copies.who)
 
-    # the same steps, so that the ways differ only in where a step runs
+    # all use the same steps, so they differ only in where a step runs
     for way in (blocking, to_thread, one_thread):
         way(app, lambda body: greedy_steps(model, tokenizer, body.prompt, body.max_new_tokens))
     app.mount("/reference", create_app(handler))
-    # an unfinished answer, of which a stub's __init__ is one, must not stop the others
+    # an unfinished answer, such as a stub that fails in __init__, must not stop the others
     with contextlib.suppress(Exception):
         own_class, create_own = load_all(PARTS)
         app.mount("/yours", create_own(own_class(model, tokenizer)))
@@ -134,7 +134,7 @@ def build() -> FastAPI:
 
 
 def _never_ends(model, tokenizer):
-    """Each answer has as many tokens as it may have, so that all servers get the same work."""
+    """Make each answer as long as it may be, so that all servers get the same amount of work."""
     controls = torch.tensor(list(tokenizer.added_tokens_decoder))
 
     def without_controls(module, inputs, logits):

@@ -1,1 +1,1 @@
-"""Lesson servers: each stage's parts put together, and run beside the notebook."""
+"""Lesson servers: the parts of each stage put together, running next to the notebook."""

@@ -1,4 +1,4 @@
-"""The process of a lesson server. It ends when its standard input does, and so with its parent.
+"""The process of a lesson server. It ends when its standard input is closed, and so together with its parent.
 
 python -m course.lessons STAGE (--fd N | --host HOST --port PORT) [--grace S] [--solution] [--model NAME]
 """
@@ -22,12 +22,12 @@ def main():
     parser.add_argument("--fd", type=int, help="a socket that is already bound")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--grace", type=float, help="how long answers may go on after SIGTERM, seconds")
+    parser.add_argument("--grace", type=float, help="how many seconds answers may go on after SIGTERM")
     parser.add_argument("--solution", action="store_true")
     parser.add_argument("--model")
     arguments = parser.parse_args()
 
-    # uvicorn takes the signal while it serves, lets go of its clients, and hands it on to this
+    # while uvicorn serves, it catches the signal, ends its clients' requests, and then passes the signal on to this
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     servers = []
     threading.Thread(target=_end_with_input, args=[servers], daemon=True).start()
@@ -49,11 +49,11 @@ def main():
             host=arguments.host,
             port=arguments.port,
             timeout_graceful_shutdown=arguments.grace,
-            # else uvicorn believes any X-Forwarded-For from 127.0.0.1, and each new one has a limit of its own
+            # otherwise uvicorn believes any X-Forwarded-For from 127.0.0.1, and each new one gets its own limit
             proxy_headers=False,
         )
     )
-    # the pages ask twice a second how far the model is: nobody could find anything else
+    # the pages ask how far the model is twice a second: these lines would bury all others
     logging.getLogger("uvicorn.access").addFilter(lambda record: record.args[2] not in ("/model", "/metrics"))
     servers.append(server)
     sockets = None if arguments.fd is None else [socket.socket(fileno=arguments.fd)]
@@ -80,5 +80,5 @@ if __name__ == "__main__":
         code = end.code
     sys.stdout.flush()
     sys.stderr.flush()
-    # at once: a normal exit would wait for every answer that is still being made
+    # immediately: a normal exit would wait for every answer that is still in progress
     os._exit(code)

@@ -1,4 +1,4 @@
-"""A limit for the body of a request, around an app that may have none, or one without words."""
+"""A limit for request bodies, around an app that may have no limit, or one that does not say what it is."""
 
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.responses import JSONResponse
@@ -7,18 +7,18 @@ MOST_BYTES = 1_000_000
 
 
 def refusal(words):
-    """The 413, as FastAPI words its own errors."""
+    """The 413, in the form of FastAPI's own errors."""
     return JSONResponse({"detail": words}, 413)
 
 
 class BodyLimit:
-    """An app around `app`: no more than MOST_BYTES are read, and the 413 says how many may arrive.
+    """An app around `app` that reads at most MOST_BYTES of a body, and whose 413 says how many are allowed.
 
-    Starlette's own 413 says only "Content Too Large", also where FastAPI(max_body_size=...) asks
-    for it. That one is outside of an app's middleware and exception handlers: this is outside too.
+    Starlette's own 413 says only "Content Too Large", even with FastAPI(max_body_size=...). It is sent
+    outside the app's middleware and exception handlers, and so is this one.
 
     Args:
-        refusal: makes the response from a sentence.
+        refusal: makes the response from a message.
     """
 
     def __init__(self, app, refusal=refusal):

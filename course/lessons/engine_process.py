@@ -1,8 +1,8 @@
-"""An engine of exercise 4.1 in a process of its own, and in the server's process a chat model that talks to it.
+"""An engine of exercise 4.1 in its own process, and a chat model in the server's process that talks to it.
 
-In one process the model's loop and the server's share an interpreter, and each waits for the other's lock. Here they
-share a pipe: what has been asked since the last message is one message, what a prefill or a step made is another.
-The lesson measures what that is worth, against the same engine in a thread.
+In one process, the model's loop and the server's loop would share an interpreter and compete for its lock. Here they
+share a pipe instead: everything asked since the last message is one message, and everything that a prefill or a step
+produced is another. The lesson compares this with the same engine in a thread.
 
     async with Engine(load, encode) as engine:
         async for piece in engine.chat([{"role": "user", "content": "你好"}]):
@@ -26,14 +26,14 @@ from course.lessons.engine_worker import CLOSE_S, ProcessWorker, ThreadWorker
 logger = logging.getLogger(__name__)
 
 STUCK_AFTER_S = 120.0
-"""A long prompt on a slow computer takes one call of the model tens of seconds."""
+"""On a slow computer, a single call to the model takes tens of seconds for a long prompt."""
 RESTARTS, WITHIN_S = 3, 60.0
-"""An engine that ends is started again, at most so often in so many seconds."""
+"""An engine that ends is started again, at most RESTARTS times in WITHIN_S seconds."""
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
 class EngineError(RuntimeError):
-    """There is no engine, or it ended while it answered. The message says what is known."""
+    """There is no engine, or it ended in the middle of an answer. The message says what is known."""
 
 
 class Piece(NamedTuple):
@@ -46,31 +46,31 @@ class Piece(NamedTuple):
 
 
 class Engine:
-    """A chat model as in exercise 3.6, whose answers are made elsewhere.
+    """A chat model as in exercise 3.6 whose answers are generated elsewhere.
 
-    An engine that is killed, or says nothing for `stuck_after_s` seconds while it answers, is given up: its
-    answers end with an EngineError, and another engine is started, at most RESTARTS times in WITHIN_S seconds.
+    If the engine is killed, or says nothing for `stuck_after_s` seconds while it is answering, it is abandoned:
+    its answers end with an EngineError, and another engine is started, at most RESTARTS times in WITHIN_S seconds.
 
     Attributes:
         alive: whether there is an engine that has loaded.
-        ready: whether that engine has also answered once: it is asked for a token when it has loaded.
-        answering: how many answers are being made.
-        steps: calls of the model so far, prefills and steps.
-        tokens: how many tokens have come, of all answers.
-        restarts: how many engines were started after the first.
-        loaded: what is known of the model, {"slots", "window", "parameters", "pid"}.
+        ready: whether that engine has also answered once: it is asked for a token as soon as it has loaded.
+        answering: how many answers are in progress.
+        steps: how many calls to the model there have been, prefills and steps.
+        tokens: how many tokens all answers have had so far.
+        restarts: how many engines have been started after the first.
+        loaded: what is known about the model, {"slots", "window", "parameters", "pid"}.
     """
 
     def __init__(self, load, encode, *, thread=False, stuck_after_s=STUCK_AFTER_S, clock=time.monotonic):
-        """Starts the engine, and returns before it has loaded.
+        """Start the engine, and return before it has loaded.
 
         Args:
-            load: called in the process; gives (run, slots, tokenizer), `run` as in exercise 4.1. It is pickled,
-                so it is a function of a module, or a partial of one.
-            encode: makes a prompt's ids of messages, here.
-            thread: a thread of this process in place of a process. A stuck one is left to itself.
-            stuck_after_s: the longest silence of an engine that answers.
-            clock: what limits the restarts reads, in seconds.
+            load: called in the engine's process; returns (run, slots, tokenizer), with `run` as in exercise 4.1.
+                It is pickled, so it must be a function of a module, or a partial of one.
+            encode: turns messages into a prompt's ids; called in this process.
+            thread: use a thread of this process instead of another process. A stuck thread is left to itself.
+            stuck_after_s: how long an engine that is answering may say nothing.
+            clock: the clock for the limit on restarts, in seconds.
         """
         self.ready, self.loaded = False, {}
         self.steps, self.tokens, self.restarts = 0, 0, 0
@@ -92,10 +92,10 @@ class Engine:
         return len(self._answers)
 
     def wait_until_loaded(self):
-        """Returns when the first engine has loaded.
+        """Return when the first engine has loaded.
 
         Raises:
-            EngineError: it could not, in its words.
+            EngineError: it could not load; the message is the engine's own.
         """
         self._first.wait()
         if not self.alive:
@@ -116,27 +116,27 @@ class Engine:
         await asyncio.to_thread(self.close)
 
     def close(self):
-        """Ends the engine; answers that are being made end with an error. A second call does nothing."""
+        """End the engine. Answers in progress end with an error. A second call does nothing."""
         self._closed.set()
         worker = self._worker
         if worker is not None:
-            # one that still loads would not hear of it
+            # an engine that is still loading would not hear of it
             worker.close() if self.alive else worker.kill()
         self._keeper.join(CLOSE_S + 1)
 
     async def chat(self, messages, *, max_tokens=None, temperature=1.0, top_p=1.0, seed=None, stop=()):
-        """Answer a conversation, as exercise 3.6 says: read with `async for`, its reader may leave at any time.
+        """Answer a conversation as in exercise 3.6: read it with `async for`, and leave at any time.
 
         Raises:
-            ValueError: the prompt fills the window or more, before any step.
+            ValueError: the prompt fills or exceeds the window. Raised before any step.
             EngineError: there is no engine, or it has ended or was stuck.
-            What the model raised: the built-in error of that name, or else a RuntimeError with its name.
+            Whatever the model raised: a built-in error with its type, any other as a RuntimeError that names the type.
         """
         prompt_ids = self._encode(messages)
         options = {"limit": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed, "stop": list(stop)}
         worker = self._worker
         if worker is None or not self.alive:
-            raise EngineError("There is no engine: it has ended, and another one is being started.")
+            raise EngineError("The engine has ended, and another one is being started.")
         if not self._answers:
             self._watch_from_now()
         key, answer = next(self._keys), _Answer(self._loop)
@@ -151,7 +151,7 @@ class Engine:
                 if piece.finish_reason:
                     return
         finally:
-            # what has ended, by its last piece, an error or with its engine, is no longer there
+            # an answer that has ended, with its last piece, an error or its engine, is no longer in the dict
             if self._answers.pop(key, None):
                 worker.put(("leave", key))
 
@@ -173,11 +173,11 @@ class Engine:
         except Exception as error:
             logger.exception("the engine failed")
             if worker is None:
-                self._failure = f"It could not be started: {type(error).__name__}: {error}"
+                self._failure = f"its worker could not be started: {type(error).__name__}: {error}"
         self._lost(worker, "it has ended")
 
     def _may_start(self):
-        """Waits for a turn; whether there is one. There is none behind `close`."""
+        """Wait until another start is allowed. Returns whether it is: after `close`, no engine is started."""
         while not self._closed.wait(0.05):
             now = self._clock()
             self._starts = [start for start in self._starts if now - start < WITHIN_S]
@@ -205,7 +205,7 @@ class Engine:
             self._first.set()
 
     def _lost(self, worker, how):
-        """Fails its answers, and starts another."""
+        """Fail the engine's answers, and start another engine."""
         with self._lock:
             if worker is not self._worker:
                 return
@@ -220,7 +220,7 @@ class Engine:
         self._first.set()
 
     def _call(self, function, *arguments):
-        with contextlib.suppress(RuntimeError):  # the loop is closed: there is no answer any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: no one is waiting for an answer
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(function, *arguments)
 
@@ -274,7 +274,7 @@ class Engine:
 
 
 class _Answer:
-    """The pieces of an answer that have come and were not read yet."""
+    """The pieces of an answer that have arrived but have not been read yet."""
 
     def __init__(self, loop):
         self.come, self.tokens, self._loop, self._waiter = deque(), 0, loop, None

@@ -1,9 +1,9 @@
-"""Where an engine of exercise 4.1 runs: a process, or a thread of the server's. Both are used in the same way, by the
-Engine of `engine_process.py`: what is `put` reaches the engine, and `work` hands on what it tells.
+"""Where an engine of exercise 4.1 runs: in a process, or in a thread of the server. The Engine in `engine_process.py`
+uses both in the same way: whatever it passes to `put` reaches the engine, and `work` passes on what the engine says.
 
     "loaded", {"slots", "window", "parameters", "pid"}    or "failed", why
-    "gave", calls of the model so far, [(key, text, prompt_tokens, completion_tokens, finish_reason), ...]
-                                          of an error: (key, its type's name, its message)
+    "gave", calls to the model so far, [(key, text, prompt_tokens, completion_tokens, finish_reason), ...]
+                                          for an error: (key, the name of its type, its message)
 """
 
 import contextlib
@@ -17,9 +17,9 @@ import threading
 import time
 
 BEAT_S = 0.25
-"""At least so often an engine that runs is heard of, also while no answer has text."""
+"""A running engine reports at least once in this many seconds, even while no answer has any text."""
 CLOSE_S = 2.0
-"""How long an engine that was told to end may take."""
+"""How long an engine may take to end when told to."""
 
 
 class ThreadWorker:
@@ -39,7 +39,7 @@ class ThreadWorker:
 
 
 class ProcessWorker:
-    """An engine in a process. It ends with this one, however that ends."""
+    """An engine in its own process, which ends together with this process, however this one ends."""
 
     def __init__(self, load):
         spawn = multiprocessing.get_context("spawn")
@@ -49,7 +49,7 @@ class ProcessWorker:
         its_end.close()
         self._outbox = queue.SimpleQueue()
         self.put = self._outbox.put
-        # a thread: an engine that does not read may keep its writer waiting
+        # in a thread: an engine that does not read would block the sender
         threading.Thread(target=self._send, daemon=True).start()
 
     def work(self, heard):
@@ -75,12 +75,12 @@ class ProcessWorker:
 
 
 def _send(connection, message):
-    # as `connection.send`, which takes longer to look for what it may have to share
+    # like `connection.send`, but faster: that one also looks for objects that need special treatment
     connection.send_bytes(pickle.dumps(message))
 
 
 def _all_of(inbox, wait):
-    """A list of what has come; with `wait`, when there is something. None behind the end."""
+    """A list of what has arrived; with `wait`, block until there is something. None after the end."""
     items = []
     with contextlib.suppress(queue.Empty):
         while (item := inbox.get(wait and not items)) is not None:
@@ -111,13 +111,13 @@ def _in_process(connection, load):
 
 
 def _end_with_parent():
-    # also while the model is stuck in a call
+    # this works even while a call to the model is stuck
     multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
     os._exit(1)
 
 
 def _work(load, receive, tell):
-    """Loads, and runs the engine's loop until `receive` gives None."""
+    """Load everything, and run the engine's loop until `receive` returns None."""
     try:
         run, slots, tokenizer = load()
         slots = _Counted(slots)

@@ -1,13 +1,13 @@
-"""A Ray on this computer alone, with exercise 4.4's application on it.
+"""A Ray that is confined to this computer, to run exercise 4.4's application on.
 
     with LocalRay(work_folder()) as local:
         local.run("course.lessons.stage4c:load", replicas=2)
         httpx.post(local.url + "/v1/chat/completions", json=...)
 
-It is a session of processes. The first holds the answer and starts the others, most of them its forks (`ray_forks`);
-it is told to end by closing its standard input, which the system also does when this process ends in any way. It then
-ends the session and removes its folder. Nothing of it listens on another address than this computer's own, and no
-other Ray is looked for.
+Its processes form one session. The first process holds the answer and starts the others, most of them as forks
+(`ray_forks`). Closing its standard input tells it to end; the system also does that when this process ends in any way.
+It then ends the session and removes its folder. Nothing in it listens on any address but this computer's own, and it
+does not look for any other Ray.
 
 Not covered: Windows; two answers at once.
 """
@@ -39,7 +39,7 @@ from course.manifest import ROOT
 START_LIMIT_S = 300.0
 END_LIMIT_S = 60.0
 CPUS = 100
-"""Only a number. With fewer, copies that ask for more would wait for ever."""
+"""Ray only counts with this number. If it were lower, copies that ask for more would wait forever."""
 FIRST_PROCESS = "import sys; from course.lessons import local_ray; local_ray.main(*sys.argv[1:])"
 EACH_PROCESS = """\
 from course.lessons import ray_forks
@@ -50,34 +50,34 @@ from course.lessons.local_ray import in_each_process
 in_each_process()
 """
 LONGEST_FOLDER = 36
-"""Bytes. A socket's whole path has at most 103 on macOS; 67 follow the folder."""
+"""In bytes. On macOS, the whole path of a socket has at most 103, of which 67 follow the folder."""
 
 
 class RayDidNotStart(Exception):
-    """Ray itself did not; the message is its last line."""
+    """Ray itself did not start. The message is the last line of its output."""
 
 
 class LocalRayError(Exception):
-    """The application did not start. The message is the error's last line; `.traceback` is all of it."""
+    """The application did not start. The message is the last line of the error, `.traceback` the whole error."""
 
     traceback = ""
 
 
 class LocalRay:
-    """Ray's processes. Use it as a context manager; leaving it ends them all."""
+    """Ray's processes. Use it as a context manager: at the end of the block, all of them end."""
 
     def __init__(self, work=None, paths=(), joins=None):
         """Args:
-        work: a folder of answers, as `work/` is: 4.4's is `stage4/deployment.py` in it. At None, a copy of the
-            reference answers in its own folder.
-        paths: folders of more modules that the copies can import.
-        joins: the folder of another LocalRay, whose Ray is used; `work` and `paths` are then what they were there.
+        work: a folder of answers like `work/`, with 4.4's answer in `stage4/deployment.py`. None means a copy of
+            the reference answers in this object's own folder.
+        paths: folders with more modules that the copies can import.
+        joins: the folder of another LocalRay whose Ray is used instead; `work` and `paths` are then that one's.
         """
         self._joins = bool(joins)
         self.folder = Path(joins) if joins else _folder()
         settings = self.folder / "settings.json"
         if not joins:
-            # Python runs it first of all in every process; Ray's own hook starts each worker twice
+            # Python runs this file first in every process; with Ray's own hook, each worker would start twice
             (self.folder / "sitecustomize.py").write_text(EACH_PROCESS, encoding="utf-8")
             if work is None:
                 work = shutil.copytree(ROOT / "solutions", self.folder / "work")
@@ -110,14 +110,14 @@ class LocalRay:
         self.close()
 
     def run(self, load, *, limit_s=START_LIMIT_S, **arguments):
-        """Waits until `serve.run(build(load, **arguments))` has returned; `load` is "module:function".
+        """Run `serve.run(build(load, **arguments))` and wait until it has returned; `load` is "module:function".
 
         Returns:
-            {"copies": how many run, "cpus": the most CPUs that one of them asks for}
+            {"copies": how many are running, "cpus": the largest number of CPUs that any of them asks for}
 
         Raises:
-            RayDidNotStart: Ray did not.
-            LocalRayError: the application did not.
+            RayDidNotStart: Ray itself did not start.
+            LocalRayError: the application did not start.
             TimeoutError: `serve.run` did not return within the limit.
         """
         if not self._ready:
@@ -144,25 +144,25 @@ class LocalRay:
         return None
 
     def _last_warning(self):
-        """The last thing that Ray Serve complained of: of copies that find no CPU, say."""
+        """Ray Serve's last warning, for example that there are not enough CPUs for the copies."""
         logs = (self.folder / "session_latest" / "logs" / "serve").resolve()
         lines = "".join(map(_text, logs.glob("controller_*.log"))).splitlines()
         return next((line.split(" -- ")[-1] for line in reversed(lines) if line.startswith("WARNING")), "")
 
     def output(self):
-        """What its first process, with the answer in it, has printed and logged."""
-        # it is gone where the first process has ended by itself
+        """What the first process, which holds the answer, has printed and logged."""
+        # the file is gone if that process has ended by itself
         return _text(self._log)
 
     def copies_logs(self):
-        """What the copies have printed and logged, the oldest first."""
+        """What the copies have printed and logged, oldest first."""
         logs = (self.folder / "session_latest" / "logs").resolve()
         files = [*logs.glob("worker-*.err"), *logs.glob("serve/replica_*")]
         files.sort(key=lambda file: file.stat().st_mtime)
         return "".join(map(_text, files))
 
     def close(self):
-        """Ends all of it. One that has joined only takes its application away."""
+        """End all processes. An object that has joined another one's Ray only removes its own application."""
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -202,7 +202,7 @@ def _free_port():
 
 
 def _environment(settings, folder):
-    # RAY_ADDRESS would lead to somebody's cluster
+    # RAY_ADDRESS would lead to someone's cluster
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     paths = [str(folder), str(ROOT), *settings["paths"], *filter(None, [os.environ.get("PYTHONPATH")])]
     return inherited | {
@@ -210,15 +210,15 @@ def _environment(settings, folder):
         "COURSE_WORK": settings["work"],
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
-        # else Ray writes one into the home folder
+        # otherwise Ray writes a token to the home folder
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": settings["token"],
-        # else it listens on all addresses
+        # otherwise it listens on all addresses
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
-        # else its processes come after all others on a busy computer
+        # otherwise its processes get the lowest priority, which is too little on a busy computer
         "RAY_worker_niceness": "0",
-        # how long its processes wait for each other on a slow computer
+        # give its processes time to wait for each other on a slow computer
         "RAY_agent_register_timeout_ms": "300000",
         "RAY_worker_register_timeout_seconds": "300",
         "RAY_gcs_server_port_wait_time_s": "300",
@@ -228,7 +228,7 @@ def _environment(settings, folder):
 
 
 def _end_session(sid):
-    """Ends the processes of that session, but for this one: Ray puts some into groups of their own."""
+    """End all processes of that session except this one. Ray puts some of them into their own process groups."""
     for _ in range(200):
         left = [pid for pid in psutil.pids() if pid != os.getpid() and _session(pid) == sid]
         for pid in left:
@@ -249,12 +249,12 @@ def _session(pid):
 
 
 def main(folder, task):
-    """Starts a Ray, or joins one; then a line of JSON on standard input says what to run on it, and one on standard
-    output what came of it."""
+    """Start a Ray, or join one. Then each line of JSON on standard input says what to run on it, and a line on standard
+    output says what became of it."""
     if task == "join":
         ray_forks.hand_over()
     replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what an answer prints is no reply
+    os.dup2(2, 1)  # so that what an answer prints is not taken for a reply
     wanted = queue.Queue()
     threading.Thread(target=_read, args=(wanted, folder, task), daemon=True).start()
     if ray_forks.forks and task == "start":
@@ -275,12 +275,12 @@ def main(folder, task):
             said = traceback.format_exception_only(error)[-1].strip()
             reply = {"failed": said, "traceback": "".join(traceback.format_exception(error))}
         replies.write(json.dumps(reply) + "\n")
-    # only one that has joined comes here
+    # only a process that has joined gets here
     serve.delete("default")
 
 
 def _read(wanted, folder, task):
-    # no buffer, whose lock a fork would find taken
+    # without a buffer, because a fork might find its lock taken
     for line in open(0, "rb", buffering=0, closefd=False):
         wanted.put(json.loads(line))
     if task == "join":
@@ -318,12 +318,13 @@ def _connect(ray, serve, folder, task):
 
 
 def _make_patient():
-    """Makes Ray wait on a slow computer, where it would give up after 15 or 30 seconds, and leaves out four processes
-    that only cost time here: one starts more machines, one repeats the copies' logs, two are the dashboard's."""
+    """Make Ray wait longer, since on a slow computer it would give up after 15 or 30 seconds, and leave out four
+    processes that only cost time here: one starts more machines, one repeats the copies' logs, and two belong to the
+    dashboard."""
     from ray import _raylet
     from ray._private import node, parameter, services
 
-    # a port that it is given, it does not wait to be told
+    # if Ray is given these ports, it does not wait to be told them
     parameter.RayParams = functools.partial(
         parameter.RayParams,
         no_monitor=True,
@@ -351,7 +352,7 @@ def _make_patient():
                 time.sleep(0.1)
 
     def start_without_dashboard(command, *args, **kwargs):
-        # the raylet ends without a process there
+        # without some process in its place, the raylet would end
         agent = "--dashboard_agent_command="
         command = [f"{agent}sleep 999999999" if each.startswith(agent) else each for each in command]
         return start_process(command, *args, **kwargs)
@@ -378,13 +379,13 @@ def _run(serve, load, arguments):
 
 
 def _cpus(config):
-    """How many a copy of a deployment asks for: for its actor, or for the group that it is placed with."""
+    """How many CPUs a copy of a deployment asks for, either for its actor or for its placement group."""
     bundles = config.get("placement_group_bundles") or []
     return max(config["ray_actor_options"].get("num_cpus", 1), sum(each.get("CPU", 0) for each in bundles))
 
 
 def load_tiny():
-    """What a copy of the lesson's loads: 3.6's chat model around the model that COURSE_MODEL names, or the tiny one."""
+    """The `load` of the lesson's copies: 3.6's chat model, with the model that COURSE_MODEL names or the tiny one."""
     from course.qwen.models import model_path
 
     load_chat_model = answers.load("1.1", "load_chat_model", solution=True)
@@ -392,10 +393,10 @@ def load_tiny():
 
 
 def in_each_process():
-    """What each of Ray's processes does first: it finds the answers, and listens on this computer's address alone."""
+    """What each of Ray's processes does first: make the answers importable, and listen on 127.0.0.1 only."""
     from grpc.aio._server import Server
 
     answers.importable()
     listen = Server.add_insecure_port
-    # on all addresses a copy would take pickles from anyone: Ray's own copies on other machines send them
+    # on all addresses, a copy would accept pickles from anyone; Ray uses that for copies on other machines
     Server.add_insecure_port = lambda self, address: listen(self, address.replace("[::]", "127.0.0.1"))

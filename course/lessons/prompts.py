@@ -1,4 +1,4 @@
-"""Prompts whose ids are made by 1.5's `encode_chat`, for chats that only know `apply_chat_template`."""
+"""Lets 1.5's `encode_chat` make the ids of prompts for chats that only know `apply_chat_template`."""
 
 import copy
 
@@ -11,7 +11,7 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 
 def encoder(solution: bool):
-    """The reference's `encode_chat`, or the learner's if it has passed; None if it has not."""
+    """The reference's `encode_chat`, or the learner's if it has passed; otherwise None."""
     if not solution and not ever_passed("1.5"):
         return None
     try:
@@ -21,9 +21,9 @@ def encoder(solution: bool):
 
 
 def encoded_by(encode_chat, tokenizer):
-    """The tokenizer, or if there is an `encode_chat`, a copy whose `apply_chat_template` gives its ids.
+    """The tokenizer or, if there is an `encode_chat`, a copy whose `apply_chat_template` returns the ids from that.
 
-    Not covered: a chat that takes the template's text (`tokenize=False`) and makes ids of that itself.
+    Not covered: a chat that asks for the template's text (`tokenize=False`) and turns it into ids itself.
     """
     if encode_chat is None:
         return tokenizer

@@ -1,9 +1,9 @@
-"""Ray's Python processes as forks of one that has imported Ray: that import is most of what each of them costs.
+"""Ray's Python processes as forks of a process that has imported Ray: the import is most of what each of them costs.
 
-Ray starts them as ever, and `sitecustomize` calls `begin` in each. Those in `FORKED` hand over to a fork of the process
-that runs `serve`, which goes on in their place, and then only wait: each of the two ends with the other.
+Ray starts its processes as usual, and `sitecustomize` calls `begin` in each. Those in `FORKED` hand over to a fork of
+the process that runs `serve`. The fork continues in their place, and they only wait. If either ends, so does the other.
 
-Not covered: macOS, where a process that has loaded so much is better not forked; a runtime_env with another Python.
+Not covered: macOS, where it is better not to fork a process that has loaded so much; a runtime_env with another Python.
 """
 
 import json
@@ -15,19 +15,19 @@ import types
 
 FORKED = ("/ray/_private/workers/default_worker.py", "/ray/_private/runtime_env/agent/main.py")
 forks = sys.platform == "linux" and os.environ.get("COURSE_START") != "spawn"
-"""Whether this process may hand over."""
+"""Whether this process may hand over to a fork."""
 
 
 def begin():
-    """Hands over if this process is one of those."""
+    """Hand over if this process is one of FORKED."""
     if any(argument.endswith(FORKED) for argument in sys.orig_argv[1:4]):
         hand_over()
 
 
 def hand_over():
-    """A fork goes on instead of this process, with its arguments, environment and standard files.
+    """Let a fork continue in place of this process, with its arguments, environment and standard files.
 
-    Returns only where nobody serves.
+    Returns only if no process runs `serve`.
     """
     if not forks:
         return
@@ -44,15 +44,15 @@ def hand_over():
 
 
 def import_ray():
-    """Imports Ray so that forks of this process can be Ray's: each with random numbers of its own."""
-    # Ray reads these when it is imported, and only then: no job yet; which process a worker must not outlive
+    """Import Ray in such a way that forks of this process can serve as Ray's, each with its own random numbers."""
+    # Ray reads these only when it is imported: no job yet, and the process that a worker must not outlive
     read_once = {"RAY_JOB_ID": "ffffffff", "RAY_RAYLET_PID": str(os.getpid())}
     os.environ.update(read_once)
     import ray.actor
 
     for name in read_once:
         del os.environ[name]
-    # forks would share Ray's generator, and so the ids of their tasks, once it has made a number
+    # once Ray's generator has made a number, forks share its state, and so the ids of their tasks
     ids = ray.actor.ActorClassID
     ray.actor.ActorClassID = types.SimpleNamespace(from_random=lambda: ids(os.urandom(ids.size())))
     import ray.serve._private.controller
@@ -63,9 +63,9 @@ def import_ray():
 
 
 def serve():
-    """Makes the forks, for as long as the process lives that has forked this one. Does not return."""
+    """Make the forks for as long as this process's parent lives. Does not return."""
     parent = os.getppid()
-    # nobody asks how a fork has ended
+    # no one asks how a fork has ended
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(_address())
@@ -105,11 +105,11 @@ def _go_on(connection):
     threading.Thread(target=end_with_it, daemon=True).start()
     os.environ.clear()
     os.environ.update(own["environment"])
-    # Ray has read the other's
+    # Ray has read the configuration of the process that imported it
     sys.modules["ray._raylet"].Config.initialize("")
     os.chdir(own["folder"])
     sys.orig_argv = arguments = own["arguments"]
-    # what is for Python itself begins with a dash
+    # options for Python itself begin with a dash
     first = next(n for n, argument in enumerate(arguments) if n and (argument == "-c" or argument[0] != "-"))
     sys.argv = arguments[first:]
     try:

@@ -20,9 +20,9 @@ from course.words import words
 
 LESSONS = {number: f"course.lessons.stage{number}" for number in (1, 2, 3, 4)}
 LET_GO_S = 1
-"""How long answers in progress may go on after a notebook stops the server."""
+"""How long answers in progress may go on after a notebook stops the server, in seconds."""
 GRACE_S = 8
-"""And after SIGTERM or Ctrl-C in a terminal: `docker stop` kills the process after 10."""
+"""The same after SIGTERM or Ctrl-C in a terminal. `docker stop` kills the process after 10 seconds."""
 LOG_BYTES = 65_536
 NOTICE_S = 15
 
@@ -33,7 +33,7 @@ class ServeError(Exception):
     """The server did not start, or cannot start. The message says why and what to do."""
 
     def _render_traceback_(self):
-        # what a notebook shows: the message, not the way through this file
+        # a notebook then shows the message, not the path through this file
         return [f"{type(self).__name__}: {self}"]
 
 
@@ -58,12 +58,12 @@ def serve(
         port: 0 means the port of the earlier server, or any free one if there was none.
         host: the address to listen on. Anything but this computer's own 127.0.0.1 lets other computers connect.
         model: a folder or a hub name; None means COURSE_MODEL, or the tiny model if that is not set.
-        tuned: in stage 4, the course's fast slot model, even if exercise 4.5 is solved.
-        thread: in stage 4, the engine in a thread of the server's process, for comparison.
+        tuned: in stage 4, use the course's fast slot model, even if exercise 4.5 is solved.
+        thread: in stage 4, run the engine in a thread of the server's process, for comparison.
 
     Raises:
         ServeError: an exercise is not written yet, the port is in use, the model is missing, or
-            the server ended; with its last lines.
+            the server ended; the message has its last lines.
 
     Example:
         >>> with course.serve("1.3") as server:
@@ -98,12 +98,12 @@ def run(
     tuned: bool = False,
     thread: bool = False,
 ) -> int:
-    """Serve a lesson in a terminal until Ctrl-C or SIGTERM; the server's log goes to the terminal.
+    """Serve a lesson in a terminal until Ctrl-C or SIGTERM, with the server's log in the terminal.
 
-    After that it takes no more requests; answers in progress have GRACE_S to finish. A second Ctrl-C
-    ends them at once.
+    After that, the server takes no more requests, and answers in progress have GRACE_S seconds to finish.
+    A second Ctrl-C ends them immediately.
 
-    Arguments as for `serve`.
+    The arguments are those of `serve`.
 
     Returns:
         The exit code: 0 after Ctrl-C or SIGTERM; 1 if the server did not start or stopped by itself.
@@ -149,10 +149,10 @@ def run(
 
 
 def stage_number(stage: int | str) -> int:
-    """The stage of 1, "1" or "1.3", if it has a server.
+    """The stage that 1, "1" or "1.3" stands for.
 
     Raises:
-        ServeError: with the stages that have one; or there is no such exercise.
+        ServeError: the stage has no server (the message lists those that do), or there is no such exercise.
     """
     if "." in str(stage):
         try:
@@ -202,7 +202,7 @@ class Server:
             self.process.wait()
 
     def shut_down(self) -> None:
-        """End the server when the answers in progress have ended, after GRACE_S at the latest."""
+        """End the server when the answers in progress have ended, or after GRACE_S seconds at the latest."""
         if os.name == "posix":
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -223,7 +223,7 @@ class Server:
         """Return when the server answers anything.
 
         Raises:
-            ServeError: it ended first; with its last lines.
+            ServeError: the server ended first; the message has its last lines.
         """
         started, notices = time.monotonic(), 1
         connection = None
@@ -246,7 +246,7 @@ class Server:
                 said = words("The server is still starting ({seconds} s).", seconds=notices * NOTICE_S)
                 print(f"{said} {last}", flush=True)
                 notices += 1
-        # its last words may still be on the way
+        # its last lines may still be on their way
         self._reader.join(1)
         lines = self.logs().strip().splitlines()[-20:]
         raise ServeError("\n".join(lines) or words("The server did not start."))
@@ -292,7 +292,7 @@ def _bind(host, port):
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         if os.name == "posix":
-            # at once, so that a second server on this port is refused before its start
+            # right away, so that a second server on this port is refused before it starts
             listener.listen(128)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
@@ -312,12 +312,12 @@ def _whose(solution):
 
 
 def _start(stage, listener, host, solution, model, tuned, thread, to_terminal):
-    # -P: a file in the current folder must not be taken for one of our modules
+    # -P: a file in the current folder must not be mistaken for one of our modules
     command = [sys.executable, "-P", "-m", "course.lessons", str(stage), "--grace", str(GRACE_S)]
     options = {}
     if os.name == "posix":
         command += ["--fd", str(listener.fileno())]
-        # a session of its own: the interrupt that stops a cell does not stop the server
+        # in its own session, so that the interrupt that stops a cell does not stop the server
         options = {"pass_fds": [listener.fileno()], "start_new_session": True}
     else:
         command += ["--host", host, "--port", str(listener.getsockname()[1])]
@@ -340,7 +340,7 @@ def _start(stage, listener, host, solution, model, tuned, thread, to_terminal):
 
 
 def _threads(model):
-    """OMP_NUM_THREADS: one for the tiny model, which more only slow down; else all cores."""
+    """OMP_NUM_THREADS: one for the tiny model, which more threads would only slow down; otherwise all cores."""
     if not (model or os.environ.get("COURSE_MODEL")):
         return "1"
     import psutil

@@ -1,4 +1,4 @@
-"""Prompts over a WebSocket count like requests: the limit of exercise 2.3, around an app of 2.4."""
+"""Makes prompts over a WebSocket count as requests: the limit of exercise 2.3, around an app of 2.4."""
 
 import contextlib
 import json
@@ -7,10 +7,10 @@ import httpx
 
 
 class SocketLimit:
-    """An app around `app`: each frame but "stop" counts, and one over the limit gets an error frame.
+    """An app around `app` in which each frame except "stop" counts, and one over the limit gets an error frame.
 
-    `limited` is an app of exercise 2.3. It is sent, in this process, a request without a body from the
-    client's address: that counts, as every request does, and costs the model no step.
+    `limited` is an app of exercise 2.3. For each frame, it is sent a request without a body from the client's
+    address, within this process. The request counts, like any other, and costs the model no step.
     """
 
     def __init__(self, app, limited):
@@ -40,7 +40,7 @@ class SocketLimit:
             return None
         wait_s = response.headers.get("retry-after")
         again = f" Try again in {wait_s} seconds." if wait_s else ""
-        return f"Too many prompts: over a WebSocket, each one counts like a request.{again}"
+        return f"Too many prompts: over a WebSocket, each one counts as a request.{again}"
 
 
 def _is_stop(message):

@@ -1,4 +1,4 @@
-"""What the stages' servers share: the model and its pace, a page, a health check, a limit for bodies."""
+"""What the servers of all stages share: the model and its pace, a page, a health check, a limit for bodies."""
 
 import logging
 import os
@@ -26,10 +26,10 @@ PAGES = Path(__file__).with_name("pages")
 
 
 def load_model(name: str | None):
-    """(model, tokenizer), as the reference answer to 1.1 loads them.
+    """(model, tokenizer), loaded by the reference answer to 1.1.
 
     Args:
-        name: a folder or a hub name; None means COURSE_MODEL, or else the tiny model.
+        name: a folder or a hub name; None means COURSE_MODEL, or the tiny model if that is not set.
 
     Raises:
         ModelUnavailable: there is no such model.
@@ -45,7 +45,7 @@ def model_folder(name: str | None) -> str:
 
 
 def fastapi_app(id: str, made) -> FastAPI:
-    """What the exercise's `create_app` returned.
+    """`made`, which the exercise's `create_app` returned.
 
     Raises:
         NotReady: it is not a FastAPI app.
@@ -65,10 +65,10 @@ def add_health(app: FastAPI) -> None:
 
 
 def start_log(setup_logging) -> Path:
-    """3.4's log in `work/logs/`, and warnings and errors in the terminal, too; returns the folder.
+    """Start 3.4's log in `work/logs/`, and show warnings and errors in the terminal, too. Returns the folder.
 
     Raises:
-        NotReady: there is no place for it.
+        NotReady: the log cannot be written there.
     """
     folder = work_folder() / "logs"
     try:
@@ -81,8 +81,8 @@ def start_log(setup_logging) -> Path:
 
 
 def openai_page(name: str, app: FastAPI, apps: ASGIApp, openai_error) -> ASGIApp:
-    """`apps` with a page, as `with_page` makes it, all of whose refusals have the form of OpenAI's errors: 404 and
-    405 of `app`, where it has no form of its own for them, and bodies that are too large."""
+    """`apps` with a page, as in `with_page`, and with refusals in the format of OpenAI's errors: the 404 and 405 of
+    `app`, unless it has its own handlers for them, and the 413 for bodies that are too large."""
 
     async def not_there(request, error):
         response = openai_error(error.status_code, error.detail, type="invalid_request_error")
@@ -99,12 +99,12 @@ class Pace(BaseModel):
 
 
 def add_steps(app: FastAPI, model) -> None:
-    """What can be seen of the model, and how to slow it down.
+    """Add two paths: one to look at the model, one to slow it down.
 
     GET  /model   {"steps": forward passes so far, "pid": ..., "memory_mb": ..., "parameters": ...,
                    "pause_ms": 0}: this shows that a stopped answer costs no more steps
-    PUT  /pace    {"pause_ms": 40}: how long the model is idle after each step, for everyone; the page
-                  uses it, since the tiny model is too fast to watch
+    PUT  /pace    {"pause_ms": 40}: how long the model pauses after each step, for everyone; the page
+                  uses this, since the tiny model is too fast to watch
     """
     steps, pause_s = 0, 0.0
 
@@ -118,7 +118,7 @@ def add_steps(app: FastAPI, model) -> None:
 
     @app.get("/model")
     async def model_state():
-        # the resident set counts pages that workers share; a copy's own cost is its unique set
+        # the resident set includes pages that workers share; what a copy costs is its unique set
         memory = psutil.Process().memory_full_info()
         return {
             "steps": steps,
@@ -135,11 +135,11 @@ def add_steps(app: FastAPI, model) -> None:
 
 
 def with_page(name: str, app: ASGIApp, safe_prompts: bool = False, **limit) -> ASGIApp:
-    """The app with a chat page at `/`, the file `name` of `pages/`; bodies have a limit.
+    """The app with a chat page at `/`, which is the file `name` in `pages/`, and a limit for bodies.
 
     Args:
-        safe_prompts: what `GET /prompts` says, {"safe": ...}: whether 1.5 makes the prompts' ids.
-        limit: as for BodyLimit.
+        safe_prompts: what `GET /prompts` returns, {"safe": ...}: whether 1.5 makes the ids of the prompts.
+        limit: keyword arguments for BodyLimit.
     """
 
     async def page(_):
@@ -154,9 +154,9 @@ def with_page(name: str, app: ASGIApp, safe_prompts: bool = False, **limit) -> A
 
 
 class ByPath:
-    """An app that leaves each path of `apps` to its app, and all other paths to `others`.
+    """An app that passes each path in `apps` to the app given for it, and all other paths to `others`.
 
-    All of them are started and shut down; each is a Starlette or FastAPI app, or a ByPath.
+    It starts all of these apps and shuts them down. Each is a Starlette or FastAPI app, or a ByPath.
     """
 
     def __init__(self, apps: dict[str, ASGIApp], others: ASGIApp):

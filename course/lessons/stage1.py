@@ -1,4 +1,4 @@
-"""Stage 1 put together: the learner's model, chat and endpoint, and a chat page."""
+"""Stage 1, put together: the learner's model, chat and endpoint, and a chat page."""
 
 from starlette.types import ASGIApp
 
@@ -8,13 +8,13 @@ from course.lessons.stage import fastapi_app, model_folder, with_page
 
 
 def build(*, solution: bool = False, model: str | None = None) -> ASGIApp:
-    """The app of exercise 1.3 with 1.1 and 1.2 in it, and the chat page at `/`.
+    """The app from exercise 1.3, on top of 1.1 and 1.2, with the chat page at `/`.
 
-    Once 1.5 has passed, it makes the ids of the prompts; GET /prompts says so: {"safe": true}.
+    Once 1.5 has passed, it makes the ids of the prompts, and GET /prompts returns {"safe": true}.
 
     Args:
         solution: use the reference answers instead of the learner's.
-        model: a folder or a hub name; None means COURSE_MODEL, or else the tiny model.
+        model: a folder or a hub name; None means COURSE_MODEL, or the tiny model if that is not set.
 
     Raises:
         NotReady: an exercise is missing, unsolved, or cannot be loaded.

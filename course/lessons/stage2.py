@@ -1,4 +1,4 @@
-"""Stage 2 put together: the learner's model handler, stream, limit and WebSocket, and a chat page."""
+"""Stage 2, put together: the learner's model handler, stream, limit and WebSocket, and a chat page."""
 
 import asyncio
 import logging
@@ -23,22 +23,22 @@ class ChatRequest(BaseModel):
 
 
 def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
-    """One app of exercises 2.1 to 2.4, and the chat page at `/`.
+    """One app made of exercises 2.1 to 2.4, with the chat page at `/`.
 
         POST /chat_stream   2.3, which is 2.2 behind a limit
-        WS   /ws            2.4; a prompt counts like a request, and one too many gets an error frame
-        POST /chat          {"result": ...}: 2.1's answer in one piece, to compare; without a limit
+        WS   /ws            2.4; a prompt counts as a request, and one too many gets an error frame
+        POST /chat          {"result": ...}: 2.1's answer in one piece, for comparison; without a limit
         GET  /health        {"status": "ok"}
-        GET  /model         what can be seen of the model, and PUT /pace: see `add_steps`
-        GET  /prompts       {"safe": ...}: whether 1.5 has passed, and makes the ids of the prompts
+        GET  /model         the state of the model, and PUT /pace: see `add_steps`
+        GET  /prompts       {"safe": ...}: whether 1.5 has passed and so makes the ids of the prompts
 
     It needs no arguments, so that `uvicorn --factory course.lessons.stage2:build` and the workers
-    of exercise 2.5 can call it; COURSE_SOLUTION=1 then stands for `solution=True`. The limit and
-    where it is counted are COURSE_LIMIT ("50/minute") and COURSE_STORAGE ("memory://").
+    of exercise 2.5 can call it. COURSE_SOLUTION=1 then stands for `solution=True`, COURSE_LIMIT sets the
+    limit ("50/minute" by default), and COURSE_STORAGE says where requests are counted ("memory://").
 
     Args:
         solution: use the reference answers instead of the learner's.
-        model: a folder or a hub name; None means COURSE_MODEL, or else the tiny model.
+        model: a folder or a hub name; None means COURSE_MODEL, or the tiny model if that is not set.
 
     Raises:
         NotReady: an exercise is missing, unsolved, or cannot be loaded.
@@ -67,8 +67,8 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
     @app.post("/chat")
     async def chat(body: ChatRequest, request: Request):
         answer = asyncio.create_task(_whole(handler, body))
-        # the body has been read, so all that can still come is that the client has left; without
-        # this the model would work on for nobody: a plain response is not cancelled, a stream is
+        # the body has been read, so the only message still to come is that the client has left; without
+        # this, the model would go on for no one: unlike a stream, a plain response is not cancelled
         left = asyncio.create_task(request.receive())
         try:
             await asyncio.wait([answer, left], return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""Stage 3 put together: the endpoint that OpenAI's client talks to, its log, and a chat page."""
+"""Stage 3, put together: the endpoint that OpenAI's client talks to, its log, and a chat page."""
 
 import logging
 import os
@@ -15,36 +15,36 @@ logger = logging.getLogger(__name__)
 
 MOST_LINES = 100
 MOST_BYTES = 1_000_000
-"""Of the log, how much of its end is searched for the lines of a request."""
+"""How much of the log, from its end, is searched for the lines of a request."""
 
 
 def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
-    """One app of exercises 3.1 to 3.7, and the chat page at `/`.
+    """One app made of exercises 3.1 to 3.7, with the chat page at `/`.
 
-        POST /v1/chat/completions   3.7, on 3.6 and 3.5
+        POST /v1/chat/completions   3.7, on top of 3.6 and 3.5
         GET  /v1/models             3.7
-        POST /log_lines             {"logid": "..."} -> {"lines": [...]}, the log's lines of one request:
-                                    a service of four actions, on 3.1, 3.2 and 3.3
+        POST /log_lines             {"logid": "..."} -> {"lines": [...]}, the log lines of one request:
+                                    a service of four actions, built with 3.1, 3.2 and 3.3
         GET  /health, GET /model, PUT /pace   as in stage 2
 
-    The log (3.4) is in `work/logs/`: a line for each conversation when it is asked and one when it is
-    answered, with the logid that the client is told as X-Log-Id.
+    The log (3.4) is in `work/logs/`. Each conversation has a line when it arrives and one when it has been
+    answered, with the logid that the client gets as X-Log-Id.
 
     It needs no arguments, so that `uvicorn --factory course.lessons.stage3:build --workers 2` can call
     it; COURSE_SOLUTION=1 then stands for `solution=True`.
 
     Args:
         solution: use the reference answers instead of the learner's.
-        model: a folder or a hub name; None means COURSE_MODEL, or else the tiny model.
+        model: a folder or a hub name; None means COURSE_MODEL, or the tiny model if that is not set.
 
     Raises:
-        NotReady: an exercise is missing, unsolved, or cannot be loaded; or there is no place for the log.
+        NotReady: an exercise is missing, unsolved, or cannot be loaded; or the log cannot be written.
         ModelUnavailable: there is no such model.
     """
     if solution is None:
         solution = os.environ.get("COURSE_SOLUTION") == "1"
     importable(solution)
-    # 3.2 and 3.5 are imported by others; here, one that is not written is named before the start
+    # other exercises import 3.2 and 3.5; loading them here reports an unwritten one before the server starts
     (
         (config_class, handler_class),
         _,
@@ -77,19 +77,19 @@ def build(*, solution: bool | None = None, model: str | None = None) -> ASGIApp:
 
 
 class LoggedChat:
-    """`chat_model`, with a line in the log for each conversation that is asked and each answer."""
+    """`chat_model`, with a line in the log for each conversation that arrives and for each answer."""
 
     def __init__(self, chat_model):
         self.chat_model = chat_model
 
     def chat(self, messages, **options):
-        # a server that others use would not write down what they say
+        # a server for other people should not write down what they say
         logger.info("asked: %.200s", messages[-1]["content"])
         return LoggedPieces(self.chat_model.chat(messages, **options))
 
 
 class LoggedPieces:
-    """The pieces of one answer, unchanged: `__anext__` and `aclose`, as the contract of 3.6 says."""
+    """The pieces of one answer, unchanged, with `__anext__` and `aclose` as the contract of 3.6 requires."""
 
     def __init__(self, pieces):
         self.pieces = pieces
@@ -99,7 +99,7 @@ class LoggedPieces:
         try:
             self.last = await anext(self.pieces)
         except Exception:
-            self.over = True  # 3.7 says why
+            self.over = True  # 3.7 reports why
             raise
         self.first_after = self.first_after or self.seconds()
         if self.last.finish_reason:
@@ -137,7 +137,7 @@ class LogLines(BaseModel):
 
 
 def register_log_service(config_class, handler_class, factory, file):
-    """Registers POST /log_lines, which answers with the last MOST_LINES lines of one request in `file`."""
+    """Register POST /log_lines, which returns the last MOST_LINES lines that `file` has for one request."""
 
     class LogFile(config_class):
         def initialize(self):
@@ -147,12 +147,12 @@ def register_log_service(config_class, handler_class, factory, file):
         def pre_process(self, request_body):
             return request_body.logid
 
-        # a `def`: reading a file would keep the event loop waiting
+        # a `def`, because reading a file would block the event loop
         def run(self, logid):
             with open(self.config.file, "rb") as log:
                 log.seek(max(0, os.fstat(log.fileno()).st_size - MOST_BYTES))
                 end = log.read().decode("utf-8", "replace")
-            # the fifth field: a message may say "[logid:...]", too
+            # only this field counts: a message may say "[logid:...]", too
             its = re.compile(rf"\[[^]]*\] \[pid:\d+\] \[level:\w+\] \[logid:{logid}\] ")
             return [line for line in end.splitlines() if its.match(line)]
 

@@ -1,5 +1,5 @@
-"""Stage 4 put together: stage 3's endpoint on an engine that batches, in a process of its own, with admission,
-figures, and a page on which they are drawn."""
+"""Stage 4, put together: stage 3's endpoint on a batching engine in its own process, with admission, metrics, and a
+page that plots them."""
 
 import os
 from contextlib import asynccontextmanager
@@ -31,34 +31,34 @@ from course.words import words
 
 PATH = "/v1/chat/completions"
 SLOTS, SLOTS_LARGE = 64, 8
-"""Room for as many answers at once; a large model's caches take gigabytes."""
+"""How many answers there is room for at once. The caches of a large model take gigabytes."""
 
 
 def build(
     *, solution: bool | None = None, model: str | None = None, tuned: bool | None = None, thread: bool | None = None
 ) -> ASGIApp:
-    """One app of exercises 3.4, 3.7 and 4.1 to 4.3, and the pages at `/` and `/dashboard`.
+    """One app made of exercises 3.4, 3.7 and 4.1 to 4.3, with pages at `/` and `/dashboard`.
 
-        POST /v1/chat/completions   3.7, on 4.1 in a process of its own, with 4.3 in it and 4.2 around it
+        POST /v1/chat/completions   3.7, on top of 4.1 in its own process, with 4.3 inside and 4.2 around it
         GET  /v1/models             3.7
-        GET  /metrics               4.3's figures, and the server's own
-        GET  /dashboard             a page that draws them
-        GET  /health                {"status": "ok"}: the server answers
-        GET  /ready                 {"status": "ready"}, or 503: the model has answered, and its engine lives
-        GET  /model                 what can be seen of the model, as in stage 2
+        GET  /metrics               4.3's metrics and the server's own
+        GET  /dashboard             a page that plots them
+        GET  /health                {"status": "ok"}: the server is answering
+        GET  /ready                 {"status": "ready"} if the model has answered and its engine is alive, otherwise 503
+        GET  /model                 the state of the model, as in stage 2
 
-    It needs no arguments, as in stage 3; COURSE_SOLUTION=1, COURSE_TUNED=1 and COURSE_THREAD=1 then stand for
-    `solution=True`, `tuned=True` and `thread=True`. COURSE_SLOTS is how many answers share the model's steps;
-    COURSE_WAITING how many more requests may wait.
+    As in stage 3, it needs no arguments. COURSE_SOLUTION=1, COURSE_TUNED=1 and COURSE_THREAD=1 then stand for
+    `solution=True`, `tuned=True` and `thread=True`. COURSE_SLOTS is how many answers share the model's steps,
+    and COURSE_WAITING is how many more requests may wait.
 
     Args:
         solution: use the reference answers instead of the learner's.
-        model: a folder or a hub name; None means COURSE_MODEL, or else the tiny model.
-        tuned: the course's own fast slot model, also where 4.5 is solved.
-        thread: the engine in a thread of the server's process.
+        model: a folder or a hub name; None means COURSE_MODEL, or the tiny model if that is not set.
+        tuned: use the course's own fast slot model, even if 4.5 is solved.
+        thread: run the engine in a thread of the server's process.
 
     Raises:
-        NotReady: an exercise is missing, unsolved, or cannot be loaded; or there is no place for the log.
+        NotReady: an exercise is missing, unsolved, or cannot be loaded; or the log cannot be written.
         ModelUnavailable: there is no such model.
     """
     solution, tuned, thread = (
@@ -77,7 +77,7 @@ def build(
         load_it = partial(load_engine, solution, folder, slots, own)
         return Engine(load_it, lambda messages: encode_chat(tokenizer, messages), thread=thread)
 
-    # a process loads while the rest is being loaded here; two threads cannot import answers at once
+    # a process loads its part while this one loads the rest; two threads cannot import answers at the same time
     engine = None if thread else start()
     try:
         answers = load_all(
@@ -112,7 +112,7 @@ def build(
         return response
 
     admitted = admission(OnlyAlive(app, engine, no_engine), max_running=slots, max_waiting=waiting, path=PATH)
-    # it starts and ends as the app does
+    # it starts and ends together with the app
     admitted.router = Router(lifespan=lambda _: app.router.lifespan_context(app))
     registry.register(Figures(engine, admitted))
     operations = _operations(engine, registry)
@@ -121,10 +121,10 @@ def build(
 
 
 def _setting(name, default, least):
-    """A number of the environment.
+    """A number from an environment variable.
 
     Raises:
-        NotReady: it is none, or too small.
+        NotReady: it is not a number, or too small.
     """
     text = os.environ.get(name) or str(default)
     if not text.isdecimal() or int(text) < least:
@@ -134,10 +134,10 @@ def _setting(name, default, least):
 
 
 def load_engine(solution: bool, folder: str, slots: int, own: bool):
-    """(run, slots, tokenizer), in the engine's process: 4.1's loop, and a slot model for it.
+    """(run, slots, tokenizer): 4.1's loop and a slot model for it. Called in the engine's process.
 
     Args:
-        own: 4.5's slot model, in place of the course's.
+        own: use 4.5's slot model instead of the course's.
     """
     importable(solution)
     run = load("4.1", "run", solution)
@@ -157,13 +157,13 @@ def _tuned(model, tokenizer, slots):
         return SlotModel(model, slots=slots)
     from course.qwen.slots import SlotModel
 
-    # what all prompts without a system line of their own begin with
+    # the beginning of all prompts that do not have their own system line
     one, two = (tokenizer.apply_chat_template([{"role": "user", "content": text}], return_dict=False) for text in "ab")
     return SlotModel(model, slots=slots, prefix=os.path.commonprefix([one, two]))
 
 
 class OnlyAlive:
-    """An app around `app`: while there is no engine, each request to PATH is refused with `refusal()`."""
+    """An app around `app` that refuses each request to PATH with `refusal()` while there is no engine."""
 
     def __init__(self, app, engine, refusal):
         self.app, self.engine, self.refusal = app, engine, refusal
@@ -174,7 +174,7 @@ class OnlyAlive:
 
 
 class Figures:
-    """The server's own figures, for a prometheus registry: they are read when it is."""
+    """The server's own metrics, for a prometheus registry. They are read whenever the registry is."""
 
     def __init__(self, engine, admission):
         self.engine, self.admission = engine, admission
@@ -184,12 +184,12 @@ class Figures:
         yield GaugeMetricFamily("llm_requests_waiting", "Requests waiting.", self.admission.waiting)
         yield GaugeMetricFamily("llm_engine_up", "1 while the engine is alive.", int(self.engine.alive))
         yield CounterMetricFamily("llm_engine_restarts", "Engines started after the first.", self.engine.restarts)
-        yield CounterMetricFamily("llm_engine_steps", "Calls of the model.", self.engine.steps)
-        yield CounterMetricFamily("llm_engine_tokens", "Tokens so far.", self.engine.tokens)
+        yield CounterMetricFamily("llm_engine_steps", "Calls to the model so far.", self.engine.steps)
+        yield CounterMetricFamily("llm_engine_tokens", "Tokens generated so far.", self.engine.tokens)
 
 
 def _operations(engine, registry):
-    """The app of those who look after the server. It starts the engine and shuts it down."""
+    """The app for those who look after the server. It starts the engine and shuts it down."""
 
     @asynccontextmanager
     async def lifespan(_):

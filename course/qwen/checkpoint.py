@@ -1,9 +1,9 @@
-"""What is wrong with a checkpoint's folder, seen without loading it.
+"""What is wrong with a checkpoint folder, as far as one can tell without loading it.
 
-transformers fills weights that a file lacks with random numbers and says so in a log line. A server of
-such a model answers noise. The rest of what is looked at here ends in tracebacks of forty lines.
+If weights are missing from a file, transformers fills them with random numbers and only says so in the log. A server
+with such a model answers noise. The other problems that are found here would end in tracebacks of forty lines.
 
-Not covered: the values of weights, and which weights other architectures than Qwen2 need.
+Not covered: the values of weights, and which weights architectures other than Qwen2 need.
 """
 
 import json
@@ -20,9 +20,9 @@ _OF_A_LAYER = [
 
 
 def problems(folder: Path) -> list[str]:
-    """One line for each thing that keeps the folder from being a complete chat model; [] if none.
+    """One line for each thing that keeps the folder from being a complete chat model; [] if there is nothing.
 
-    Of a first-generation Qwen only its config.json is looked at: it is converted, not loaded.
+    For a first-generation Qwen, only config.json is checked: such a model is converted, not loaded.
     """
     found = [] if (folder / "config.json").is_file() else ["config.json is missing"]
     if model_type(folder) == "qwen":
@@ -47,9 +47,9 @@ def problems(folder: Path) -> list[str]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a checkpoint's weights, whether they are there or not; [] if unknown.
+    """The files that hold a checkpoint's weights, whether they exist or not; [] if unknown.
 
-    Raises ValueError for an index that cannot be read.
+    Raises ValueError if the index cannot be read.
     """
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         single = folder / f"{stem}{suffix}"
@@ -59,7 +59,7 @@ def weight_files(folder: Path) -> list[Path]:
         if index.is_file():
             try:
                 names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-                # an index must not lead out of its folder
+                # an index must not point to files outside its folder
                 if not names or any(Path(name).name != name for name in names):
                     raise ValueError("no file names in weight_map")
             except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -86,10 +86,10 @@ def _unloadable(config):
     for key in ("dtype", "torch_dtype"):
         value = config.get(key)
         if isinstance(value, str) and value.startswith("torch."):
-            found.append(f'config.json says "{key}": "{value}"; write "{value.removeprefix("torch.")}"')
+            found.append(f'config.json says "{key}": "{value}"; change it to "{value.removeprefix("torch.")}"')
     if quantization := config.get("quantization_config"):
         kind = quantization.get("quant_method", "") if isinstance(quantization, dict) else ""
-        found.append(f"its weights are quantized ({kind or 'some way'}): use an unquantized edition of the model")
+        found.append(f"the weights are quantized ({kind or 'unknown method'}): use an unquantized version of the model")
     return found
 
 
@@ -104,7 +104,7 @@ def _weights(files, config):
     for file in files:
         with file.open("rb") as opened:
             if opened.read(40).startswith(b"version https://git-lfs"):
-                return [f"{file.name} is a Git LFS pointer, not the weights: git lfs pull"]
+                return [f"{file.name} is a Git LFS pointer, not the weights: run git lfs pull"]
         if file.suffix != ".safetensors":
             return []
         try:
@@ -115,13 +115,13 @@ def _weights(files, config):
     if not missing:
         return []
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-    return [f"weights are missing, and would be random numbers: {', '.join(missing[:3])}{more}"]
+    return [f"weights are missing, and would be filled with random numbers: {', '.join(missing[:3])}{more}"]
 
 
 def _names(file):
-    """The names of a safetensors file's weights.
+    """The names of the weights in a safetensors file.
 
-    Raises ValueError if it is none, or shorter than it says.
+    Raises ValueError if it is not a safetensors file, or shorter than its header says.
     """
     size = file.stat().st_size
     with file.open("rb") as opened:
@@ -132,7 +132,7 @@ def _names(file):
     header.pop("__metadata__", None)
     end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size < 8 + length + end:
-        raise ValueError(f"it has {size:,} of {8 + length + end:,} bytes; copy or download it again")
+        raise ValueError(f"it has only {size:,} of {8 + length + end:,} bytes; copy or download it again")
     return set(header)
 
 

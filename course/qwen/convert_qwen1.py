@@ -1,13 +1,13 @@
-"""Turn a Qwen-1 checkpoint (QWenLMHeadModel, say Qwen/Qwen-1_8B-Chat) into a native Qwen2 one.
+"""Turn a Qwen-1 checkpoint (a QWenLMHeadModel such as Qwen/Qwen-1_8B-Chat) into a native Qwen2 checkpoint.
 
-Qwen-1 brings its own model code. Under current transformers that code does not import, and patched
-until it does, from_pretrained silently puts random numbers into every layer's attn.c_proj. So the
-code is never run here: the weights are read from their files, renamed and written again. The two
-architectures are the same, except that Qwen-1 keeps q, k and v in one matrix, writes the gated MLP
-as w1 * silu(w2), and counts both halves of that MLP in intermediate_size.
+Qwen-1 comes with its own model code. With current transformers, that code cannot be imported, and if it
+is patched until it can, from_pretrained silently puts random numbers into every layer's attn.c_proj. So
+the code is never run here: the weights are read from their files, renamed and written again. The two
+architectures are the same, except that Qwen-1 keeps q, k and v in one matrix, writes the gated MLP as
+w1 * silu(w2), and counts both halves of that MLP in intermediate_size.
 
-Not covered: contexts longer than seq_length. There Qwen-1 rescales its rotary angles (dynamic NTK)
-and its queries (logn), which Qwen2 does not know. Both do nothing up to seq_length, so that becomes
+Not covered: contexts longer than seq_length. There, Qwen-1 rescales its rotary angles (dynamic NTK) and
+its queries (logn), which Qwen2 cannot do. Neither has any effect up to seq_length, which therefore becomes
 max_position_embeddings. Quantized, visual and audio variants are refused.
 """
 
@@ -45,10 +45,10 @@ class ConversionError(Exception):
 def convert(source: str | os.PathLike, target: str | os.PathLike) -> Path:
     """Write the checkpoint folder `source` as a native Qwen2 folder `target`, and return `target`.
 
-    `source` holds config.json, qwen.tiktoken and the weights, as safetensors or as PyTorch .bin
-    files, in one file or in shards with their index. Each file of weights becomes one file with
-    the same dtype; no more than one of them is in memory at a time. `target` must not exist; it
-    appears when it is complete, and a failure leaves nothing.
+    `source` contains config.json, qwen.tiktoken and the weights, as safetensors or as PyTorch .bin
+    files, in one file or in shards with an index. Each file of weights becomes one file with the same
+    dtype, and at most one of them is in memory at a time. `target` must not exist. It appears only when
+    it is complete, and a failure leaves nothing behind.
 
     Raises ConversionError.
     """
@@ -73,7 +73,7 @@ def convert(source: str | os.PathLike, target: str | os.PathLike) -> Path:
             + "\n".join(f"- {problem}" for problem in problems)
         )
 
-    # beside the target: a rename is whole or not at all only within one file system
+    # next to the target, because a rename is atomic only within one file system
     partial = target.parent / f".{target.name}.partial-{secrets.token_hex(4)}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -84,10 +84,12 @@ def convert(source: str | os.PathLike, target: str | os.PathLike) -> Path:
         for file in partial.iterdir():
             file.chmod(0o644)  # safetensors writes files that only their owner may read
         if os.path.lexists(target):
-            raise ConversionError(f"{target} has appeared in the meantime and was not changed.")
+            raise ConversionError(f"{target} was created in the meantime and was not changed.")
         partial.rename(target)
     except (OSError, SafetensorError) as error:
-        raise ConversionError(f"Writing {target} failed, and what was written is removed: {error}") from error
+        raise ConversionError(
+            f"Writing {target} failed, and everything written so far has been removed: {error}"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target

@@ -1,15 +1,15 @@
-"""What each trick of `slots.py` is worth, and that none of them changes an answer.
+"""Measures what each trick in `slots.py` is worth, and checks that none of them changes an answer.
 
     python -m course.qwen.measure_slots [--rounds 15]
     python -m course.qwen.measure_slots --answers [--prompts 200] [--tokens 128]
 
-Without options: the time of a step and of a prefill of the tiny Qwen, with all tricks, with each one left out in
-turn, of the plain slot model of exercise 4.5, and of transformers' own `generate`. All take turns within a round.
-A ratio is how many times as long something takes; it is the median of the rounds' ratios. Times are this process's
-CPU time, in one thread: on a computer with nothing else to do that is how long it takes.
+Without options, it measures how long a step and a prefill of the tiny Qwen take: with all tricks, with each trick left
+out in turn, with the plain slot model from exercise 4.5, and with transformers' own `generate`. In each round, all of
+them take turns. A ratio says how many times as long something takes, and is the median over the rounds. Times are the
+CPU time of this process, in one thread; on an otherwise idle computer, that is how long it takes.
 
-With `--answers`: whether greedy answers are those of `generate`, token for token, alone in the slot model and beside
-15 others.
+With `--answers`, it checks whether greedy answers match those of `generate`, token for token, both alone in the slot
+model and next to 15 others.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from course.qwen.models import tiny
 
 ROWS = (1, 4, 16, 64)
 PROMPT = 27
-"""As many ids as a short question has, with the default system line."""
+"""How many ids a short question has, including the default system line."""
 STEPS = 10
 
 
@@ -47,7 +47,7 @@ class PlainLinear:
 
 
 class TransposedLinear(slots._Linear):
-    """`_Linear` where there is no fbgemm."""
+    """`_Linear` as it is without fbgemm."""
 
     def __init__(self, *weights, bias=None):
         weight = torch.cat([each.detach().float() for each in weights])
@@ -56,7 +56,7 @@ class TransposedLinear(slots._Linear):
 
 
 class OneByOne:
-    """Several linear layers on one input, each a product of its own."""
+    """Several linear layers with the same input, each as a separate product."""
 
     def __init__(self, *weights, bias=None):
         biases = bias.split([len(each) for each in weights]) if bias is not None else [None] * len(weights)
@@ -94,7 +94,7 @@ class WithRmsNorm(slots.SlotModel):
 
 
 def variants(model):
-    """{what is left out: (slot model, which slots a step of n rows names)}"""
+    """{what is left out: (slot model, a function that returns the slots for a step of n rows)}"""
     lowest = range
     found = {
         "all tricks": (slots.SlotModel(model, slots=64), lowest),
@@ -123,7 +123,7 @@ def _every(distance, count):
 
 
 def steps_ms(slot_model, named):
-    """Milliseconds a step, of STEPS steps behind a prompt of PROMPT ids."""
+    """Milliseconds per step, over STEPS steps after a prompt of PROMPT ids."""
     for slot in named:
         slot_model.prefill(slot, [7] * PROMPT)
     ids = [7] * len(named)
@@ -135,7 +135,7 @@ def steps_ms(slot_model, named):
 
 
 def generate_ms(model, rows):
-    """Milliseconds a step of `generate`, as above."""
+    """Milliseconds per step of `generate`, under the same conditions."""
     prompt = torch.full((rows, PROMPT), 7)
     times = []
     for count in (1, 1 + STEPS):
@@ -169,12 +169,12 @@ def measure(rounds, console):
 
 
 def prefills(model, tokenizer, rounds):
-    """What a kept prefix and a last layer for one token are worth, and what four prompts in one pass would be."""
+    """Measure what it is worth to keep a prefix, to run the last layer for one token only, and to join four prompts."""
     asked = [_ids(tokenizer, text) for text in ("What is a token?", "Hello!", "什么是 KV 缓存？", "Why stream?")]
     prefix = os.path.commonprefix(asked)
     plain, kept, whole = (slots.SlotModel(model, slots=4, prefix=each) for each in ([], prefix, []))
     whole._last = None
-    # the layers see the same rows and one product, whichever prompts they are from
+    # for the layers, it makes no difference which prompts the rows come from
     joined = sum(asked, [])
     ways = {
         "four prompts, one after the other": lambda: [plain.prefill(slot, ids) for slot, ids in enumerate(asked)],
@@ -202,7 +202,7 @@ def _ids(tokenizer, text):
 
 
 def prompts(tokenizer, count):
-    """The ids of `count` questions, English and Chinese, always the same."""
+    """The ids of `count` questions in English and Chinese, always the same ones."""
     from course.qwen.making import corpus
 
     rng, facts = random.Random(0), list(corpus.facts())
@@ -215,7 +215,7 @@ def prompts(tokenizer, count):
 
 
 def together(slot_model, asked, tokens, ends):
-    """Greedy answers to so many prompts at once; one that has ended leaves its slot."""
+    """Greedy answers to all these prompts at once. An answer that has ended leaves its slot."""
     answers = [[int(slot_model.prefill(slot, ids).argmax())] for slot, ids in enumerate(asked)]
     while running := [n for n, each in enumerate(answers) if each[-1] not in ends and len(each) < tokens]:
         rows = slot_model.step(running, [answers[n][-1] for n in running])
@@ -225,7 +225,7 @@ def together(slot_model, asked, tokens, ends):
 
 
 def differing(slot_model, model, asked, tokens):
-    """The prompts to which the slot model answers otherwise than `generate`: "alone" or "beside others", the number."""
+    """The prompts to which the slot model's answer differs from that of `generate`: ("alone" or "next to others", number)."""
     ends, found = slot_model.eos_token_ids, []
     for first in range(0, len(asked), 16):
         some = asked[first : first + 16]
@@ -233,7 +233,7 @@ def differing(slot_model, model, asked, tokens):
             prompt = torch.tensor([ids])
             options = {"max_new_tokens": tokens, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
             expected = model.generate(prompt, **options)[0, len(ids) :].tolist()
-            found += [("beside others", n)] * (beside != expected)
+            found += [("next to others", n)] * (beside != expected)
             found += [("alone", n)] * (together(slot_model, [ids], tokens, ends) != [expected])
     return found
 
@@ -253,7 +253,7 @@ def main() -> int:
     model, tokenizer = tiny()
     found = differing(slots.SlotModel(model), model, prompts(tokenizer, options.prompts), options.tokens)
     console.print(
-        f"{options.prompts} prompts, alone and beside 15 others: {len(found)} answers differ from generate's."
+        f"{options.prompts} prompts, alone and next to 15 others: {len(found)} answers differ from generate's."
     )
     return 1 if found else 0
 

@@ -1,7 +1,7 @@
-"""Where the course's model comes from: the tiny one, a folder, Hugging Face or ModelScope.
+"""Where the course's model comes from: the tiny model, a folder, Hugging Face or ModelScope.
 
-COURSE_MODEL   a folder, or a hub name such as Qwen/Qwen1.5-1.8B-Chat; without it the tiny model
-COURSE_HUB     where hub names are looked up: huggingface (without it) or modelscope
+COURSE_MODEL   a folder, or a hub name such as Qwen/Qwen1.5-1.8B-Chat; the tiny model if not set
+COURSE_HUB     where hub names are looked up: huggingface (also if not set) or modelscope
 """
 
 import functools
@@ -14,21 +14,21 @@ from course.words import words
 
 HUBS = {"huggingface": "Hugging Face", "modelscope": "ModelScope"}
 
-# enough to load a model and its tokenizer; leaves out second copies of the weights
+# enough to load a model and its tokenizer, without second copies of the weights
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
 class ModelUnavailable(FileNotFoundError):
-    """The model that was asked for cannot be had. The message says why and what to do."""
+    """The requested model is not available. The message says why and what to do."""
 
 
 def model_path(name: str | os.PathLike | None = None) -> str:
-    """The absolute path of a complete checkpoint folder for from_pretrained.
+    """The absolute path of a complete checkpoint folder, for from_pretrained.
 
     `name` is a folder or a hub name; None means COURSE_MODEL. A folder wins over a hub name. A path
-    (absolute, ./, ../, ~, or with more than one slash) is never looked up at a hub. A hub name
-    whose files are all in the local cache is not looked up on the network; otherwise the files are
-    downloaded, with a progress bar.
+    (absolute, ./, ../, ~, or with more than one slash) is never looked up on a hub. If all files of a
+    hub name are in the local cache, the network is not used; otherwise, the files are downloaded, with
+    a progress bar.
 
     Raises ModelUnavailable.
     """
@@ -44,7 +44,7 @@ def model_path(name: str | os.PathLike | None = None) -> str:
 
 @functools.cache
 def tiny():
-    """(model, tokenizer) of the tiny Qwen: float32, on the CPU, in eval mode; the same at each call."""
+    """(model, tokenizer) of the tiny Qwen: float32, on the CPU, in eval mode. Every call returns the same objects."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -95,14 +95,14 @@ def _fetch(name: str) -> str:
             said = words("COURSE_HUB=modelscope needs one more package: pip install modelscope")
             raise ModelUnavailable(said) from error
 
-    # both hubs raise errors of many families, some of them plain Exceptions
+    # both hubs raise many kinds of errors, some of them plain Exceptions
     try:
         folder = Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=True))
     except Exception:
         folder = None
     if folder is None or problems(folder):
         try:
-            # the small file first: it may say that the large ones are of no use
+            # the small file first, because it may say that the large ones are of no use
             folder = Path(snapshot_download(name, allow_patterns=["config.json"]))
             if model_type(folder) != "qwen":
                 folder = Path(snapshot_download(name, allow_patterns=_FILES))
@@ -114,7 +114,7 @@ def _fetch(name: str) -> str:
 
 
 def _refused(name: str, hub: str, error: Exception) -> ModelUnavailable:
-    # the hub's own FileNotFoundError only says that its cache was of no help either
+    # the hub's own FileNotFoundError only says that its cache did not help either
     if isinstance(error, FileNotFoundError):
         error = error.__cause__ or error
     reason = str(error).strip().split("\n")[0]

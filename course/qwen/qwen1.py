@@ -1,6 +1,6 @@
-"""A Qwen-1 checkpoint as it lies in its folder: what is read from it, and all that can be wrong with it.
+"""A Qwen-1 checkpoint folder: what is read from it, and everything that can be wrong with it.
 
-What is wrong is added to `problems`, a line each, so that one hears of everything at once.
+Whatever is wrong is added to `problems`, one line each, so that people learn about all of it at once.
 """
 
 import base64
@@ -21,7 +21,7 @@ from course.qwen.checkpoint import weight_files
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"] + [f"<|extra_{i}|>" for i in range(205)]
 
-# what Qwen2 can express; a config that leaves them out means these values
+# what Qwen2 can express; these are also the values of a config that leaves them out
 _FIXED = {
     "no_bias": True,
     "scale_attn_weights": True,
@@ -38,8 +38,8 @@ _SIZES = (
 )
 _NUMBERS = ("layer_norm_epsilon", "rotary_emb_base")
 _SAMPLING = ("do_sample", "repetition_penalty", "max_new_tokens")
-_ONLY_SAMPLED = ("temperature", "top_k", "top_p")  # an error without do_sample
-# computed when the model is built, saved by some releases
+_ONLY_SAMPLED = ("temperature", "top_k", "top_p")  # these are an error without do_sample
+# computed when the model is built, but some releases save them
 _BUFFERS = re.compile(r"transformer\.(h\.\d+\.attn\.)?(bias|masked_bias|logn_tensor|rotary_emb\.inv_freq)")
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -47,7 +47,7 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 @dataclass(frozen=True)
 class Weight:
     shape: tuple[int, ...]
-    targets: tuple[str, ...]  # cut along the first dimension where there are several
+    targets: tuple[str, ...]  # if there are several, the tensor is split along its first dimension
 
 
 def _read_json(file: Path, problems: list[str]) -> dict | None:
@@ -65,7 +65,7 @@ def _read_json(file: Path, problems: list[str]) -> dict | None:
 
 
 def read_config(source: Path, problems: list[str]) -> dict | None:
-    """The config, or None where it is of no use."""
+    """The config, or None if it cannot be used."""
     if not (source / "config.json").is_file():
         problems.append("config.json is missing")
         return None
@@ -74,7 +74,7 @@ def read_config(source: Path, problems: list[str]) -> dict | None:
         return None
     model_type = config.get("model_type")
     if model_type != "qwen":
-        hint = " (it is native already: use it as it is)" if model_type == "qwen2" else ""
+        hint = " (it is already native: use it as it is)" if model_type == "qwen2" else ""
         problems.append(f'config.json: model_type is {model_type!r}, not "qwen"{hint}')
         return None
 
@@ -106,7 +106,7 @@ def read_config(source: Path, problems: list[str]) -> dict | None:
 
 
 def read_ranks(source: Path, config: dict | None, problems: list[str]) -> dict[bytes, int] | None:
-    """The tokens of qwen.tiktoken with their ids, or None where the file is of no use."""
+    """The tokens of qwen.tiktoken with their ids, or None if the file cannot be used."""
     file = source / "qwen.tiktoken"
     if not file.is_file():
         problems.append("qwen.tiktoken is missing")
@@ -117,7 +117,7 @@ def read_ranks(source: Path, config: dict | None, problems: list[str]) -> dict[b
         problems.append(f"qwen.tiktoken cannot be read ({error})")
         return None
     if sorted(ranks.values()) != list(range(len(ranks))):
-        problems.append("qwen.tiktoken: the ranks do not count from 0 without gaps")
+        problems.append("qwen.tiktoken: the ranks are not consecutive numbers from 0")
         return None
     absent = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if absent:
@@ -129,7 +129,7 @@ def read_ranks(source: Path, config: dict | None, problems: list[str]) -> dict[b
             f"more than config.json's vocab_size {config['vocab_size']}"
         )
         return None
-    # tiktoken takes a whole word that is a token as it is, Qwen2's tokenizer only merges
+    # if a whole word is a token, tiktoken uses it as it is; Qwen2's tokenizer only merges
     vocab, merges = converter(source).extract_vocab_merges_from_model(file)
     bpe = BPE(vocab, merges)
     stray = [rank for token, rank in vocab.items() if len(bpe.tokenize(token)) != 1]
@@ -150,7 +150,7 @@ def _parse_ranks(file: str | os.PathLike) -> dict[bytes, int]:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except ValueError:
-            raise ValueError(f"line {number} is not a token in base64 and a number") from None
+            raise ValueError(f"line {number} is not a base64 token followed by a number") from None
     return ranks
 
 
@@ -182,14 +182,14 @@ def layout_of(config: dict) -> dict[str, Weight]:
 
 
 def load(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of one file, mapped: the disk is read when a tensor is used."""
+    """The tensors of one file, memory-mapped: the disk is read only when a tensor is used."""
     if file.suffix == ".safetensors":
         return load_file(file)
     return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
 
 
 def read_shards(source: Path, layout: dict[str, Weight] | None, problems: list[str]) -> dict[Path, list[str]]:
-    """For each file of weights the tensors to take from it."""
+    """For each file of weights, the tensors to take from it."""
     try:
         files = weight_files(source)
     except ValueError as error:
@@ -197,8 +197,8 @@ def read_shards(source: Path, layout: dict[str, Weight] | None, problems: list[s
         return {}
     if not files:
         problems.append(
-            "the weights are missing: neither model.safetensors nor model.safetensors.index.json "
-            "(nor pytorch_model.bin nor its index) is there"
+            "the weights are missing: there is neither model.safetensors nor model.safetensors.index.json "
+            "(nor pytorch_model.bin, nor its index)"
         )
         return {}
 
@@ -212,14 +212,14 @@ def read_shards(source: Path, layout: dict[str, Weight] | None, problems: list[s
         try:
             for name, tensor in load(file).items():
                 seen[name] = (file, tuple(tensor.shape), tensor.dtype)
-        except Exception as error:  # torch and safetensors have many ways to dislike a file
+        except Exception as error:  # torch and safetensors raise many kinds of errors
             reason = str(error).strip().split("\n")[0]
             problems.append(f"{file.name} is damaged or incomplete; download it again ({reason})")
             unread = True
     if layout is None:
         return {}
 
-    # what an absent file holds would only be a long echo of its name
+    # listing the tensors of a missing file would add nothing to its name
     missing = [] if unread else [name for name in layout if name not in seen]
     problems += _listed("tensor {} is missing", missing)
     unknown = [name for name in seen if name not in layout and not _BUFFERS.fullmatch(name)]
@@ -247,7 +247,7 @@ def read_sampling(source: Path, config: dict | None, ranks: dict[bytes, int] | N
     """What the checkpoint says about sampling; {} if it says nothing."""
     settings = _read_json(source / "generation_config.json", problems) or {}
     end = settings.get("eos_token_id")
-    # <|endoftext|> follows the last rank: the one sign of a file cut at the end of a line
+    # <|endoftext|> comes right after the last rank: nothing else shows that a file was cut off at the end of a line
     if config and ranks and isinstance(end, int) and len(ranks) != end < config["vocab_size"]:
         problems.append(
             f"qwen.tiktoken has {len(ranks)} tokens, but generation_config.json says {end} "
@@ -263,7 +263,7 @@ def read_sampling(source: Path, config: dict | None, ranks: dict[bytes, int] | N
 
 
 class _Converter(TikTokenConverter):
-    # the one of tiktoken keeps a copy in a cache by path, and would give an older file's tokens
+    # tiktoken's own function caches files by path, and would return the tokens of an older file
     load_tiktoken_bpe = staticmethod(_parse_ranks)
 
 

@@ -1,28 +1,30 @@
-"""A Qwen2 with room for many sequences, each with a key-value cache of its own: what an engine that batches
-continuously stands on. Tuned for the CPU: the answers of transformers from fewer and cheaper operations.
+"""A Qwen2 with room for many sequences, each with its own key-value cache: the basis of an engine with continuous
+batching. It is tuned for the CPU: it gets the same answers as transformers from fewer and cheaper operations.
 
-What each trick is for, and in brackets how many times as long a step takes without it, at 1, 4, 16 and 64 rows of the
-tiny Qwen (`python -m course.qwen.measure_slots --rounds 25`, a CPU with AVX-512: 0.05 more or less is chance):
+Here is what each trick does. The numbers in brackets say how many times as long a step takes without it, at 1, 4, 16
+and 64 rows of the tiny Qwen (`python -m course.qwen.measure_slots --rounds 25`, on a CPU with AVX-512; differences of
+0.05 are noise):
 
-- Weights are packed as float16 where that changes none of them (`_Linear`): half the bytes to read for each step, the
-  arithmetic stays float32 [1.06, 1.54, 1.84, 1.62; by addmm in place of linear 0.87, 1.86, 1.86, 1.56].
-- Query, key and value are one product, gate and up another: 3 calls less in each layer [1.26, 1.27, 1.21, 1.07].
-- Slots are given lowest first, so the rows of a step are a view of the caches, and nothing is copied to gather them
-  [1.15, 1.83, 3.03, 3.40]. A hole among them is computed along; its key and value go to a position that nobody sees.
-- `bmm` in place of scaled_dot_product_attention, which is slower for one query a row [1.06, 1.12, 1.09, 1.01].
-- The rotary embedding is one product of complex numbers over query, key and value at once (the values' factors are 1)
+- Weights are packed as float16 if that changes none of them (`_Linear`). A step then reads half as many bytes, and the
+  arithmetic is still float32 [1.06, 1.54, 1.84, 1.62; with addmm instead of linear 0.87, 1.86, 1.86, 1.56].
+- Query, key and value are one product, and gate and up are another: 3 fewer calls per layer [1.26, 1.27, 1.21, 1.07].
+- Slots are used lowest first, so the rows of a step are a view of the caches, and nothing is copied to gather them
+  [1.15, 1.83, 3.03, 3.40]. Unused slots in between are computed as well; their keys and values go to a position that
+  is always masked.
+- `bmm` replaces scaled_dot_product_attention, which is slower with one query per row [1.06, 1.12, 1.09, 1.01].
+- The rotary embedding is a single product of complex numbers for query, key and value (whose factors are 1)
   [1.04, 1.10, 1.05, 1.07].
 - A norm divides by the vector's length, which is one operation; `rms_norm` is five on a CPU [1.04, 1.08, 1.02, 0.99].
-- The prompts of a chat begin alike, with the default system line: its keys and values are kept (`prefix`), and a
-  prefill computes only what follows [four short questions take 0.80 of the time with it].
-- A prefill's last layer computes keys and values of all tokens, and all else of the last one only
-  [a prompt of 99 ids takes 1.18 times as long without it].
+- The prompts of a chat all begin with the default system line. Its keys and values are kept (`prefix`), and a prefill
+  computes only what follows [with it, four short questions take 0.80 of the time].
+- In a prefill, the last layer computes keys and values for all tokens, but everything else only for the last one
+  [without it, a prompt of 99 ids takes 1.18 times as long].
 
-Exercise 4.5's plain one takes 1.75, 2.40, 2.47 and 1.82 times as long, transformers' `generate` 2.63, 3.61, 3.08 and
-1.57 times.
+Exercise 4.5's plain slot model takes 1.75, 2.40, 2.47 and 1.82 times as long, and transformers' `generate` takes 2.63,
+3.61, 3.08 and 1.57 times as long.
 
-Several newcomers padded into one pass would save up to a third of their prefills' time, and cannot be had: exercise
-4.1's loop asks for one slot at a time, and takes its logits before it asks for the next.
+Padding several newcomers into one pass would save up to a third of their prefill time. But that is not possible here:
+exercise 4.1's loop prefills one slot at a time, and uses its logits before it prefills the next one.
 
 Not covered: GPUs (`slots_cuda.py`), sliding windows, rope scaling.
 """
@@ -32,24 +34,24 @@ import torch.nn.functional as F
 
 
 class SlotModel:
-    """A model with room for `slots` sequences. Both calls block; one at a time, from any thread.
+    """A model with room for `slots` sequences. Both methods block, and are called one at a time, from any thread.
 
-    Logits are those that transformers gives for the same sequence alone, to 1e-4, whatever is in the other
-    slots. What was returned stays as it is.
+    Logits match those of transformers for the same sequence alone to within 1e-4, whatever is in the other
+    slots. Logits that have been returned do not change.
 
     Attributes:
-        slots: how many there are, numbered from 0; given lowest first they cost least.
-        window: how many positions each has.
+        slots: how many slots there are, numbered from 0. They cost least if they are used lowest first.
+        window: how many positions each slot has.
         eos_token_ids: the set of ids that end an answer.
     """
 
     def __init__(self, model, *, slots=16, window=None, prefix=()):
-        """Takes the weights of a transformers Qwen2ForCausalLM on the CPU, in float32.
+        """Use the weights of a transformers Qwen2ForCausalLM, on the CPU and in float32.
 
         Args:
-            model: with tied or untied embeddings, grouped key-value heads or not, any rope_theta.
-            slots: how many sequences have room.
-            window: positions for each; None means the model's own, and memory is taken as it is used.
+            model: the model, with tied or untied embeddings, grouped key-value heads or not, and any rope_theta.
+            slots: how many sequences there is room for.
+            window: the number of positions in each slot. None means the model's own; memory is allocated as needed.
             prefix: ids with which many prompts begin.
         """
         config = model.config
@@ -59,7 +61,7 @@ class SlotModel:
         self.eos_token_ids = set(end if isinstance(end, list) else [end])
         self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
         self._size = model.model.layers[0].self_attn.q_proj.out_features // self._heads
-        # a norm divides by the root of the mean square: the length by this
+        # a norm divides by the root mean square, which is the length divided by this
         root = config.hidden_size**0.5
         self._least = torch.tensor(config.rms_norm_eps**0.5 * root)
         self._embeddings = model.model.embed_tokens.weight.detach().float()
@@ -77,10 +79,10 @@ class SlotModel:
 
     @torch.inference_mode()
     def prefill(self, slot, ids):
-        """Forgets what the slot held, runs a prompt; returns the next token's logits: (vocabulary,).
+        """Forget what the slot held and run a prompt. Returns the next token's logits, shape (vocabulary,).
 
         Raises:
-            ValueError: an unknown slot, no ids, or more than `window`; nothing has changed.
+            ValueError: the slot is unknown, or there are no ids or more than `window`; nothing has changed.
         """
         self._require_slots([slot])
         if not 0 < len(ids) <= self.window:
@@ -97,21 +99,21 @@ class SlotModel:
 
     @torch.inference_mode()
     def step(self, slots, ids):
-        """Appends one token to each of these slots; returns the next tokens' logits: (slots, vocabulary).
+        """Append one token to each of these slots. Returns the next tokens' logits, shape (len(slots), vocabulary).
 
         Raises:
-            ValueError: a slot that is unknown, named twice, full, or was never filled; nothing has changed.
+            ValueError: a slot is unknown, listed twice, full, or was never filled; nothing has changed.
         """
         self._require_slots(slots)
         if len(set(slots)) < len(slots):
-            raise ValueError(f"a slot is named twice: {slots}")
+            raise ValueError(f"a slot is listed twice: {slots}")
         for slot in slots:
             if not 0 < self._lengths[slot] < self.window:
                 raise ValueError(f"slot {slot} holds {self._lengths[slot]} of {self.window} positions")
         longest = max(self._lengths[slot] for slot in slots) + 1
         self._make_room(longest)
         rows = max(slots) + 1
-        # of few far apart the caches are gathered, of many close together the holes are computed along
+        # if the slots are few and far apart, gather their caches; otherwise, compute the slots between them as well
         gathered = slots if rows > 2 * len(slots) else None
         rows = slots if gathered else range(rows)
         places = {slot: place for place, slot in enumerate(slots)}
@@ -145,7 +147,7 @@ class SlotModel:
             x = self._after_attention(x, seen.view(count, -1), layer)
         return x
 
-    # what `course.qwen.measure_slots` does otherwise, to see what it is worth
+    # `course.qwen.measure_slots` replaces these, to see what they are worth
 
     def _normed(self, x, weight):
         return x * weight / torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot(self._least)
@@ -158,7 +160,7 @@ class SlotModel:
         return torch.bmm(scores.softmax(-1), values)
 
     def _run_prompt(self, slot, ids, known):
-        """Runs `ids` behind the `known` positions of a slot; returns the layers' output for the last, (1, hidden)."""
+        """Run `ids` after the first `known` positions of a slot. Returns the output for the last id, (1, hidden)."""
         count, heads = len(ids), self._heads + 2 * self._kv_heads
         end = known + count
         turns = self._turns[known:end, None].expand(-1, heads, -1).clone()
@@ -175,7 +177,7 @@ class SlotModel:
             cache[1, slot, :, known:end] = value
             keys, values = cache[:, slot, :, :end].unbind()
             causal = not known
-            if layer is self._last:  # only the last token's output is wanted, and that one sees all
+            if layer is self._last:  # only the last token's output is needed, and that token sees all others
                 x, query, sees, causal = x[-1:], query[:, -1:], None, False
             seen = F.scaled_dot_product_attention(
                 query[None], keys[None], values[None], attn_mask=sees, is_causal=causal, enable_gqa=True
@@ -201,13 +203,13 @@ class SlotModel:
     def _require_slots(self, slots):
         for slot in slots:
             if slot not in range(self.slots):
-                raise ValueError(f"there is no slot {slot}: they are 0 to {self.slots - 1}")
+                raise ValueError(f"there is no slot {slot}: slots are 0 to {self.slots - 1}")
 
     def _make_room(self, length):
         if length <= self._room:
             return
         before, self._room = self._room, min(max(2 * self._room, length), self.window)
-        # one position more than there is room for: a hole's key and value go there
+        # one extra position, where the keys and values of unused slots go
         shape = (2, self.slots, self._kv_heads, self._room + 1, self._size)
         caches = [torch.zeros(shape) for _ in self._layers]
         if before:
@@ -219,7 +221,7 @@ class SlotModel:
 
 
 class _Linear:
-    """A linear layer, its weights packed for the CPU."""
+    """A linear layer with its weights packed for the CPU."""
 
     def __init__(self, *weights, bias=None):
         weight = torch.cat([each.detach().float() for each in weights])
@@ -237,7 +239,7 @@ class _Linear:
 
 
 class _Layer:
-    """One layer's weights, joined and packed."""
+    """The weights of one layer, joined and packed."""
 
     def __init__(self, layer, heads, kv_heads, root):
         attention, mlp = layer.self_attn, layer.mlp
@@ -256,5 +258,5 @@ class _Layer:
 
 
 def _interleaved(weight, heads):
-    """Each head's first and second half in turn, so that two neighbours are one complex number."""
+    """Interleave the halves of each head, so that two neighbours form one complex number."""
     return weight.view(heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)

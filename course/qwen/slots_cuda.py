@@ -1,17 +1,17 @@
-"""The slot model of `slots.py` on a CUDA GPU, each of its passes one CUDA graph.
+"""The slot model of `slots.py` for a CUDA GPU, with one CUDA graph per pass.
 
-On a GPU a step for 64 rows costs little more than a step for one: what costs is launching some 480 small
-kernels from Python. A CUDA graph records them once and launches all at once. A graph has fixed shapes, so
-there is one for each bucket of rows and of positions, and one for each bucket of a prompt's length.
+On a GPU, a step for 64 rows costs little more than a step for one: most of the cost is launching some 480
+small kernels from Python. A CUDA graph records them once and launches all of them at once. A graph has fixed
+shapes, so there is one for each bucket of rows and positions, and one for each bucket of prompt lengths.
 
-- Slots are given lowest first: the first rows of the caches are a view, and nothing is gathered.
-- The ids and the positions of a step are one small copy to the device.
-- A hole among the rows is computed along; its key and value go to a position that nobody sees.
-- Logits come back on the CPU, where they are sampled; an `argmax` for each row on the GPU would wait for it each time.
-- A prompt is padded at its end. Later steps overwrite the padding before the mask lets it be seen.
+- Slots are used lowest first, so the first rows of the caches are a view, and nothing is gathered.
+- The ids and positions of a step are copied to the device in one small copy.
+- Unused slots between the rows are computed as well; their keys and values go to a position that is always masked.
+- Logits are returned on the CPU, where they are sampled: one `argmax` per row on the GPU would wait for it each time.
+- A prompt is padded at its end. Later steps overwrite the padding before the mask reveals it.
 
-`compiled=True` sends each layer through `torch.compile` before the capture: faster steps, and some 20 s for
-each bucket when it is first used.
+`compiled=True` runs each layer through `torch.compile` before the capture: steps are faster, but each bucket
+takes some 20 s when it is first used.
 
 Not covered: sliding windows, rope scaling, more than one GPU.
 """
@@ -24,16 +24,16 @@ LONGEST_GRAPH = 4096
 
 
 class SlotModel:
-    """As `course.qwen.slots.SlotModel`, on a CUDA device, in bfloat16 or float32."""
+    """Like `course.qwen.slots.SlotModel`, but on a CUDA device, in bfloat16 or float32."""
 
     def __init__(self, model, *, slots=64, window=None, compiled=False):
-        """Takes the weights of a transformers Qwen2ForCausalLM that is on a CUDA device.
+        """Use the weights of a transformers Qwen2ForCausalLM that is on a CUDA device.
 
         Args:
-            model: as there.
-            slots: how many sequences have room.
-            window: positions for each; None means the model's own, at most 4,096. The caches are
-                allocated at once: graphs hold their addresses.
+            model: the model, as in `course.qwen.slots`.
+            slots: how many sequences there is room for.
+            window: the number of positions in each slot. None means the model's own, but at most 4,096. The
+                caches are allocated right away, because graphs contain their addresses.
             compiled: whether layers go through torch.compile.
         """
         config = model.config
@@ -49,13 +49,13 @@ class SlotModel:
         self._norm, self._head = model.model.norm.weight.detach(), model.lm_head.weight.detach()
         self._layers = [_Layer(layer) for layer in model.model.layers]
         self._lengths = [0] * slots
-        # the position behind the window is the holes'
+        # the position after the window is for unused slots
         self._room = -(-(self.window + 1) // 128) * 128
         shape = (2, slots, self._kv_heads, self._room, self._size)
         self._caches = [torch.zeros(shape, dtype=self._dtype, device=self._device) for _ in self._layers]
         angles = torch.arange(self._room, device=self._device)[:, None].float() * model.model.rotary_emb.inv_freq
         self._cos, self._sin = angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)
-        # ids, then positions, of a step's rows; ids, then the slot and the last position, of a prompt
+        # for a step, the ids and then the positions of its rows; for a prompt, the ids, the slot and the last position
         self._rows = torch.zeros(2, _bucket(slots, 1), dtype=torch.long, device=self._device)
         self._prompt = torch.zeros(LONGEST_GRAPH + 2, dtype=torch.long, device=self._device)
         self._graphs, self._pool = {}, None
@@ -64,7 +64,7 @@ class SlotModel:
 
     @torch.inference_mode()
     def prefill(self, slot, ids):
-        """Forgets what the slot held, runs `ids`, returns logits (vocabulary,)."""
+        """Forget what the slot held and run `ids`. Returns logits, shape (vocabulary,)."""
         self._require_slots([slot])
         count = len(ids)
         if not 0 < count <= self.window:
@@ -81,10 +81,10 @@ class SlotModel:
 
     @torch.inference_mode()
     def step(self, slots, ids):
-        """Appends one token to each of these slots, returns logits (slots, vocabulary)."""
+        """Append one token to each of these slots. Returns logits, shape (len(slots), vocabulary)."""
         self._require_slots(slots)
         if len(set(slots)) < len(slots):
-            raise ValueError(f"a slot is named twice: {slots}")
+            raise ValueError(f"a slot is listed twice: {slots}")
         for slot in slots:
             if not 0 < self._lengths[slot] < self.window:
                 raise ValueError(f"slot {slot} holds {self._lengths[slot]} of {self.window} positions")
@@ -101,7 +101,7 @@ class SlotModel:
         return _on_the_cpu(logits[torch.tensor(slots, device=self._device)])
 
     def warm_up(self, rows, length):
-        """Captures the graphs of steps for up to `rows` rows and `length` positions, and of prompts."""
+        """Capture the graphs of steps for up to `rows` rows and `length` positions."""
         for row in {_bucket(each, 1) for each in range(1, rows + 1)}:
             for end in {_bucket(each, 128) for each in range(1, length + 1, 64)}:
                 row, end = min(row, self.slots), min(end, self._room)
@@ -155,12 +155,12 @@ class SlotModel:
         return F.linear(F.rms_norm(x, x.shape[-1:], self._norm, self._eps), self._head).float()
 
     def _graph(self, key, run):
-        """Replays the graph of that key, captured at its first use; returns what `run` returned then."""
+        """Replay the graph with that key, which is captured at first use. Returns what `run` returned then."""
         if key not in self._graphs:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                run()  # what is chosen or compiled at a first call is not part of a graph
+                run()  # whatever a first call chooses or compiles must not be part of a graph
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool):
@@ -174,11 +174,11 @@ class SlotModel:
     def _require_slots(self, slots):
         for slot in slots:
             if slot not in range(self.slots):
-                raise ValueError(f"there is no slot {slot}: they are 0 to {self.slots - 1}")
+                raise ValueError(f"there is no slot {slot}: slots are 0 to {self.slots - 1}")
 
 
 class _Layer:
-    """One layer's weights, query, key and value joined, and gate and up."""
+    """The weights of one layer: query, key and value are joined, and so are gate and up."""
 
     def __init__(self, layer):
         attention, mlp = layer.self_attn, layer.mlp
@@ -193,7 +193,7 @@ class _Layer:
 
 
 def _before_attention(x, layer, cos, sin, query_heads, heads, size, eps):
-    """(query, keys and values) of a layer: (tokens, query heads, size), (2, tokens, kv heads, size)."""
+    """A layer's query, (tokens, query heads, size), and its keys and values, (2, tokens, kv heads, size)."""
     qkv = F.linear(F.rms_norm(x, x.shape[-1:], layer.norm, eps), layer.qkv, layer.qkv_bias).view(-1, heads, size)
     kv_heads = (heads - query_heads) // 2
     turning = qkv[:, : query_heads + kv_heads].float()
@@ -210,7 +210,7 @@ def _after_attention(x, seen, layer, eps):
 
 
 def _on_the_cpu(logits):
-    """A copy where exercise 3.5 wants it, in memory that the GPU can write itself."""
+    """A copy on the CPU, where exercise 3.5 needs it, in memory that the GPU can write to directly."""
     return torch.empty(logits.shape, pin_memory=True).copy_(logits)
 
 

@@ -600,7 +600,7 @@ def test_no_vocabulary(broken, tmp_path):
     [
         (b"version https://git-lfs.github.com/spec/v1\n", "line 1 is not a token"),
         (b"", "256 single bytes are missing"),
-        (b"IQ== 0\nIg== 2\n", "do not count from 0"),
+        (b"IQ== 0\nIg== 2\n", "are not consecutive numbers from 0"),
         (b"IQ== 0\nIg== 1\n", "254 of the 256 single bytes are missing"),
     ],
 )

@@ -212,7 +212,7 @@ def test_a_model_that_would_serve_noise(monkeypatch, tmp_path):
     config = folder / "config.json"
     config.write_text(config.read_text().replace('"tie_word_embeddings": true', '"tie_word_embeddings": false'))
     monkeypatch.setenv("COURSE_MODEL", str(folder))
-    assert "weights are missing, and would be random numbers" in broken(doctor._model).what
+    assert "weights are missing, and would be filled with random numbers" in broken(doctor._model).what
 
 
 def test_a_model_answers():

@@ -210,11 +210,11 @@ def one_layer_more(folder):
 @pytest.mark.parametrize(
     ("damage", "phrase"),
     [
-        (lfs_pointer, "model.safetensors is a Git LFS pointer, not the weights: git lfs pull"),
+        (lfs_pointer, "model.safetensors is a Git LFS pointer, not the weights: run git lfs pull"),
         (cut_off, "model.safetensors cannot be read: it has"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"PK" * 50), "not a whole safetensors"),
-        (tied_no_more, "would be random numbers: lm_head.weight"),
-        (one_layer_more, "would be random numbers: model.layers.0.self_attn.q_proj.weight"),
+        (tied_no_more, "would be filled with random numbers: lm_head.weight"),
+        (one_layer_more, "would be filled with random numbers: model.layers.0.self_attn.q_proj.weight"),
         (lambda folder: (folder / "chat_template.jinja").unlink(), "there is no chat template"),
         (
             lambda folder: set_in(folder / "config.json", quantization_config={"quant_method": "gptq"}),

@@ -111,7 +111,7 @@ SHOWS = {
         "deaf": "came before the last one\nand then: received 1011 (internal error) KeyError('prompt')",
         "leaver-log": "Exception in ASGI application",
         "look-2-4": "'stopped': True",
-        "socket-limited": "each one counts like a request. Try again in",
+        "socket-limited": "each one counts as a request. Try again in",
     },
     "stage2c_workers_and_measuring": {
         "async-def": "times as long as one",

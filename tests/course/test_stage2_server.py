@@ -339,7 +339,7 @@ def test_a_prompt_over_the_websocket_counts_like_a_request_and_a_forwarded_addre
         before = steps(server)
         for body in (ask, {"prompt": ""}):
             frame = last_frame(body)
-            assert frame["type"] == "error" and "counts like a request" in frame["message"]
+            assert frame["type"] == "error" and "counts as a request" in frame["message"]
             assert re.search(r"Try again in \d+ seconds", frame["message"])
         assert post(1) == post(2) == 429
         assert steps(server) == before
