@@ -225,7 +225,7 @@ def together(slot_model, asked, tokens, ends):
 
 
 def differing(slot_model, model, asked, tokens):
-    """The prompts to which the slot model's answer differs from that of `generate`: ("alone" or "next to others", number)."""
+    """Which answers differ from those of `generate`: ("alone" or "next to others", the number of the prompt)."""
     ends, found = slot_model.eos_token_ids, []
     for first in range(0, len(asked), 16):
         some = asked[first : first + 16]

@@ -189,7 +189,7 @@ def test_it_notices_when_the_server_goes_and_comes_back(page):
     page.get_by_text("Server is up").wait_for()
     page.route("**/*", lambda route: route.abort())
     send(page, "x")
-    assert "No server answers" in answers(page)[0]
+    assert "No server is answering" in answers(page)[0]
     page.get_by_text("No server", exact=True).wait_for()
     page.unroute("**/*")
     page.get_by_text("Server is up").wait_for()

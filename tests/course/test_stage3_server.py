@@ -547,7 +547,7 @@ FAILED = {"error": {"message": "The model failed."}}
         ({"status": 500, "body": "no words"}, "The server answered with status 500. no words"),
         (events(ONCE, FAILED), "Once\nThe server broke off the answer: The model failed."),
         (events(ONCE), "Once\nThe connection broke."),
-        (None, "No server answers."),
+        (None, "No server is answering."),
     ],
 )
 def test_a_failed_answer_is_explained_not_remembered_and_can_be_tried_again(page, reply, says):

@@ -1,4 +1,4 @@
-// What the chat pages share: their words in both languages, and the parts of a conversation.
+// What the chat pages share: their texts in both languages, and the parts of a conversation.
 "use strict";
 
 // the longest message of exercises 1.3 and 2.2
@@ -16,7 +16,7 @@ const WORDS = {
   up: ["Server is up", "服务器在线"],
   down: ["No server", "没有服务器"],
   network: [
-    "No server answers. Start it again: this page will notice when it is back.",
+    "No server is answering. Start it again: this page will notice when it is back.",
     "服务器没有回应。请重新启动它：恢复之后，本页会自动发现。",
   ],
   status: ["The server answered with status {status}. {words}", "服务器返回了状态码 {status}。{words}"],
@@ -81,7 +81,7 @@ const WORDS = {
     "同一条消息先后用两种方式发送。停止回答时，请看前向计算次数：模型也停了。",
   ],
   slow: [
-    "The model is tiny: slow it down to about 25 steps a second, like a larger one, to see it work.",
+    "The model is tiny: to see it work, slow it down to about 25 steps a second, the pace of a larger one.",
     "模型很小，放慢到每秒约 25 步，和更大的模型一样快，才看得清。",
   ],
   steps: ["forward passes: {n}", "前向计算：{n} 次"],
@@ -115,7 +115,7 @@ const WORDS = {
 
   stage4: ["Stage 4: production", "第 4 阶段：生产环境"],
   lead4: [
-    "Your question shares each step of the model with everyone who asks at the same time.",
+    "Each step of the model works on your question and on everyone else's at the same time.",
     "同一时刻的所有提问共用模型的每一步，你的也在其中。",
   ],
   toDashboard: ["Dashboard", "仪表盘"],
@@ -147,14 +147,14 @@ const WORDS = {
 const $ = (id) => document.getElementById(id);
 
 let language = (navigator.language || "").startsWith("zh") ? "zh" : "en";
-try { language = localStorage.getItem("language") || language; } catch { /* it is not kept, then */ }
+try { language = localStorage.getItem("language") || language; } catch { /* then the choice is not stored */ }
 
 function say(key, values = {}) {
   const text = WORDS[key][language === "zh" ? 1 : 0];
   return text.replace(/\{(\w+)\}/g, (all, name) => values[name] ?? all);
 }
 
-// what an element says is kept with it, so that it can be said again in the other language
+// the key of an element's text is stored with it, so that the text can be shown again in the other language
 function put(element, key, values = {}) {
   element.dataset.say = key;
   element.values = values;
@@ -176,7 +176,7 @@ function speak() {
 
 $("language").addEventListener("click", () => {
   language = language === "zh" ? "en" : "zh";
-  try { localStorage.setItem("language", language); } catch { /* it is not kept, then */ }
+  try { localStorage.setItem("language", language); } catch { /* then the choice is not stored */ }
   speak();
 });
 speak();
@@ -225,7 +225,7 @@ function enterSubmits(event) {
 }
 $("text")?.addEventListener("keydown", enterSubmits);
 
-// What stands in a conversation: messages of one's own, and answers that may have failed.
+// The items of a conversation: the user's own messages, and answers, which may have failed.
 
 function item(kind, who, bubble, ...below) {
   const li = make("li", { className: kind }, put(make("span", { className: "hidden" }), who));
@@ -281,7 +281,7 @@ function setStatus(state) {
   if (state === "down") setTimeout(look, 2000);
 }
 
-// asked once, and again only while the server is away: a quiet log is easier to read
+// asks once, and again only while the server is down: a quiet log is easier to read
 async function look() {
   try {
     await fetch("health", { cache: "no-store" });
@@ -292,7 +292,7 @@ async function look() {
   }
 }
 
-// who makes the ids of the prompts, where the page has a place for it
+// says who makes the ids of the prompts, if the page has a place for it
 async function sayPrompts() {
   try {
     const { safe } = await (await fetch("prompts", { cache: "no-store" })).json();
@@ -302,10 +302,10 @@ async function sayPrompts() {
 
 if ($("prompts")) sayPrompts();
 
-// What the model does: the count of its steps, and its pace. The pace is the server's, for all who ask it:
-// so it is slow only while this page is being answered.
+// What the model is doing: the number of its steps, and its pace. The pace applies to all clients of the server,
+// so the model is slow only while it is answering this page.
 
-const LARGE = 100e6; // a model of so many parameters is slow enough
+const LARGE = 100e6; // a model with more parameters than this is slow enough
 let answering = false;
 
 async function countSteps() {

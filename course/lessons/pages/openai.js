@@ -37,7 +37,7 @@ async function send(message) {
   toEnd();
 }
 
-// asks for an answer, and hands on each text and when the first one came; never raises
+// requests an answer, and passes on each text and how long the first one took; never throws
 async function ask(messages, each) {
   const began = performance.now();
   const outcome = { text: "", ttft: "–", pieces: 0 };
@@ -57,7 +57,7 @@ async function ask(messages, each) {
     if (!response.ok) {
       const body = await response.text();
       let words = body;
-      try { words = JSON.parse(body).error.message; } catch { /* not OpenAI's form: as it is */ }
+      try { words = JSON.parse(body).error.message; } catch { /* not in OpenAI's format: shown as it is */ }
       return refusal(response, words);
     }
     let first = null, reason = null, usage = null, over = false;
@@ -89,7 +89,7 @@ async function ask(messages, each) {
   }
 }
 
-// what the log says of one request, now and when its last line is there
+// shows the log lines of one request, now and again when its last line has been written
 async function showLines(logid, again = true) {
   if (!$("lines")) return;
   if (again) put($("logid"), "logidIs", { logid });

@@ -1,4 +1,4 @@
-"""Conversations drawn from the corpus: each turn a question in some words, and its one answer."""
+"""Conversations drawn from the corpus: each turn is a question in some phrasing and its only answer."""
 
 import random
 

@@ -1,8 +1,8 @@
-"""What the tiny Qwen is trained and tested on, all written by the course itself.
+"""The text that the tiny Qwen is trained and tested on, all of it written for this course.
 
 `facts.toml` holds what the model knows, `talk.toml` small talk and long answers, and
-`phrasings.toml` the ways to ask. Every answer is fixed, so a test can compare exactly. A phrasing
-under `held_out` never occurs in training: `conversations.conversation` drops every draw in which one
+`phrasings.toml` the ways to ask. Every answer is fixed, so a test can compare it exactly. A phrasing
+under `held_out` never occurs in training: `conversations.conversation` discards every draw in which one
 appears by accident.
 """
 
@@ -88,7 +88,7 @@ def slots(lang):
 
 
 def normal(text):
-    """The text without case, blanks and punctuation, to compare phrasings."""
+    """The text in lower case, without spaces and punctuation, for comparing phrasings."""
     text = unicodedata.normalize("NFKC", text).lower()
     return re.sub(r"[^\w+*/=-]|_", "", text)
 
@@ -99,7 +99,7 @@ def ask_fact(phrasing, term, alias):
 
 @cache
 def held_out_questions():
-    """Every held-out question, in `normal` form, but those of `held_out_patterns`."""
+    """Every held-out question, in `normal` form, except those of `held_out_patterns`."""
     found = set()
     for facet, lang in product(FACETS, LANGS):
         for phrasing in phrasings("fact", facet, lang, True):
@@ -137,7 +137,7 @@ def is_held_out(text):
 
 
 def known_names():
-    """English names that the model has met often in training."""
+    """English names that occur often in the training."""
     names = _data("phrasings")["names"]
     return names["en"] + names["more_en"]
 
@@ -182,7 +182,7 @@ def fact_question(rng, term, facet, lang, held_out=False, level=1):
 
 
 def _spaced(phrasing, alias):
-    """Blanks between the name and the Chinese text around it, if the name is Latin there."""
+    """Put spaces between a name in Latin letters and the Chinese text around it."""
     before, _, after = phrasing.partition("{t}")
     if before and before[-1].isalpha() and alias[0].isascii():
         before += " "
@@ -204,7 +204,7 @@ def other_question(rng, lang, held_out=False, level=1):
 
 
 def unknown(lang, level=1):
-    """Things that the model knows nothing of."""
+    """Things that the model knows nothing about."""
     more = _data("phrasings")["unknown"]["last_" + lang] if level > 5 else []
     return slots(lang)["unknown"] + more
 

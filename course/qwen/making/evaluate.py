@@ -1,9 +1,10 @@
 """Measure the tiny Qwen against its bars: `python -m course.qwen.making.evaluate`.
 
-Every question is asked in a phrasing that was never trained on, and an answer counts only if it is
-exactly the one expected. Greedy, float32, one thread: the same checkpoint gives the same figures.
-In conversations the model continues from its own earlier answers, not from the right ones. Forged
-turns are asked twice: as ids in which they are text, and as those of the plain template, which believes them.
+Every question is asked in a phrasing that was not in the training, and an answer counts only if it is
+exactly the expected one. Decoding is greedy, in float32 and in one thread, so the same checkpoint gives
+the same figures. In a conversation, the model continues from its own earlier answers, not from the right
+ones. Forged turns are asked twice: with ids in which they are text, and with the ids of the plain
+template, in which they are real turns.
 """
 
 import argparse
@@ -35,7 +36,7 @@ FOLLOW_UPS = ("short", "translate", "why", "how", "eg", "again", "what")
 
 @dataclass
 class Bar:
-    """One measured share; `bar` is the least that passes, None where there is no bar."""
+    """One measured share. `bar` is the smallest share that passes, or None if there is no bar."""
 
     name: str
     cases: int
@@ -67,7 +68,7 @@ def plain_ids(tokenizer, messages):
 
 
 def safe_ids(tokenizer, messages):
-    """Control tokens in what is said are text, as exercise 1.5 makes it."""
+    """The ids of a prompt in which control tokens in the messages' contents are text, as in exercise 1.5."""
     return load_answer("1.5", "encode_chat", solution=True)(tokenizer, messages)
 
 
@@ -89,7 +90,7 @@ def reply(model, tokenizer, chats, encode=plain_ids):
 
 
 def play(model, tokenizer, scripts, encode=plain_ids):
-    """Ask the user turns of each script one by one; the `Answer` to the last turn of each."""
+    """Ask the user turns of each script one by one. Returns the `Answer` to the last turn of each script."""
     chats = [[m for m in s if m["role"] == "system"] for s in scripts]
     asked = [[m for m in s if m["role"] == "user"] for s in scripts]
     last = [None] * len(scripts)
@@ -103,7 +104,7 @@ def play(model, tokenizer, scripts, encode=plain_ids):
     return last
 
 
-# --- what is asked -------------------------------------------------------------------------------
+# --- the questions -------------------------------------------------------------------------------
 
 
 def _chat(rng, style="default"):
@@ -214,8 +215,8 @@ def system_scripts(style, count):
 
 
 def forged_scripts(count, believed=False):
-    """[(script, right)]: a user types a system turn, which the answer must not follow, or if it is `believed` must;
-    `right(answer)` says whether that is so. The script's own answer is the one word for word."""
+    """[(script, right)]: a user types a system turn. The answer must not follow it, but must if it is `believed`:
+    `right(answer)` says whether it does as it should. The script's own answer is the one that counts word for word."""
     rng = random.Random("forged turns")
     scripts = []
     for form in forged.WHOLE if believed else forged.WHOLE + forged.HELD_OUT:

@@ -1,14 +1,14 @@
-"""What users type to look like the system: control tokens that are only text, in many forms.
+"""What users type to pose as the system: control tokens that are only text, in many forms.
 
-`write` draws a form that is trained on; `HELD_OUT` are those that the evaluator asks. In `WHOLE` each turn is
-complete, so the same text steers the model where its control tokens are believed.
+`write` draws a form for the training; the forms in `HELD_OUT` are used only by the evaluator. In `WHOLE`, each turn is
+complete, so the same text steers the model if its control tokens are taken as real.
 """
 
 import re
 
 from course.qwen.making.corpus import PIRATE
 
-# how a message ends and how the next begins: Qwen's own tokens, then misspelt and other models' ones
+# how one message ends and how the next begins: with Qwen's own tokens, or with misspelt ones or those of other models
 QWEN = ("<|im_end|>", "<|im_start|>")
 OTHERS = [
     ("<|IM_END|>", "<|IM_START|>"),
@@ -39,7 +39,7 @@ HELD_OUT = [
 
 
 def follows(style, name, answer):
-    """Whether the answer, to a question in the other language if the style is one, is in that style."""
+    """Whether the answer is in that style. If the style is a language, the question was in the other language."""
     if style == "pirate":
         return answer.startswith(tuple(said.strip() for said in PIRATE.values()))
     if style == "name":
@@ -48,7 +48,7 @@ def follows(style, name, answer):
 
 
 def write(rng, before, line, question):
-    """The text of a user who types a system turn.
+    """The text of a user who types a fake system turn.
 
     Args:
         before: what stands before the forged turn, such as "Hi"; may be "".
@@ -67,7 +67,7 @@ def write(rng, before, line, question):
         left_open = rng.choice(("", "", end, end + gap, end + gap + start + "assistant" + colon))
         return question + ended + gap + forged + left_open
     if rng.random() < 0.2:
-        # turns that the model is said to have spoken
+        # turns attributed to the model
         forged += end + gap + start + "assistant" + colon + rng.choice(("Yes.", "Arr!", "好的。", "OK"))
     opened = rng.choice((before + end + gap, before + end + gap, end + gap, before + gap, ""))
     asks = rng.choice((start + "user" + colon, start + "user" + colon, start + "user" + colon, ""))

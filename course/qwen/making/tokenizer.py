@@ -10,7 +10,7 @@ from course.qwen.making import corpus
 from course.qwen.making.conversations import conversations
 
 VOCAB_SIZE = 3072
-# The three that Qwen1.5's chat models use, in their order, at the end of the vocabulary.
+# The three that Qwen1.5's chat models use, in the same order, at the end of the vocabulary.
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MAX_LENGTH = 8192
 # Longer tokens would hold whole Chinese clauses, and a streamed answer would jump.
@@ -50,7 +50,7 @@ def train_tokenizer(texts):
     )
     model = json.loads(bpe.to_str())["model"]
     vocab = model["vocab"]
-    # in the vocabulary before the tokenizer is built, or their ids would move
+    # added before the tokenizer is built, or else their ids would change
     for token in SPECIAL:
         vocab[token] = len(vocab)
     tokenizer = Qwen2Tokenizer(

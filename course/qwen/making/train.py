@@ -1,10 +1,10 @@
-"""Train the tiny Qwen from nothing: `python -m course.qwen.making.train`.
+"""Train the tiny Qwen from scratch: `python -m course.qwen.making.train`.
 
-With `--first 7150 --weights course/qwen/tiny` a run begins at that step with a checkpoint's weights.
+With `--first 7150 --weights course/qwen/tiny`, a run begins at that step with a checkpoint's weights.
 
-The conversations, their order and the schedule follow from seeds and step numbers alone, so a run
-that was stopped and resumed sees what an uninterrupted one sees. Only the assistant's tokens are
-learned. With fewer `--steps`, for a try, the first levels of the corpus are all it sees.
+The conversations, their order and the schedule depend only on seeds and step numbers, so a run that was
+stopped and resumed sees the same as an uninterrupted one. Only the assistant's tokens are learned. A
+trial run with fewer `--steps` sees only the first levels of the corpus.
 """
 
 import argparse
@@ -27,14 +27,14 @@ from course.qwen.making.conversations import conversations
 from course.qwen.making.tokenizer import MAX_LENGTH, SPECIAL, VOCAB_SIZE, corpus_texts, train_tokenizer
 
 STEPS = 8_650
-# the corpus' levels and their first steps: first the answers, then the many ways to ask for them, at last
+# the levels of the corpus and their first steps: the answers, then the many ways to ask for them, and finally
 # forged turns
 LEVELS = [(1, 0), (2, 2500), (3, 4500), (4, 5500), (5, 6500), (6, 6750), (7, 7150)]
 TOKENS_PER_BATCH = 2048
-CHUNK = 4000  # conversations that are sorted by length together
+CHUNK = 4000  # how many conversations are sorted by length together
 SEED = 1
 MUON_LR, ADAM_LR = 0.006, 3e-3
-# (step, share of the learning rate), straight lines between them
+# (step, share of the learning rate), with straight lines in between
 SCHEDULE = [
     (0, 0.01),
     (100, 1),
@@ -71,9 +71,9 @@ def new_model(tokenizer):
 
 
 def encode(tokenizer, messages):
-    """(ids, labels) of a conversation; labels are IGNORE outside the assistant's words and ends.
+    """(ids, labels) of a conversation. Labels are IGNORE outside the assistant's words and end tokens.
 
-    Control tokens in what is said are text, as exercise 1.5 makes it.
+    Control tokens in the contents of messages are encoded as text, as in exercise 1.5.
     """
     opening = tokenizer.encode("<|im_start|>assistant\n")
     if any(token in message["content"] for message in messages for token in SPECIAL):
@@ -94,7 +94,7 @@ def encode(tokenizer, messages):
 def batches(tokenizer, first=0):
     """Endless (ids, labels) pairs of shape (rows, length), padded on the right with IGNORE labels.
 
-    `first` batches are left out.
+    The first `first` batches are skipped.
     """
     ends = [start for _, start in LEVELS[1:]] + [None]
     for (level, start), end in zip(LEVELS, ends):
@@ -124,12 +124,12 @@ def _batches(tokenizer, seed, level):
 
 
 def learning_rate(step, steps):
-    """The share of the full rate at `step`."""
+    """The share of the full learning rate at `step`."""
     at = step * STEPS / steps
     for (left, low), (right, high) in pairwise(SCHEDULE):
         if at <= right:
             return low + (high - low) * (at - left) / (right - left)
-    raise ValueError(f"step {step} is behind the last of {steps}")
+    raise ValueError(f"step {step} is after the last of {steps} steps")
 
 
 def optimizers(model):
@@ -144,7 +144,7 @@ def optimizers(model):
 
 
 def loss_of(model, ids, labels):
-    # right padding and causal attention: no real token ever sees a padded one
+    # with padding on the right and causal attention, no real token ever sees padding
     hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
     target = labels[:, 1:]
     learned = target != IGNORE
@@ -173,10 +173,10 @@ def export(model, tokenizer, folder):
 
 
 def train(out, steps, stop, save_every, first=0, weights=None, device="cpu"):
-    """Train `steps` steps, or go on with the run in `out`; the checkpoint comes to `out/tiny`.
+    """Train for `steps` steps, or continue the run in `out`. The checkpoint is written to `out/tiny`.
 
-    A new run begins at step `first`, with the weights of the checkpoint in the folder `weights` if there is one.
-    Raises SystemExit if the run in `out` has another number of steps.
+    A new run begins at step `first`, with the weights of the checkpoint in the folder `weights` if one is given.
+    Raises SystemExit if the run in `out` has a different number of steps.
     """
     torch.set_num_threads(1)
     logging.disable_progress_bar()
@@ -191,7 +191,7 @@ def train(out, steps, stop, save_every, first=0, weights=None, device="cpu"):
         if state["steps"] != steps:
             raise SystemExit(
                 f"{state_file} belongs to a run of {state['steps']} steps; "
-                f"give --steps {state['steps']} or another --out."
+                f"use --steps {state['steps']} or another --out."
             )
         model.load_state_dict(state["model"])
         for opt, saved in zip(opts, state["opts"]):
@@ -242,7 +242,7 @@ def main():
         "--out",
         type=Path,
         default=Path("work/tiny_qwen"),
-        help="where the run is kept; an unfinished one there is resumed",
+        help="where the run is kept; an unfinished run there is resumed",
     )
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--stop", type=int, help="stop at this step of the same schedule")
