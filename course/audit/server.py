@@ -124,7 +124,7 @@ def counted(number, noun):
 
 
 def brief(content):
-    """A body in one line, with its long texts cut, so that one sees what it asks for."""
+    """A body in one line, with its long texts cut, so that the whole request can be seen."""
     text = content if isinstance(content, str) else content.decode("utf-8", "backslashreplace")
     try:
         return shorten(json.dumps(with_short_texts(json.loads(text)), ensure_ascii=False), 260)

@@ -23,7 +23,7 @@ CLOSE_S = 2.0
 
 
 class ThreadWorker:
-    """An engine in a thread: the one that calls `work`."""
+    """An engine in the thread that calls `work`."""
 
     def __init__(self, load):
         self._load, self._inbox = load, queue.SimpleQueue()

@@ -216,7 +216,7 @@ def _environment(settings, folder):
         # otherwise it listens on all addresses
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
-        # otherwise its processes get the lowest priority, which is too little on a busy computer
+        # otherwise its processes run at a low priority and get no CPU time on a busy computer
         "RAY_worker_niceness": "0",
         # give its processes time to wait for each other on a slow computer
         "RAY_agent_register_timeout_ms": "300000",

@@ -30,7 +30,7 @@ from course.qwen.making.corpus import (
     talks,
 )
 
-# Questions that may stand between other words, such as "Hello! Who are you?"
+# Questions that may have other words around them, such as "Hello! Who are you?"
 BARE_TALK = ("who_are_you", "your_name", "can_do", "course", "need_gpu", "how_many_parameters")
 
 STYLES = ("default", "chinese", "english", "name", "pirate", "brief", "plain")
@@ -41,13 +41,13 @@ STEERS = ("pirate", "chinese", "english", "name")
 
 
 class Chat:
-    """A conversation being written: what the system line asks for, and what was said so far."""
+    """A conversation being written: what the system line asks for, and what has been said so far."""
 
     def __init__(self, rng, style="default", held_out=False, level=7, new_names=False):
         self.new_names = new_names
         self.rng, self.style, self.held_out, self.level = rng, style, held_out, level
         self.messages, self.topic, self.user_name, self.my_name = [], None, None, None
-        self.parts = []  # what the texts with forged turns were made of
+        self.parts = []  # what the texts with forged turns are made of
         self.forged = None  # (style, name) of the last forged turn
         if style != "default":
             line, self.my_name = self._system(style)
@@ -76,7 +76,7 @@ class Chat:
         self.messages.append({"role": "assistant", "content": answer})
 
     def _typed(self, text, lang=None):
-        """What the user types; with a language, words around the question are possible."""
+        """What the user types. If a language is given, there may be words around the question."""
         if self.held_out:
             return text
         if self.level > 1 and lang and self.rng.random() < 0.25:
@@ -257,12 +257,12 @@ def conversation(rng, names=True, level=7):
 
 
 def conversations(count, seed, names=True, level=7):
-    """`count` training conversations; the same for the same seed.
+    """`count` training conversations. The same seed gives the same ones.
 
-    With `names` some users tell theirs. Level 1 has plain phrasings; 2 many more, words around the
-    questions and more system lines; 3 more names, and asks for them more often; 4 a few
-    phrasings more, and words around questions for the name too; 5 the last of these; 6 many more
-    things that the model does not know; 7 system turns that users forge, and real ones in mid-conversation.
+    With `names`, some users tell the model their names. Level 1 has plain phrasings. Level 2 adds many more,
+    words around the questions, and more system lines; 3 adds more names, and asks for them more often; 4 adds
+    a few phrasings, and words around questions for the name; 5 adds the last of these; 6 adds many more things
+    that the model does not know; 7 adds system turns that users forge, and real ones in mid-conversation.
     """
     rng = random.Random(seed)
     return [conversation(rng, names, level) for _ in range(count)]

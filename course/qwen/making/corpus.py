@@ -63,7 +63,7 @@ def pick(table, lang, held_out, level):
     if level > 3:
         found = found + table.get("late_" + lang, [])
     if level > 4:
-        # often, as few steps are left when these come
+        # repeated often, because few steps are left when these appear
         found = found + 3 * table.get("last_" + lang, [])
     return found
 
@@ -192,7 +192,7 @@ def _spaced(phrasing, alias):
 
 
 def other_question(rng, lang, held_out=False, level=1):
-    """Something the model should decline, in a phrasing of its own or a fact phrasing."""
+    """Something the model should decline, in a special phrasing or in one for facts."""
     if not held_out and rng.random() < (0.45 if level > 5 else 0.3):
         facet = rng.choices(FACETS, (6, 3, 3, 1))[0]
         thing = rng.choice(unknown(lang, level))
@@ -234,7 +234,7 @@ EMOJI = ["🙂", "😀", "👍", "👍🏽", "🎉", "❤️", "👨‍👩‍�
 
 
 def nonsense(rng, lang):
-    """Text that means nothing: keys hit at random, signs, emoji, other scripts."""
+    """Text that means nothing: random keystrokes, signs, emoji, other scripts."""
     kind = rng.randrange(6)
     size = rng.choice((1, 2, 3, 5, 8, 12, 20))
     if rng.random() < 0.2:
@@ -271,7 +271,7 @@ def around(rng, text, lang):
 
 
 def slip(rng, text):
-    """The text as people type it: other case, no punctuation, sometimes one wrong letter."""
+    """The text as people type it: different case, no punctuation, sometimes one wrong letter."""
     if rng.random() < 0.25:
         text = text.lower()
     elif rng.random() < 0.04:
