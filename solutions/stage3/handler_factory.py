@@ -66,7 +66,7 @@ def create_app() -> FastAPI:
     are two classes. If a config fails in `__init__` or `initialize`, so does the start-up, and the
     configs initialised before it are closed; whether the failed one is closed, too, is left to you. At
     shutdown, each config is closed once, in reverse order, even if the `close` of another one raises.
-    `initialize` and `close` may be `def` or `async def`. An app is started only once.
+    `initialize` and `close` may be `def` or `async def`. You can assume that an app is started only once.
 
     For each `POST path`, the app makes a new handler, `handler_class(config)`, and responds as `respond` of
     exercise 3.2 does. With a `request_context`, a body that does not fit gets a 422, and no action is

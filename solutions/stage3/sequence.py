@@ -54,8 +54,8 @@ class Sequence:
     also contains the first byte of "龘".) Not promised: what happens with bytes that do not form a
     character, and with a U+FFFD that the model itself produces.
 
-    Sequences that share a tokenizer do not interfere with each other, even in different threads. One
-    sequence is used by one thread at a time. A `take` late in a long answer costs about as much as
+    Sequences that share a tokenizer do not interfere with each other, even in different threads. Each
+    sequence is used by only one thread at a time. A `take` late in a long answer costs about as much as
     an early one.
 
     Attributes:
@@ -78,7 +78,7 @@ class Sequence:
         limit: the maximum number of tokens to choose, at least 1.
         eos_token_ids: a list of ids. Each of them ends the answer and adds no text to it.
         temperature, top_p: as in `choose`.
-        seed: 0 to 2**32 - 1. Equal seeds draw the same, whatever else is running or has been seeded;
+        seed: 0 to 2**32 - 1. Equal seeds draw the same tokens, whatever else is running or has been seeded;
             different seeds draw differently, and so do sequences without a seed.
         stop: up to four non-empty strings. As soon as the text contains one of them, however it is
             split into tokens, the answer ends with the text before it. If the same token completes

@@ -37,7 +37,7 @@ def run(slots, tokenizer, take, give):
        free slot. Those who find no free slot wait.
     3. Run one step for all the answers that are running. If nothing is running, there is no step.
 
-    What a prefill or a step produced is given before the next step and before the next `take`. An answer
+    What a prefill or a step has produced is passed to `give` before the next step and before the next `take`. An answer
     that ends frees its slot immediately, for the next prefill of the same round.
 
     Everyone who asks is given the pieces of a `Sequence`: those with text, and the last one. Alternatively,
