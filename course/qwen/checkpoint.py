@@ -1,7 +1,7 @@
 """What is wrong with a checkpoint folder, as far as one can tell without loading it.
 
-If weights are missing from a file, transformers fills them with random numbers and only says so in the log. A server
-with such a model answers noise. The other problems that are found here would end in tracebacks of forty lines.
+If weights are missing from a file, transformers fills them with random numbers and says so only in the log. A server
+with such a model returns noise. The other problems that are found here would end in tracebacks of forty lines.
 
 Not covered: the values of weights, and which weights architectures other than Qwen2 need.
 """
