@@ -427,7 +427,7 @@ def test_a_target_that_appears_meanwhile_is_left_alone(legacy, tmp_path, monkeyp
         target.mkdir()
 
     monkeypatch.setattr(convert_qwen1, "_write_tokenizer", slow)
-    with pytest.raises(ConversionError, match="appeared in the meantime"):
+    with pytest.raises(ConversionError, match="created in the meantime"):
         convert(legacy, target)
     assert list(tmp_path.iterdir()) == [target] and not list(target.iterdir())
 
@@ -478,7 +478,7 @@ def test_a_config_that_is_no_json_object(broken, tmp_path, content):
     ("change", "phrase"),
     [
         ({"model_type": "llama"}, "model_type is 'llama'"),
-        ({"model_type": "qwen2"}, "native already"),
+        ({"model_type": "qwen2"}, "already native"),
         ({"model_type": None}, "model_type is None"),
         ({"no_bias": False}, "no_bias is False"),
         ({"scale_attn_weights": False}, "scale_attn_weights is False"),
@@ -598,7 +598,7 @@ def test_no_vocabulary(broken, tmp_path):
 @pytest.mark.parametrize(
     ("lines", "phrase"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\n", "line 1 is not a token"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "line 1 is not a base64 token"),
         (b"", "256 single bytes are missing"),
         (b"IQ== 0\nIg== 2\n", "are not consecutive numbers from 0"),
         (b"IQ== 0\nIg== 1\n", "254 of the 256 single bytes are missing"),

@@ -218,11 +218,11 @@ def one_layer_more(folder):
         (lambda folder: (folder / "chat_template.jinja").unlink(), "there is no chat template"),
         (
             lambda folder: set_in(folder / "config.json", quantization_config={"quant_method": "gptq"}),
-            "its weights are quantized (gptq)",
+            "the weights are quantized (gptq)",
         ),
         (
             lambda folder: set_in(folder / "config.json", torch_dtype="torch.bfloat16"),
-            'write "bfloat16"',
+            'change it to "bfloat16"',
         ),
     ],
 )
