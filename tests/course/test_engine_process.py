@@ -144,7 +144,7 @@ def test_a_lost_engine_fails_its_answers_and_another_one_starts(how):
             with pytest.raises(EngineError):
                 await last
         assert not engine.alive and not engine.ready and not psutil.pid_exists(pid)
-        with pytest.raises(EngineError, match="no engine"):
+        with pytest.raises(EngineError, match="another one is being started"):
             await text_of(engine, SAYS)
         await holds(lambda: engine.ready)
         assert engine.loaded["pid"] != pid and engine.restarts == 1
