@@ -264,14 +264,15 @@ class _Line:
 
     def wrapped(self, width, most):
         """As at most `most` lines."""
-        line = _labelled(_label(self.label), self.text) if self.label else " " * self.indent + self.text
+        before = _labelled(_label(self.label), "") if self.label else " " * self.indent
         if self.label == "test":
-            return [line]  # to be copied as it stands
+            return [before + self.text]  # to be copied as it stands
         # a command is typed as it stands, so it stays in one line
         glue = "\ue000"
-        kept = COMMAND.sub(lambda found: found[0].replace(" ", glue), line)
+        kept = COMMAND.sub(lambda found: found[0].replace(" ", glue), self.text)
         pieces = _Wrapper(
             width,
+            initial_indent=_as_wide(before),
             subsequent_indent=" " * (LABEL_WIDTH if self.label else 4),
             replace_whitespace=False,
             break_on_hyphens=False,

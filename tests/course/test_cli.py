@@ -111,6 +111,15 @@ def test_what_happened_comes_first_and_the_hint_is_cut_first(width):
     assert len(shorter) <= 12 and any("hint-begins" in line for line in shorter)
 
 
+@pytest.mark.parametrize("width", range(40, 111, 5))
+def test_of_a_word_longer_than_a_line_the_beginning_is_shown(width):
+    facts = {name: f"{name}-{'x' * 180}" for name in ("sent", "expected", "got", "where")}
+    lines = wrong_verdict("mistake " * 40, **facts).lines(width)
+    for name in facts:
+        assert sum(f"{name}-xxx" in line for line in lines) == 1, lines
+    assert max(map(len, lines)) <= width and len(lines) <= 12
+
+
 def test_a_finding_crosses_to_the_verdict_as_data(tmp_path):
     file = tmp_path / "answer.py"
     file.write_text("def count_tokens(tokenizer, text):\n    raise OSError\n", encoding="utf-8")
