@@ -224,7 +224,7 @@ def measure_gpu(shape, rounds, console):
 
 
 def greedy_step_s(slot_model, rows):
-    """Seconds per step of `rows` greedy answers. Logits come back, and tokens are chosen on the CPU, as in an engine."""
+    """Seconds per step of `rows` greedy answers. As in an engine, tokens are chosen on the CPU."""
     named = list(range(rows))
     ids = [int(slot_model.prefill(slot, [7] * PROMPT).argmax()) for slot in named]
     start = time.perf_counter()
