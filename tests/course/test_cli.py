@@ -295,6 +295,17 @@ def test_next_is_forward_and_progress_names_what_was_skipped(course):
     assert "Next: 1.5" in said and "Still to do before it: 0.1, 1.2, 1.3." in said
 
 
+def test_what_is_optional_is_not_next_while_what_is_not_is_left_out(monkeypatch):
+    standing = [{"exercise": each, "score": 0, "max_score": 1, "state": "passed"} for each in exercises().values()]
+    monkeypatch.setattr(records, "standing", lambda: standing)
+    for row in standing:
+        row["state"] = "not started" if row["exercise"].id in ("0.1", "4.4", "4.5") else "passed"
+    assert "still to do: 0.1, 4.5 (optional), 4.4 (optional)." in desk.summary()
+    assert desk._what_next(exercises()["4.3"]) == "still to do: 0.1, 4.5 (optional), 4.4 (optional)"
+    standing[0]["state"] = "passed"
+    assert desk._what_next(exercises()["4.1"]).startswith("next: 4.5 ")
+
+
 def test_after_the_last_exercise_what_was_skipped_is_still_open(monkeypatch, tmp_path):
     first, *_, last = [{"exercise": each, "score": 0, "max_score": 1} for each in exercises().values()]
     monkeypatch.setattr(records, "standing", lambda: [first, last])
