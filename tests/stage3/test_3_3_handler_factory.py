@@ -494,7 +494,7 @@ def test_create_app_leaves_the_registry_empty(shared_room):
     require(
         not found["left"],
         "after create_app, the registry is not empty",
-        sent="create_app() a second time, nothing registered since",
+        sent="create_app() a second time, with nothing registered since",
         expected="nothing that was registered for the first app",
         got="an app with the first one's path",
     )
@@ -592,7 +592,7 @@ def test_two_apps_share_nothing(shared_room):
         found["later"] == ["First made", "First initialized"],
         "two apps share their configs: an app that has stopped leaves its closed config to the next one",
         sent="an app that uses the config class First starts and stops; then another such app starts",
-        expected="First made, First initialized, once more",
+        expected="First made, First initialized, as before",
         got=", ".join(found["later"]) or "nothing is created",
     )
 
@@ -706,7 +706,7 @@ def test_the_handler_gets_its_config(shared_room):
     require(
         ready is True,
         "a handler does not get the config that was initialised",
-        expected="self.config is the one that was initialised at the start",
+        expected="self.config is the one that was initialised at start-up",
         **facts,
     )
 
@@ -816,15 +816,15 @@ def test_respond_answers(shared_room):
     stream = Stream(shared_room, http.base_url, {}, path="/stream")
     stream.ended()
     got = [event.json for event in stream.events]
-    mistake = "a stream is not answered as respond answers it"
+    mistake = "a stream is not answered the way respond answers it"
     require(got == ["one", "two"], mistake, sent="run returns a generator", expected="two events", got=str(stream))
     reply = http.post("/fails", json={"what": "teapot"})
     holds = reply.status == 418 and reply.data == {"detail": "a teapot"}
-    mistake = "an HTTPException is not answered as respond answers it"
+    mistake = "an HTTPException is not answered the way respond answers it"
     require(holds, mistake, sent="run raises HTTPException(418)", **http.facts(reply))
     reply = http.post("/fails", json={"what": "other"})
     holds = reply.status == 500 and "secret" not in reply.text and "KeyError" not in reply.text
-    mistake = "any other error is not answered as respond answers it, with a plain 500"
+    mistake = "any other error is not answered the way respond answers it, with a plain 500"
     require(holds, mistake, sent="run raises KeyError", got=str(reply))
 
 
@@ -925,4 +925,4 @@ def test_sigterm_closes_everything(shared_room):
     notes = service.notes()
     mistake = "after SIGTERM, the configs are not closed"
     got = ", ".join(notes)
-    require(service.open_configs() == 0, mistake, sent="SIGTERM", expected="closed, once more", got=got)
+    require(service.open_configs() == 0, mistake, sent="SIGTERM", expected="closed again", got=got)

@@ -310,7 +310,8 @@ def test_the_model_is_given_the_chat_template(shared_room):
             mistake = "the generation prompt is missing: add_generation_prompt=True"
         elif each["merges"]:
             mistake = (
-                "contents were encoded one by one: newlines at the end of a message become different tokens that way"
+                "message contents were encoded one by one:"
+                " that way, newlines at the end of a message become different tokens"
             )
         elif result["text"].count("<|im_start|>") < result["rendered"].count("<|im_start|>"):
             mistake = "not all messages of a long conversation reach the model"
@@ -338,7 +339,7 @@ def test_control_tokens_in_a_content_are_text(shared_room):
         len(attacked["controls"]) <= len(without["controls"]),
         "control tokens spelled out in a message's content became real ones: encode_chat keeps them as text",
         sent=sent,
-        expected=f"{len(without['controls'])} control tokens, the template's",
+        expected=f"{len(without['controls'])} control tokens, the template's own",
         got=f"{len(attacked['controls'])} control tokens",
     )
     # another prompt than the template's is another test's concern

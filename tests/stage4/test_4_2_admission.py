@@ -1445,7 +1445,7 @@ def test_with_max_waiting_0_nobody_waits(shared_room):
 def test_a_refusal_leaves_nothing_behind(shared_room):
     gives = "a refusal frees a place"
     mistakes = {(WAITS, APP): gives, (REFUSED, APP): gives}
-    mistakes[WAITS, REFUSED] = mistakes[APP, REFUSED] = "a refused request still counts later"
+    mistakes[WAITS, REFUSED] = mistakes[APP, REFUSED] = "a refused request is still counted afterwards"
     play(shared_room, refused_again_and_again, mistakes)
 
 
@@ -1461,9 +1461,11 @@ def test_first_come_first_served(shared_room):
     came, entered = found["came"], found["entered"]
     mistake = "waiting requests are not served in the order in which they arrived"
     if entered[1:] == came[:0:-1]:
-        mistake += ": the last is served first"
+        mistake += ": the last to arrive is served first"
     elif sorted(entered[:4]) != sorted(came[:4]) and entered.replace("B", "").replace("D", "") == "ACEFG":
-        mistake = "a request whose body arrives late loses its turn: it counts as arrived as soon as its call begins"
+        mistake = (
+            "a request whose body arrives late loses its turn: it should count as arrived as soon as its call begins"
+        )
     require(
         entered == came,
         mistake,

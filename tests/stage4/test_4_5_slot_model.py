@@ -368,7 +368,7 @@ def test_a_step_is_one_token_more(shared_room):
 def test_grouped_key_value_heads(shared_room):
     for heads, kv_heads in ((4, 2), (6, 1)):
         calls = [["prefill", 0, drawn_ids(9, 3)], ["step", [0], [4]]]
-        says = "with fewer key-value heads than heads, the logits are not those of transformers"
+        says = "with fewer key-value heads than query heads, the logits are not those of transformers"
         compare_with_transformers(shared_room, says, calls, heads=heads, kv_heads=kv_heads)
 
 
@@ -519,7 +519,7 @@ def test_a_step_is_one_pass(shared_room):
         counts[MANY] - counts[FEW] < MANY - FEW,
         "a step computes more matrix products when it is given more slots",
         sent=f"a step for {FEW} slots, and one for {MANY}",
-        expected=f"as many matrix products in both: {counts[FEW]}",
+        expected=f"the same number of matrix products in both: {counts[FEW]}",
         got=counts[MANY],
     )
 
@@ -583,4 +583,6 @@ def test_no_forward_of_transformers(shared_room):
     result = shared_room.play(forwards, calls=calls)
     must_have_worked(result["outcomes"], calls)
     says = "one of transformers' own `forward` methods runs"
-    require(result["ran"] == [], says, expected="your own, on the model's weights", got=", ".join(result["ran"]))
+    require(
+        result["ran"] == [], says, expected="your own code, using the model's weights", got=", ".join(result["ran"])
+    )
