@@ -393,7 +393,7 @@ def require_cut(drive, cases, goes_on):
         if len(said) > len(with_it):
             fail(goes_on, **facts)
         if any(stop in said for stop in answer.stop):
-            fail("the stop sequence itself is in the text: the answer ends before it", **facts)
+            fail("the stop sequence itself is in the text: the answer should end before it", **facts)
         if said.startswith(expected):
             fail("a stop sequence leaks: its beginning comes out before the rest arrives", **facts)
         fail("the text before a stop sequence is lost", **facts)

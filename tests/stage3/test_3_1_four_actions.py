@@ -1349,7 +1349,7 @@ def test_run_is_asked_for_a_piece_only_when_the_reader_asks(shared_room):
             steps == [1, 2, 3],
             "run is asked for pieces that the reader has not asked for",
             sent=f"{as_written(kind)}; the reader takes three pieces, with a pause after each",
-            expected="1, 2, 3 pieces made by then",
+            expected="1, 2 and 3 pieces made by then",
             got=", ".join(map(str, steps)),
         )
 

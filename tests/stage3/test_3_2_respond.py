@@ -511,7 +511,7 @@ def test_a_response_goes_out_as_it_is(shared_room):
         came = (reply.status, reply.text, reply.headers.get("x-own"))
         require(
             came == (201, "as it is", "yes"),
-            "a Response is not sent unchanged",
+            "a Response is changed before it is sent",
             sent=as_sent(script),
             expected="the 201 unchanged, with its header X-Own",
             got=str(reply),
@@ -519,7 +519,7 @@ def test_a_response_goes_out_as_it_is(shared_room):
         reply = service(shared_room).ask(result="a JSONResponse", context=context)
         require(
             (reply.status, reply.data) == (418, {"error": "teapot"}),
-            "a Response is not sent unchanged",
+            "a Response is changed before it is sent",
             sent=as_sent({"result": "a JSONResponse", "context": context}),
             expected='418 {"error": "teapot"}',
             got=str(reply),
@@ -528,7 +528,7 @@ def test_a_response_goes_out_as_it_is(shared_room):
         reply = service(shared_room).ask(**script)
         require(
             service(shared_room).until(script["id"], lambda note: "background" in note["began"]),
-            "a Response is not sent unchanged: its background task never runs",
+            "a Response is changed before it is sent: its background task never runs",
             sent=as_sent({"result": WITH_A_TASK, "context": context}),
             expected="after the answer, its BackgroundTask runs",
             got=str(reply),

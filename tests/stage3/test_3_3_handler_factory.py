@@ -481,7 +481,7 @@ def test_what_was_refused_leaves_nothing_behind(shared_room):
         expected = ["/twice", "/path"] if case == "twice" else ["/path"]
         require(
             sorted(found["paths"]) == sorted(expected),
-            "a refused registration is in the app",
+            "a refused registration ends up in the app",
             **facts,
             expected=expected,
             got=found["paths"],
@@ -620,7 +620,7 @@ def test_an_error_in_one_close_keeps_no_other_open(shared_room):
         require(
             found["at stop"] == expected,
             "an error in one config's close keeps the others from being closed",
-            sent=f"the close of {who} raises, the app stops",
+            sent=f"the app stops, and the close of {who} raises",
             expected=", ".join(expected),
             got=", ".join(found["at stop"]) or "nothing",
         )
@@ -647,9 +647,9 @@ def test_a_failing_initialize_fails_the_start_up(shared_room):
             sent=sent,
             got=", ".join(found["at start"]),
         )
-        mistake = "when the start-up fails, the configs initialised before are not closed"
+        mistake = "when start-up fails, the configs that were already initialised are not closed"
         if what == "made":
-            mistake = "when a config's __init__ fails, the configs initialised before are not closed"
+            mistake = "when a config's __init__ fails, the configs that were already initialised are not closed"
         require(
             closed.count("A closed") == 1 or "A initialized" not in found["at start"],
             mistake,
@@ -758,7 +758,7 @@ def test_request_context_validates_the_body(shared_room):
     wrong = [{}, {"text": 5}, {"text": "hi", "count": 0}, ["hi"], "hi"]
     for body in wrong:
         reply, events = actions_called(shared_room, http, "/question", json=body)
-        facts = {"sent": f"{body}, request_context=Question", "expected": "422, no action is called"}
+        facts = {"sent": f"{body}, request_context=Question", "expected": "422, and no action is called"}
         mistake = "a body that does not match request_context does not get a 422"
         require(reply.status == 422, mistake, **facts, **http.facts(reply))
         mistake = "a body that does not match request_context calls an action"

@@ -954,7 +954,7 @@ def writers(background):
     if not all(written()):
         error, where = room.last_error()
         raise Ended(
-            "a process that calls setup_logging and then logs ends too early",
+            "a process that calls setup_logging and then writes to the log ends too early",
             got=error,
             where=where,
             detail=room.output(),
@@ -1178,7 +1178,7 @@ def test_utf_8_whatever_the_locale(writers):
 
 def test_the_folder_is_made_with_its_parents(room):
     found = room.play(parents)
-    sent = "setup_logging('made/by/setup_logging'), where no folder of that path exists, and a line"
+    sent = "setup_logging('made/by/setup_logging'), where none of these folders exists yet, and a line"
     if "raised" in found:
         fail(
             "setup_logging does not create the folder's parents",
@@ -1363,7 +1363,7 @@ def test_nothing_keeps_the_process_from_ending(writers):
         lambda: not any(program.runs() for program in writers.programs),
         "the process does not end: the thread that calls `load` keeps it alive (it is not a daemon, or it is joined)",
         limit_s=3.0,
-        sent="a program that calls setup_logging with a load that never returns, logs, and ends",
+        sent="a program that calls setup_logging with a load that never returns, writes to the log, and ends",
         expected="the process ends when its last line has run",
     )
 
@@ -1562,14 +1562,14 @@ def test_a_response_carries_its_logid(shared_room):
         )
     require(
         not found["not_bytes"],
-        "X-Log-Id is not written as ASGI requires: a header is two `bytes` objects",
+        "X-Log-Id is not written as ASGI requires: a header is a pair of `bytes` objects",
         expected="(b'x-log-id', b'...')",
         got=", ".join(found["not_bytes"]),
     )
     for logid, line in found["lines"]:
         require(
             line in (logid, "default", NO_LINE, None),
-            "the X-Log-Id of a response is not the logid of its request's lines",
+            "the X-Log-Id of a response is not the logid on its request's lines",
             sent="GET /, and a line",
             expected=f"X-Log-Id: {line}",
             got=f"X-Log-Id: {logid}",

@@ -345,7 +345,7 @@ def test_control_tokens_in_a_content_are_text(shared_room):
     # another prompt than the template's is another test's concern
     require(
         attacked["text"] == attacked["rendered"] or without["text"] != without["rendered"],
-        "content that spells out control tokens reaches the model changed",
+        "content that spells out control tokens is changed before it reaches the model",
         sent=sent,
         expected=repr(attacked["rendered"]),
         got=repr(attacked["text"]),
@@ -486,7 +486,7 @@ def test_the_counts_are_those_of_tokens(shared_room):
             got = piece["completion_tokens"]
             require(
                 isinstance(got, int) and behind <= got <= len(answer.so_far),
-                "a piece's completion_tokens is less than the number of tokens that the text so far took",
+                "a piece's completion_tokens is less than the number of tokens in the text so far",
                 sent=answer.sent,
                 expected=f"at least {behind} at {said!r}",
                 got=got,

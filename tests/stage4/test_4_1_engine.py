@@ -180,7 +180,7 @@ def test_each_piece_is_given_as_it_is(shared_room):
         for number, (expected, got) in enumerate(pairs, 1):
             require(
                 got == expected,
-                "a piece is not delivered unchanged",
+                "a piece is changed before it is delivered",
                 sent=f"{done.sent}; this concerns piece {number} of {name}",
                 expected=expected,
                 got=got,

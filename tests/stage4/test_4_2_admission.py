@@ -1537,7 +1537,7 @@ def test_a_refusal_is_a_whole_response(shared_room):
         got = ", ".join(seen["types"])
         require(
             seen["as bytes"],
-            "a header is not two `bytes` objects, as ASGI requires",
+            "a header is not a pair of `bytes` objects, as ASGI requires",
             sent=how,
             got=str(seen["headers"]),
         )
@@ -1548,7 +1548,7 @@ def test_a_refusal_is_a_whole_response(shared_room):
         length = dict(seen["headers"]).get("content-length")
         require(
             length is None or length == str(len(seen["body"].encode())),
-            "the Content-Length of a refusal is not its body's",
+            "the Content-Length of a refusal is not the length of its body",
             sent=how,
             expected=str(len(seen["body"].encode())),
             got=length,

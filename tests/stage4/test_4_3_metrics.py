@@ -797,8 +797,8 @@ def test_each_answer_counts_once(shared_room):
 
 def test_an_answer_that_nobody_read_counts_nowhere(shared_room):
     for found in played(shared_room, ["call", "a"], closes(1.0)):
-        found.require_outcomes({}, "an answer that no one began to read is counted")
-        require_nothing(found, "an answer that no one began to read is counted")
+        found.require_outcomes({}, "an answer that no one ever started to read is counted")
+        require_nothing(found, "an answer that no one ever started to read is counted")
 
 
 def require_nothing(found, mistake):

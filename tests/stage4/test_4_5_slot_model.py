@@ -441,7 +441,7 @@ def test_what_was_returned_stays_as_it_is(shared_room):
     calls += [["step", [1, 0], [4, 9]], ["prefill", 1, [3, 4]]]
     for call, result in zip(calls, results_of(shared_room, calls, later=True), strict=True):
         same = result.get("rows") == result.get("later")
-        require(same, "a later call changes a tensor that was returned", sent=said(call))
+        require(same, "a later call changes a tensor that was returned earlier", sent=said(call))
 
 
 def test_from_any_thread(shared_room):
