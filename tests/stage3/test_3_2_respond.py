@@ -561,7 +561,7 @@ def test_response_context_shapes_the_result(shared_room):
         elif isinstance(reply.data, dict) and "next" in data and "next" not in reply.data:
             mistake = "a field that is None is left out, although response_context has it"
         elif isinstance(reply.data, dict) and "text" in reply.data:
-            mistake = "response_context serialises by field name: it should be by alias"
+            mistake = "with response_context, a result is serialised by field name: it should be by alias"
         require(reply.data == data, mistake, **facts, got=reply.text)
 
 

@@ -738,7 +738,7 @@ def test_a_body_that_is_not_json_is_422(shared_room):
         facts = {"sent": f"{what}: {body!r}", "expected": "422"}
         mistake = "a body that is not JSON does not get a 422"
         require(reply.status in allowed, mistake, **facts, **http.facts(reply))
-        require("Handler pre_process" not in events, "a body that is not JSON calls an action", **facts)
+        require("Handler pre_process" not in events, "an action is called although the body is not JSON", **facts)
 
 
 def test_request_context_validates_the_body(shared_room):
@@ -761,7 +761,7 @@ def test_request_context_validates_the_body(shared_room):
         facts = {"sent": f"{body}, request_context=Question", "expected": "422, and no action is called"}
         mistake = "a body that does not match request_context does not get a 422"
         require(reply.status == 422, mistake, **facts, **http.facts(reply))
-        mistake = "a body that does not match request_context calls an action"
+        mistake = "an action is called although the body does not match request_context"
         require("Handler pre_process" not in events, mistake, **facts, got=", ".join(events))
     headers = {"content-type": "application/json"}
     reply, _ = actions_called(shared_room, http, "/question", content=b"{", headers=headers)

@@ -265,7 +265,7 @@ def test_the_model_is_loaded_once_at_start_up(shared_room):
         notes["loads"] == 1,
         "when the app has started, the model is not loaded yet: the first request would wait for it"
         if notes["loads"] == 0
-        else "start-up loads the model more than once",
+        else "the model is loaded more than once at start-up",
         expected="one call to load",
         got=f"{notes['loads']} calls",
     )
@@ -273,7 +273,7 @@ def test_the_model_is_loaded_once_at_start_up(shared_room):
         send(shared_room, url, body).reply()
     require(
         shared_room.notes()["loads"] == 1,
-        "a request loads the model again",
+        "the model is loaded again for a request",
         expected="one call to load for all requests",
         got=f"{shared_room.notes()['loads']} calls for three requests",
     )
@@ -747,7 +747,7 @@ def asked_with(room, url, body):
     talks = Chat(room).talks()[before:]
     require(
         len(talks) == 1,
-        "a request does not call `chat` exactly once",
+        "`chat` is not called exactly once for each request",
         sent=body,
         expected="one call to chat",
         got=f"{len(talks)} calls",
@@ -1176,7 +1176,7 @@ def test_a_model_that_fails_in_mid_stream_is_an_error_event(shared_room):
         )
         require(
             text_of(stream) == "one two ",
-            "not all pieces before an error arrive",
+            "some of the pieces before an error do not arrive",
             sent=sent,
             **found,
         )

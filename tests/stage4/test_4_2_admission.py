@@ -1642,7 +1642,7 @@ def test_a_call_that_sends_nothing_gives_its_place_back(shared_room):
 
 def test_an_error_gives_its_place_back(shared_room):
     for how in ("raises", "raises mid-answer"):
-        play_ending(shared_room, how, "an error in the app does not free its place")
+        play_ending(shared_room, how, "a call to the app that fails does not free its place")
 
 
 def test_a_cancellation_gives_its_place_back(shared_room):

@@ -256,7 +256,7 @@ def test_each_copy_loads_once(copies):
         most <= 1,
         "a copy calls `load` more than once"
         if len(copies.loads) > len(set(copies.loads))
-        else "requests call `load` again: a copy loads once, when it starts",
+        else "`load` is called again when requests arrive: a copy should load once, when it starts",
         sent=f"{ASKED}, then {MANY} requests",
         expected="one call in each copy",
         got=f"{most} calls in one of them",

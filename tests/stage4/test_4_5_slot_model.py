@@ -397,10 +397,10 @@ def test_slots_do_not_disturb_each_other(shared_room):
         else:
             named = sorted(drawn.sample(filled, drawn.randint(1, len(filled))))
             calls.append(["step", named, drawn_ids(len(named), number)])
-    says = "the contents of other slots, or positions that were never written, change a slot's logits"
+    says = "the contents of other slots, or positions that were never written, affect a slot's logits"
     compare_with_alone(shared_room, says, calls, slots=9)
     calls = [["prefill", 0, [9, 3, 4]], ["prefill", 1, [8]], ["step", [0, 1], [5, 6]], ["step", [0, 1], [7, 8]]]
-    says = "the contents of another SlotModel change a slot's logits"
+    says = "the contents of another SlotModel affect a slot's logits"
     compare_with_alone(shared_room, says, calls, slots=2, beside=True)
 
 
