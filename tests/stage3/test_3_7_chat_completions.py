@@ -949,7 +949,7 @@ WRONG = [
     ("an `n` of 0", {"n": 0}),
     ("an empty `stop`", {"stop": ""}),
     ("an empty string in `stop`", {"stop": ["a", ""]}),
-    ("five strings in `stop`", {"stop": ["a", "b", "c", "d", "e"]}),
+    ("a `stop` of five strings", {"stop": ["a", "b", "c", "d", "e"]}),
     ("a `stop` that is a number", {"stop": 5}),
     ("a `stop` of numbers", {"stop": [1, 2]}),
     ('a `seed` of "x"', {"seed": "x"}),
