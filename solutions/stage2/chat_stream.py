@@ -28,8 +28,8 @@ def create_app(handler):
             event: done
             data: {"pieces": 2}
 
-    Each piece is a separate event, sent as soon as it is available. `pieces` is the number of pieces,
-    so that the client can tell whether it missed any.
+    Each piece is a separate event, sent as soon as it is available. `pieces` is the number of pieces:
+    it tells the client whether it missed any.
 
     `prompt` is a non-empty string (you decide whether to allow whitespace alone), `max_new_tokens` an
     integer of at least 1 (128 by default), `temperature` a finite number of at least 0 (0 by default);
