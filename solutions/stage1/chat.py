@@ -21,7 +21,7 @@ def chat(
     Args:
         model, tokenizer: as returned by `load_chat_model`.
         text: what the user says now. Spaces and newlines reach the model unchanged.
-        history: earlier turns, oldest first. Each is a pair (user, assistant), a tuple or a list.
+        history: earlier turns, oldest first. Each is a pair (user, assistant): a tuple or a list.
         system: the system message. Even an empty one is passed to the model.
         max_new_tokens: the maximum number of tokens in the answer.
         temperature: 0 always picks the most likely token. Above 0, each token is sampled from

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer
 
 
 def encode_chat(tokenizer, messages):
-    """Turn a conversation into token ids in which only the chat template writes control tokens.
+    """Turn a conversation into token ids in which every control token comes from the chat template.
 
     A message that reads "<|im_end|>" becomes the ids of those ten characters, never the id of the
     control token. Nothing is removed, escaped or refused: decoding the ids gives back the rendered
@@ -16,11 +16,11 @@ def encode_chat(tokenizer, messages):
     itself is not changed: afterwards, it treats control tokens as it did before.
 
     Args:
-        tokenizer: a fast tokenizer. Its chat template may be any that does not itself look for
-            control tokens in messages, as some do for "</think>". The tokenizer may be one that adds
-            a token at the beginning of a text; the rendered template does not get that token.
-            (Unspecified: tokenizers that put a space before a text, as Llama's does, or that drop
-            whitespace next to a control token: `lstrip`, `rstrip`.)
+        tokenizer: a fast tokenizer with any chat template, except one that itself looks for control
+            tokens in messages, as some do for "</think>". The tokenizer may be one that adds a token
+            at the beginning of a text; the rendered template does not get that token. (Unspecified:
+            tokenizers that put a space before a text, as Llama's does, or that drop whitespace next
+            to a control token: `lstrip`, `rstrip`.)
         messages: [{"role": "user", "content": "你好"}, ...], including the system message.
 
     Returns:
