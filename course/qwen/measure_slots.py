@@ -61,6 +61,15 @@ class TransposedLinear(slots._Linear):
         self._packed, self._weight, self._bias = None, weight.t().contiguous(), bias
 
 
+class ThroughTorchOps(slots._Linear):
+    """`_Linear` with the operator as it is usually called."""
+
+    def __call__(self, x):
+        if self._packed is None:
+            return super().__call__(x)
+        return torch.ops.quantized.linear_dynamic_fp16(x, self._packed)
+
+
 class OneByOne:
     """Several linear layers on one input, each a product of its own."""
 
@@ -106,6 +115,7 @@ def variants(model):
         "all tricks": (slots.SlotModel(model, slots=64), lowest),
         "weights not packed, F.linear": (_with_linear(PlainLinear, model), lowest),
         "weights not packed, addmm": (_with_linear(TransposedLinear, model), lowest),
+        "the operator through torch.ops": (_with_linear(ThroughTorchOps, model), lowest),
         "q, k, v apart; gate, up apart": (_with_linear(OneByOne, model), lowest),
         "slots far apart: caches gathered": (slots.SlotModel(model, slots=256), partial(_every, 4)),
         "scaled_dot_product_attention": (WithSdpa(model, slots=64), lowest),
