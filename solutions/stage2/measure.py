@@ -14,9 +14,10 @@ class Measurement:
     """What `clients` users saw when they all asked at the same time.
 
     `requests` were sent, and `errors` of them failed. The times are in seconds, from the requests that
-    did not fail: TTFT is the time to first token, ITL the inter-token latency. p50 is the median, p95
-    the smallest value that at least 95% of the values do not exceed (or numpy's interpolation). Where
-    there are no values at all, the result is NaN, None or 0.0.
+    did not fail: TTFT is the time to first token, ITL the inter-token latency. p50 is the median (of
+    an even number of values, either of the middle two or anything between them), p95 the smallest
+    value that at least 95% of the values do not exceed (or numpy's interpolation). Where there are no
+    values at all, the result is NaN, None or 0.0.
     """
 
     clients: int
