@@ -22,7 +22,7 @@ class NotReady(Exception):
 
 def importable(solution: bool | None = False) -> None:
     """From now on `import chat_stream` finds exercise 2.2, wherever it stands: the learner's file, or
-    the reference's; at None, neither.
+    the reference's; at None, neither. Of the learner's, one that is optional and skipped is the reference's.
 
     Another package or file of that name is not found, nor is any other file of the learner's.
     """
@@ -131,6 +131,18 @@ def is_stub(id: str, source: str) -> bool:
     return stubs.without_marks(source).strip() == stubs.without_marks(stubs.stub(id)).strip()
 
 
+def is_skipped(id: str) -> bool:
+    """Whether the exercise is optional, and the learner has no more of it than the stub."""
+    if not find(id).optional:
+        return False
+    try:
+        return is_stub(id, find(id).work_file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+
+
 def raised_by_stub(error: BaseException) -> str | None:
     """The exercise whose stub raised the error; None if none did."""
     id = str(error.args[0]) if error.args else ""
@@ -162,14 +174,14 @@ class _Finder:
         self.solution = solution
         for name, kept in self._aside[solution].items():
             # the learner's folder may be another one by now
-            if solution is None or kept.__file__ == str(_file(_by_module()[name], solution)):
+            if solution is None or kept.__file__ == str(_imported(_by_module()[name], solution)):
                 sys.modules[name] = kept
 
     def find_spec(self, name, path=None, target=None):
         the_exercise = None if self.solution is None else _by_module().get(name)
         if the_exercise is None:
             return None
-        file = _file(the_exercise, self.solution)
+        file = _imported(the_exercise, self.solution)
         if not file.is_file():
             message = words("{id} is not written yet: there is no {file}", id=the_exercise.id, file=shown(file))
             raise ModuleNotFoundError(message, name=name)
@@ -182,6 +194,10 @@ _finder = _Finder()
 @functools.cache
 def _by_module():
     return {Path(each.file).stem: each for each in exercises().values()}
+
+
+def _imported(the_exercise, solution):
+    return _file(the_exercise, solution or is_skipped(the_exercise.id))
 
 
 def _file(the_exercise, solution):

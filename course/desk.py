@@ -278,11 +278,15 @@ def _refusing():
 
 def _following(after):
     """The first exercise after that one that is not passed, if there is one; and all that are not. One that
-    this computer cannot check is none of them."""
+    this computer cannot check is none of them. Behind the last that is not optional, those left out come first."""
     ids = list(exercises())
     later = ids[ids.index(after) + 1 :] if after else ids
     not_passed = [row["exercise"] for row in records.standing() if row["state"] != "passed" and row["max_score"]]
-    return next((each for each in not_passed if each.id in later), None), not_passed
+    after_it = [each for each in not_passed if each.id in later]
+    only_optional = all(each.optional for each in after_it)
+    if only_optional and not all(each.optional for each in not_passed):
+        after_it = []
+    return (after_it[0] if after_it else None), not_passed
 
 
 def _what_next(exercise):
@@ -335,7 +339,7 @@ def _under_way(exercise, ended=""):
 
 
 def _listed(some):
-    return ", ".join(words("{id} (optional)", id=each.id) if each.optional else each.id for each in some)
+    return words(", ").join(words("{id} (optional)", id=each.id) if each.optional else each.id for each in some)
 
 
 def _titled(exercise):

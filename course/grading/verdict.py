@@ -264,20 +264,30 @@ class _Line:
 
     def wrapped(self, width, most):
         """As at most `most` lines."""
-        line = _labelled(_label(self.label), self.text) if self.label else " " * self.indent + self.text
+        before = _labelled(_label(self.label), "") if self.label else " " * self.indent
         if self.label == "test":
-            return [line]  # to be copied as it stands
+            return [before + self.text]  # to be copied as it stands
         # a command is typed as it stands, so it stays in one line
         glue = "\ue000"
-        kept = COMMAND.sub(lambda found: found[0].replace(" ", glue), line)
-        pieces = _Wrapper(
+        kept = COMMAND.sub(lambda found: found[0].replace(" ", glue), self.text)
+        text = _as_wide(kept)
+        after = " " * (LABEL_WIDTH if self.label else 4)
+        wrapper = _Wrapper(
             width,
-            subsequent_indent=" " * (LABEL_WIDTH if self.label else 4),
+            initial_indent=_as_wide(before),
+            subsequent_indent=after,
             replace_whitespace=False,
             break_on_hyphens=False,
-            max_lines=None if self.whole else most,
             placeholder=" …",
-        ).wrap(_as_wide(kept))
+        )
+        pieces = wrapper.wrap(text)
+        if len(pieces) > most and not self.whole:
+            last = pieces[most - 1]
+            wrapper.max_lines = most
+            pieces = wrapper.wrap(text)
+            # textwrap cuts between words only: of a line without a blank it would leave nothing
+            if pieces[-1] in (_as_wide(before) + "…", after + "…"):
+                pieces[-1] = last[: width - 2] + " …"
         return [piece.replace(glue, " ").replace(FILLER, "") for piece in pieces] or [""]
 
     def html(self):

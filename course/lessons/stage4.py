@@ -13,7 +13,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 from transformers import AutoTokenizer
 
-from course.answers import NotReady, importable, load, load_all
+from course.answers import NotReady, importable, is_skipped, load, load_all
 from course.lessons.engine_process import Engine, EngineError
 from course.lessons.stage import (
     PAGES,
@@ -82,7 +82,6 @@ def build(
     try:
         answers = load_all(
             {
-                "1.5": "encode_chat",
                 "3.4": ("setup_logging", "RequestLog"),
                 "3.5": "Sequence",
                 "3.7": ("create_app", "openai_error"),
@@ -92,7 +91,8 @@ def build(
             },
             solution=solution,
         )
-        encode_chat, (setup_logging, request_log), _, (create_app, openai_error), _, admission, measured_chat = answers
+        [encode_chat] = load_all({"1.5": "encode_chat"}, solution=solution or is_skipped("1.5"))
+        (setup_logging, request_log), _, (create_app, openai_error), _, admission, measured_chat = answers
         start_log(setup_logging)
         engine = engine or start()
         registry = CollectorRegistry()

@@ -2,6 +2,7 @@
 
     python -m course.qwen.measure_slots [--rounds 15]
     python -m course.qwen.measure_slots --answers [--prompts 200] [--tokens 128]
+    python -m course.qwen.measure_slots --gpu
 
 Without options, it measures how long a step and a prefill of the tiny Qwen take: with all tricks, with each trick left
 out in turn, with the plain slot model from exercise 4.5, and with transformers' own `generate`. In each round, all of
@@ -10,6 +11,10 @@ CPU time of this process, in one thread; on an otherwise idle computer, that is 
 
 With `--answers`, it checks whether greedy answers match those of `generate`, token for token, both alone in the slot
 model and next to 15 others.
+
+With `--gpu`, it measures how long a step takes on CUDA, in bfloat16, with random weights in the shape of
+Qwen1.5-1.8B-Chat, and how many tokens per second that and `generate` make. `--gpu --shape small` is for trying it out,
+even on a CPU, in float32.
 """
 
 import argparse
@@ -17,6 +22,7 @@ import os
 import random
 import statistics
 import sys
+import tempfile
 import time
 from functools import partial
 from operator import truediv
@@ -25,9 +31,10 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoModelForCausalLM
 
 from course.answers import load
-from course.qwen import slots
+from course.qwen import slots, slots_cuda
 from course.qwen.models import tiny
 
 ROWS = (1, 4, 16, 64)
@@ -53,6 +60,15 @@ class TransposedLinear(slots._Linear):
         weight = torch.cat([each.detach().float() for each in weights])
         bias = torch.zeros(len(weight)) if bias is None else bias
         self._packed, self._weight, self._bias = None, weight.t().contiguous(), bias
+
+
+class ThroughTorchOps(slots._Linear):
+    """`_Linear` with the operator as it is usually called."""
+
+    def __call__(self, x):
+        if self._packed is None:
+            return super().__call__(x)
+        return torch.ops.quantized.linear_dynamic_fp16(x, self._packed)
 
 
 class OneByOne:
@@ -100,6 +116,7 @@ def variants(model):
         "all tricks": (slots.SlotModel(model, slots=64), lowest),
         "weights not packed, F.linear": (_with_linear(PlainLinear, model), lowest),
         "weights not packed, addmm": (_with_linear(TransposedLinear, model), lowest),
+        "the operator through torch.ops": (_with_linear(ThroughTorchOps, model), lowest),
         "q, k, v apart; gate, up apart": (_with_linear(OneByOne, model), lowest),
         "slots far apart: caches gathered": (slots.SlotModel(model, slots=256), partial(_every, 4)),
         "scaled_dot_product_attention": (WithSdpa(model, slots=64), lowest),
@@ -196,6 +213,49 @@ def prefills(model, tokenizer, rounds):
     return table
 
 
+def measure_gpu(shape, rounds, console):
+    from course.peers import SHAPES, write_random
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_random(folder, SHAPES[shape])
+        on_cuda = torch.cuda.is_available()
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if on_cuda else torch.float32)
+    if on_cuda:
+        model = model.to("cuda")
+    slot_model = (slots_cuda if on_cuda else slots).SlotModel(model, slots=max(ROWS))
+    table = Table("rows", "ms per step", "tokens/s", "generate, tokens/s", box=None)
+    for rows in ROWS:
+        # the first times are not counted: graphs are captured in them
+        step_s = [greedy_step_s(slot_model, rows) for _ in range(rounds + 1)][1:]
+        generate_s = [greedy_generate_s(model, rows) for _ in range(rounds + 1)][1:]
+        step_s, generate_s = statistics.median(step_s), statistics.median(generate_s)
+        table.add_row(str(rows), f"{step_s * 1000:.2f}", f"{rows / step_s:,.0f}", f"{rows / generate_s:,.0f}")
+    console.print(torch.cuda.get_device_name() if on_cuda else "a CPU, which says nothing about a GPU")
+    console.print(table)
+
+
+def greedy_step_s(slot_model, rows):
+    """Seconds per step of `rows` greedy answers. As in an engine, tokens are chosen on the CPU."""
+    named = list(range(rows))
+    ids = [int(slot_model.prefill(slot, [7] * PROMPT).argmax()) for slot in named]
+    start = time.perf_counter()
+    for _ in range(STEPS):
+        ids = slot_model.step(named, ids).float().numpy().argmax(-1).tolist()
+    return (time.perf_counter() - start) / STEPS
+
+
+def greedy_generate_s(model, rows):
+    """Seconds per step of `generate`, its prefill left out."""
+    prompt = torch.full((rows, PROMPT), 7, device=model.device)
+    times = []
+    for count in (1, 1 + STEPS):
+        start = time.perf_counter()
+        options = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False}
+        model.generate(prompt, attention_mask=torch.ones_like(prompt), **options).tolist()
+        times.append(time.perf_counter() - start)
+    return (times[1] - times[0]) / STEPS
+
+
 def _ids(tokenizer, text):
     messages = [{"role": "user", "content": text}]
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
@@ -244,9 +304,14 @@ def main() -> int:
     parser.add_argument("--answers", action="store_true", help="compare answers with those of generate")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--gpu", action="store_true", help="measure a step of a large model on CUDA")
+    parser.add_argument("--shape", choices=["1.8B", "small"], default="1.8B", help="with --gpu")
     options = parser.parse_args()
     torch.set_num_threads(1)
     console = Console(soft_wrap=True)
+    if options.gpu:
+        measure_gpu(options.shape, options.rounds, console)
+        return 0
     if not options.answers:
         measure(options.rounds, console)
         return 0

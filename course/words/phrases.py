@@ -113,7 +113,7 @@ FACT_PHRASES = {
     "tests/stage3/test_3_5_sequence.py": ["created at once", "one after another"],
     "tests/stage3/test_3_7_chat_completions.py": ["in one piece", "no text"],
     "tests/stage4/test_4_1_engine.py": [
-        "{sent}; here {name}",
+        "{sent}; this concerns {name}",
         "nothing runs",
         "a runs",
         "b runs",

@@ -2,7 +2,7 @@
 
 
 def count_tokens(tokenizer, text):
-    """Count the tokens in a text, as the model would see it.
+    """Count the tokens that the model sees in a text.
 
     Args:
         tokenizer: a Hugging Face tokenizer. Qwen's does not add any tokens to the text; if another

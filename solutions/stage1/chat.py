@@ -14,14 +14,14 @@ def chat(
     """Answer `text`, given what was said before.
 
     The model's input is the system message, the history and `text`, in the tokenizer's own chat
-    template, with the generation prompt. The answer ends at the tokenizer's own end token. Whether
-    it also ends at the model's other end tokens (`model.generation_config.eos_token_id`, a list) is
-    not graded. Nothing is kept between calls.
+    template, with the generation prompt. The answer ends at the tokenizer's own end token
+    (`tokenizer.eos_token_id`). Whether it also ends at the model's other end tokens
+    (`model.generation_config.eos_token_id`, a list) is not graded. Nothing is kept between calls.
 
     Args:
         model, tokenizer: as returned by `load_chat_model`.
         text: what the user says now. Spaces and newlines reach the model unchanged.
-        history: earlier turns, oldest first. Each is a pair (user, assistant), a tuple or a list.
+        history: earlier turns, oldest first. Each is a pair (user, assistant): a tuple or a list.
         system: the system message. Even an empty one is passed to the model.
         max_new_tokens: the maximum number of tokens in the answer.
         temperature: 0 always picks the most likely token. Above 0, each token is sampled from
@@ -30,8 +30,9 @@ def chat(
             min_length, min_new_tokens, suppress_tokens, bad_words_ids.
 
     Returns:
-        (reply, history): the new tokens as text, without special tokens; and a new list, which is
-        the history with (text, reply) added at the end. The caller's list is not changed.
+        (reply, history): the new tokens as text, without special tokens (whitespace at either end is
+        up to you); and a new list, which is the history with (text, reply) added at the end. The
+        caller's list is not changed.
 
     Raises:
         ValueError: `text` is empty (or only whitespace, if you like), or `temperature` is negative.

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def create_app(load, chat):
-    """Create the app that answers each text it receives, without any history.
+    """Create an app that answers each text on its own, without any history.
 
         POST /chat    {"text": "你好"}  ->  200  {"result": "..."}
         GET  /health                    ->  200  {"status": "ok"}
@@ -28,7 +28,7 @@ def create_app(load, chat):
     arrive at the same time each get the answer they would get alone, and none is refused.
 
     If `chat` raises an Exception, the response is a 500 with a short, plain message that reveals
-    nothing about the error, the server's log names the error, and the next request is answered
+    nothing about the error. The server's log names the error, and the next request is answered
     normally. (If `chat` raises an HTTPException, FastAPI may handle it itself. Unspecified:
     StopIteration, which a coroutine cannot raise.)
 

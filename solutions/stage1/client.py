@@ -25,7 +25,7 @@ def ask(base_url, text, *, timeout_s=60.0):
     Raises:
         ChatError:
             - the server answers with a 4xx or 5xx. The message contains the status code and what
-              the server said: `detail` if it is text, each `msg` of a 422, otherwise the body.
+              the server said: `detail` if it is text, every `msg` of a 422, or else the body.
             - there is no server at that address. The message contains `base_url`.
             - the server sends nothing for `timeout_s` seconds, or the connection breaks.
             - the answer is not the expected JSON. (Unspecified: JSON that is nested too deeply for

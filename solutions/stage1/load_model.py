@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 def load_chat_model(name_or_path):
     """Load a chat model and its tokenizer, from a folder or by name from the model hub.
 
-    The model is in eval mode. If there is a GPU, it is on the GPU in the checkpoint's own dtype;
-    otherwise, it is on the CPU in float32. Each call loads the model it is asked for, or returns
-    what an earlier call with the same name loaded.
+    The model is in eval mode. If there is a CUDA GPU, it is on the GPU in the checkpoint's own dtype;
+    otherwise, it is on the CPU in float32. (Apple's GPUs are up to you.) You may keep models: a
+    second call with the same name may return what the first one loaded.
 
     Args:
         name_or_path: an existing folder ("~/" is your home directory), or a hub name such as

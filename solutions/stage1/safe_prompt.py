@@ -6,7 +6,7 @@ from tokenizers import Tokenizer
 
 
 def encode_chat(tokenizer, messages):
-    """Turn a conversation into token ids in which only the chat template writes control tokens.
+    """Turn a conversation into token ids in which every control token comes from the chat template.
 
     A message that reads "<|im_end|>" becomes the ids of those ten characters, never the id of the
     control token. Nothing is removed, escaped or refused: decoding the ids gives back the rendered
@@ -15,13 +15,16 @@ def encode_chat(tokenizer, messages):
     the template and a message, as "\\n\\n" does when a message begins with a newline. `tokenizer`
     itself is not changed: afterwards, it treats control tokens as it did before.
 
+    The control tokens are the tokenizer's special tokens. Whether its other added tokens count as
+    control tokens, as "<think>" does for some models, is up to you.
+
     Args:
-        tokenizer: a fast tokenizer. Its chat template may be any that does not itself look for
-            control tokens in messages, as some do for "</think>". The tokenizer may be one that adds
-            a token at the beginning of a text; the rendered template does not get that token.
-            (Unspecified: tokenizers that put a space before a text, as Llama's does, or that drop
-            whitespace next to a control token: `lstrip`, `rstrip`.)
-        messages: [{"role": "user", "content": "你好"}, ...], including the system message.
+        tokenizer: a fast tokenizer with any chat template, except one that itself looks for control
+            tokens in messages, as some do for "</think>". The tokenizer may be one that adds a token
+            at the beginning of a text; the rendered template does not get that token. (Unspecified:
+            tokenizers that put a space before a text, as Llama's does, or that drop whitespace next
+            to a control token: `lstrip`, `rstrip`.)
+        messages: [{"role": "user", "content": "你好"}, ...], with or without a system message.
 
     Returns:
         list[int]: the ids of the rendered template, either always with the generation prompt or

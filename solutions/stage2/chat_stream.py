@@ -16,7 +16,7 @@ FAILED = "The model failed to answer."
 
 
 def create_app(handler):
-    """Make the app that streams an answer as server-sent events.
+    """Create an app that streams an answer as server-sent events.
 
         POST /chat_stream  {"prompt": "你好", "max_new_tokens": 128, "temperature": 0}
         ->  200, text/event-stream:
@@ -28,25 +28,25 @@ def create_app(handler):
             event: done
             data: {"pieces": 2}
 
-    Each piece is a separate event, sent as soon as it is available. `pieces` is the number of pieces,
-    so that the client can tell whether it missed any.
+    Each piece is a separate event, sent as soon as it is available. `pieces` is the number of pieces:
+    it tells the client whether it missed any.
 
-    `prompt` is a non-empty string (you decide whether to allow whitespace alone),
-    `max_new_tokens` an integer of at least 1 (128 by default), `temperature` a finite number of at
-    least 0 (0 by default); upper bounds are up to you. Anything else, such as a body that is not JSON,
-    gets a 422, and the model takes no step for it. (FastAPI's own 400 for a body that is nested too
-    deep or not UTF-8, and its own 500 for NaN and infinity, are fine, too. Not graded: values that
-    pydantic would convert, such as "5" or true for an integer, a null for an optional field, half a
-    surrogate such as "\\ud800" in `prompt`, and integers with thousands of digits.)
+    `prompt` is a non-empty string (you decide whether to allow whitespace alone), `max_new_tokens` an
+    integer of at least 1 (128 by default), `temperature` a finite number of at least 0 (0 by default);
+    upper bounds are up to you. Anything else, such as a body that is not JSON, gets a 422, and the
+    model takes no step for it. (FastAPI's own 400 for a body that is nested too deeply or not UTF-8,
+    and its own 500 for NaN and infinity, are fine, too. Not graded: values that pydantic would
+    convert, such as "5" or true for an integer, a null for an optional field, half a surrogate such as
+    "\\ud800" in `prompt`, and integers with thousands of digits.)
 
     If the model fails before the first piece, the response is a 4xx or 5xx and not an event stream.
-    If it fails later, the event `error` follows, with the data {"message": "..."}, and the stream ends
+    If it fails later, an `error` event follows, with the data {"message": "..."}, and the stream ends
     without `done`. In both cases the wording is up to you, but it must not show a traceback: that
-    belongs in the server's log (which is not tested). The next request works.
+    belongs in the server's log (which is not tested). The next request is answered as usual.
 
-    When the client leaves, the model stops within three steps, even while a piece is being sent. If the
-    client leaves before the first piece, the three steps are counted from that piece. To stop the
-    model, what `generate` returned is closed with `aclose`, or cancelled while it waits for a piece.
+    When the client leaves, the model stops within three steps, even while a piece is being sent. If
+    the client leaves before the first piece, the three steps are counted from that piece. To stop the
+    model, use `aclose` to close what `generate` returned, or cancel it while it waits for a piece.
 
     Args:
         handler: has `generate(prompt, stream=True, max_new_tokens=..., temperature=...)`, as in

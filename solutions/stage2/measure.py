@@ -14,9 +14,10 @@ class Measurement:
     """What `clients` users saw when they all asked at the same time.
 
     `requests` were sent, and `errors` of them failed. The times are in seconds, from the requests that
-    did not fail: TTFT is the time to first token, ITL the inter-token latency. p50 is the median, p95
-    the smallest value that at least 95 % of the values do not exceed (or numpy's interpolation). Where
-    there are no values at all, the result is NaN, None or 0.0.
+    did not fail: TTFT is the time to first token, ITL the inter-token latency. p50 is the median (of
+    an even number of values, either of the middle two or anything between them), p95 the smallest
+    value that at least 95% of the values do not exceed (or numpy's interpolation). Where there are no
+    values at all, the result is NaN, None or 0.0.
     """
 
     clients: int
@@ -34,8 +35,8 @@ async def measure(url, *, clients, prompt, max_new_tokens, clock=time.perf_count
 
     A request fails if there is no server, if the status is a 4xx or 5xx, if an `error` event arrives,
     or if the answer ends without its `done` event. (Not graded: an answer without tokens, a `done`
-    whose number of pieces is not what arrived, a connection that breaks after `done`, and line
-    separators such as U+2028 within a token.)
+    with the wrong number of pieces, a connection that breaks after `done`, and line separators such as
+    U+2028 within a token.)
 
     - time to first token: from sending a request to its first token event;
     - inter-token latency: from one token event to the next one of the same request;
@@ -49,10 +50,10 @@ async def measure(url, *, clients, prompt, max_new_tokens, clock=time.perf_count
         url: the full address of a `/chat_stream`, the endpoint of exercise 2.2.
         clients: the number of requests that run at the same time, one per client.
         prompt, max_new_tokens: what each request asks for.
-        clock: `clock()` returns the time in seconds. Every time is read from it.
+        clock: `clock()` returns the time in seconds. All times are read from it.
 
     Returns:
-        Measurement: even if some or all of the requests failed.
+        A Measurement, even if some or all of the requests failed.
 
     Example:
         >>> url = "http://127.0.0.1:8000/chat_stream"

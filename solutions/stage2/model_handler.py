@@ -30,18 +30,19 @@ class ModelHandler:
 
         The model's input is the system message "You are a helpful assistant." and the whole
         `prompt`, in the tokenizer's own chat template, with the generation prompt. The answer ends
-        at the tokenizer's own end token. Whether it also ends at the model's other end tokens
-        (`model.generation_config.eos_token_id`, a list) is not graded.
+        at the tokenizer's own end token (`tokenizer.eos_token_id`). Whether it also ends at the
+        model's other end tokens (`model.generation_config.eos_token_id`, a list) is not graded.
 
         Args:
             prompt: what the user says.
-            stream: True yields the answer in pieces, each as early as possible. While the model is
-                still working, all text up to the last space, newline or Chinese ideograph has been
-                yielded (the spaces and newlines at its end may wait), and no piece is empty. False
-                yields the answer as exactly one piece, which may be empty. If a token ends inside a
-                character, its text may wait for the rest of that character.
+            stream: True yields the answer in pieces, each as early as possible. At any point while
+                the model is working, all text so far, up to the last space, newline or Chinese
+                ideograph, has already been yielded (spaces and newlines at its end may wait). No
+                piece is empty. False yields the answer as exactly one piece, which may be empty. If a
+                token ends inside a character, its text may wait for the rest of that character.
             max_new_tokens: the maximum number of tokens in the answer. If this limit cuts a
-                character in two, the character is left out; the rest of its token's text may be, too.
+                character in two, that character is left out, possibly along with the rest of its
+                token's text.
             temperature: an int or a float. 0 always picks the most likely token. Above 0, each token
                 is sampled from softmax(logits / temperature), independently in each answer (tested
                 from 0.002 to 50). The checkpoint's own settings have no effect: top_k, top_p, min_p,
@@ -54,9 +55,9 @@ class ModelHandler:
             character, which a high temperature may pick, and a U+FFFD that the model itself writes.)
 
         Raises:
-            Whatever Exception the model raises, with the same type and message, immediately. The
-            next answer works. (Unspecified: StopIteration and StopAsyncIteration, which Python's
-            generators replace.)
+            Whatever Exception the model raises, immediately, with the same type and message. Later
+            answers are not affected. (Unspecified: StopIteration and StopAsyncIteration, which
+            Python's generators replace.)
 
         The reader may leave at any time: by `aclose()` between two pieces, or by being cancelled
         while it waits, even while other answers are ahead of it in the queue. The model then stops

@@ -11,24 +11,25 @@ from limits.storage import storage_from_string
 
 
 def create_app(handler, *, limit="50/minute", storage_uri="memory://"):
-    """Make the app of exercise 2.2, with a limit on `POST /chat_stream` for each client address.
+    """Create the app of exercise 2.2, with a limit on `POST /chat_stream` for each client address.
 
     A request over the limit gets a 429, and the model takes no step for it. Its `Retry-After` is a
     whole number of seconds, from 1 to the length of the window. A client that waits that long gets
     through, and has waited at most one second longer than necessary. (Redis gives `limits` only whole
-    seconds, rounded, so with Redis it may be up to a second off. This is not tested.)
+    seconds, rounded, so with Redis the header may be up to a second off. This is not tested.)
 
     Even if many requests arrive at the same time, no more get through than the limit allows. Every
-    request counts when it arrives, even one that fails validation, is not JSON, breaks off, or is
-    still streaming. A refused request does not extend the window. The address is that of the
-    connection's peer: `X-Forwarded-For` is not trusted. Requests that get through stream as before.
+    request counts as soon as it arrives (not only once its answer has been streamed), even if it fails
+    validation, is not JSON or breaks off. A refused request does not extend the window. The address is
+    that of the connection's peer: `X-Forwarded-For` is not trusted. Requests that get through stream
+    as before.
 
     Args:
         handler: as in exercise 2.2.
-        limit: one limit, in the notation of the package `limits`, such as "50/minute" or "3/second".
+        limit: one limit, in the notation of the `limits` package, such as "50/minute" or "3/second".
         storage_uri: where the count is stored, in the notation of `limits`. Two apps on the same
-            Redis ("redis://127.0.0.1:6379") share a count, two on "memory://" do not. The app can be
-            made even while Redis does not respond; the package `redis` is installed.
+            Redis ("redis://127.0.0.1:6379") share a count; two on "memory://" do not. The app can be
+            created even while Redis does not respond; the `redis` package is installed.
 
     Returns:
         The FastAPI app.

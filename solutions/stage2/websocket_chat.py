@@ -14,7 +14,7 @@ MOST_WAITING = 100
 
 
 def create_app(handler):
-    """Make the app with the WebSocket `/ws`. All frames are text frames that contain JSON.
+    """Create an app with a WebSocket at `/ws`. All frames are text frames that contain JSON.
 
     The client sends one of
 
@@ -26,10 +26,10 @@ def create_app(handler):
         {"type": "token", "text": "你好"}                     for each piece, as soon as it is available
         {"type": "done", "pieces": 1, "stopped": false}
 
-    The bounds are those of exercise 2.2, and what is not graded there is not graded here; upper bounds
-    are up to you. A client can send many prompts on one connection. A prompt that arrives during an
-    answer waits its turn, even if 40 are waiting (you may refuse more than that). Connections do not
-    wait for each other.
+    The bounds are those of exercise 2.2, and what is not graded there is not graded here either; upper
+    bounds are up to you. A client can send many prompts on one connection. A prompt that arrives
+    during an answer waits its turn, even if 40 are waiting (you may refuse more than that).
+    Connections do not wait for each other.
 
     `stop` ends the answer in progress, at its next piece at the latest: the model stops within three
     steps, `done` has "stopped": true and the number of pieces sent, and the connection stays open. A
@@ -37,10 +37,10 @@ def create_app(handler):
     one. A `stop` that arrives right after its prompt, before the answer has started, may be ignored or
     may stop that answer.
 
-    Any other frame (another `type`, with or without a prompt; binary; nested too deep to parse) gets
-    {"type": "error", "message": "..."}; the answer in progress and the connection go on. If the model
-    fails, the client gets such a frame, too, followed by the close code 1011. When the client leaves,
-    the model stops within three steps, and no traceback is logged.
+    Any other frame (another `type`, with or without a prompt; binary; nested too deeply to parse) gets
+    {"type": "error", "message": "..."}; the answer in progress and the connection continue. If the
+    model fails, the client gets such a frame, too, followed by the close code 1011. When the client
+    leaves, the model stops within three steps, and no traceback is logged.
 
     Args:
         handler: as in exercise 2.2.

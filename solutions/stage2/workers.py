@@ -13,13 +13,14 @@ def main(port, workers, app="course.lessons.stage2:build"):
     builds one. Once all of them answer, a SIGINT to the process that called `main` ends them all within
     five seconds, even while an answer is streaming.
 
-    Not tested: with OMP_NUM_THREADS=1 in `os.environ`, which the workers inherit, torch uses a single
-    thread in each worker. Otherwise it starts one per core, and the workers compete for the cores.
+    Not tested: setting OMP_NUM_THREADS=1 in `os.environ`, which the workers inherit, makes torch use a
+    single thread in each worker. Otherwise it starts one per core, and the workers compete for the
+    cores.
 
     Run as a script without arguments, this file serves on port 8000 with 4 workers.
 
     Args:
-        port: the port to listen on, at 127.0.0.1 only.
+        port: the port to listen on; the address is always 127.0.0.1.
         workers: the number of processes that answer.
         app: an import string "package.module:function". The function takes no arguments and
             returns the app.

@@ -52,6 +52,31 @@ def test_an_exercise_of_another_stage_is_found(work):
     assert rate_limit.mine == safe_prompt.mine == 1
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_optional_exercise_that_was_skipped_is_the_references(work, begun):
+    taken = "from safe_prompt import encode_chat\nimport safe_prompt\n"
+    work(stage2__rate_limit=taken, **({"stage1__safe_prompt": stubs.stub("1.5")} if begun else {}))
+    answers.importable()
+    import rate_limit
+
+    reference = str(exercises()["1.5"].solution_file)
+    assert rate_limit.safe_prompt.__file__ == reference
+    assert answers.load("2.3", "safe_prompt").__file__ == reference
+    assert answers.is_skipped("1.5")
+    with pytest.raises(NotReady, match="1.5 is not written yet"):
+        answers.load("1.5", "encode_chat")
+    # what the learner writes then takes its place
+    work(stage1__safe_prompt="encode_chat = 1\n")
+    answers.forget("1.5")
+    assert answers.load("2.3", "encode_chat") == 1
+
+
+def test_an_exercise_that_is_not_optional_is_never_the_references(work):
+    work(stage2__rate_limit="import chat_stream\n")
+    with pytest.raises(NotReady, match="2.2 is not written yet"):
+        answers.load("2.3", "chat_stream")
+
+
 def test_what_is_loaded_can_be_pickled():
     answers.importable(solution=True)
     try:

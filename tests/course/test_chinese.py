@@ -209,7 +209,7 @@ def test_each_readme_links_to_the_other_in_its_first_lines():
         ("| 1 | 1,707 | 580 |", "| 4 | 1,707 | 580 |", "'4'"),
         ("| 1,707 | 580 |", "| 580 | 1,707 |", "a row of a table"),
         ("| 1,707 | 580 |", "| 580 |", "a row of 6 columns"),
-        ("at most 300 requests", "at most 400 requests", "400"),
+        ("at most 300", "at most 400", "400"),
         ("### Extras", "## Extras", "headings"),
         ("## For teachers", "For teachers", "headings"),
     ],

@@ -111,6 +111,15 @@ def test_what_happened_comes_first_and_the_hint_is_cut_first(width):
     assert len(shorter) <= 12 and any("hint-begins" in line for line in shorter)
 
 
+@pytest.mark.parametrize("width", range(40, 111, 5))
+def test_of_a_word_longer_than_a_line_the_beginning_is_shown(width):
+    facts = {name: f"{name}-{'x' * 180}" for name in ("sent", "expected", "got", "where")}
+    lines = wrong_verdict("mistake " * 40, **facts).lines(width)
+    for name in facts:
+        assert sum(f"{name}-xxx" in line for line in lines) == 1, lines
+    assert max(map(len, lines)) <= width and len(lines) <= 12
+
+
 def test_a_finding_crosses_to_the_verdict_as_data(tmp_path):
     file = tmp_path / "answer.py"
     file.write_text("def count_tokens(tokenizer, text):\n    raise OSError\n", encoding="utf-8")
@@ -284,6 +293,17 @@ def test_next_is_forward_and_progress_names_what_was_skipped(course):
         assert said == f"next: {following} {title}{optional}"
     said = course("progress").stdout
     assert "Next: 1.5" in said and "Still to do before it: 0.1, 1.2, 1.3." in said
+
+
+def test_what_is_optional_is_not_next_while_what_is_not_is_left_out(monkeypatch):
+    standing = [{"exercise": each, "score": 0, "max_score": 1, "state": "passed"} for each in exercises().values()]
+    monkeypatch.setattr(records, "standing", lambda: standing)
+    for row in standing:
+        row["state"] = "not started" if row["exercise"].id in ("0.1", "4.4", "4.5") else "passed"
+    assert "still to do: 0.1, 4.5 (optional), 4.4 (optional)." in desk.summary()
+    assert desk._what_next(exercises()["4.3"]) == "still to do: 0.1, 4.5 (optional), 4.4 (optional)"
+    standing[0]["state"] = "passed"
+    assert desk._what_next(exercises()["4.1"]).startswith("next: 4.5 ")
 
 
 def test_after_the_last_exercise_what_was_skipped_is_still_open(monkeypatch, tmp_path):

@@ -132,6 +132,17 @@ def test_200_greedy_answers_are_generates_alone_and_beside_15_others():
     assert measure_slots.differing(slots.SlotModel(model), model, asked, tokens=6) == []
 
 
+def test_the_measurement_of_a_gpu_can_be_tried_without_one(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["measure_slots", "--gpu", "--shape", "small", "--rounds", "1"])
+    threads = torch.get_num_threads()
+    try:
+        assert measure_slots.main() == 0
+    finally:
+        torch.set_num_threads(threads)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows if len(row) == 4 and row[0].isdecimal()] == ["1", "4", "16", "64"]
+
+
 def test_it_passes_the_tests_of_4_5_as_an_answer():
     verdict = check("4.5", ROOT / "course" / "qwen" / "slots.py")
     assert verdict.passed, "\n".join(verdict.full_lines())

@@ -213,7 +213,7 @@ def test_any_text_survives(shared_room):
         if text == piece:
             continue
         later = TEXTS[number + 1 :]
-        mistake = f"the piece {piece!r} does not arrive unchanged"
+        mistake = f"the piece {piece!r} is changed on the way"
         if event.json is None:
             mistake += ": its data is not JSON. json.dumps is one way to write it"
         elif len(found) < len(TEXTS) and text in later:

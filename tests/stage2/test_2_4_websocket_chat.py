@@ -292,7 +292,7 @@ def test_any_text_survives(shared_room):
         frame = next_frame(client, f"the piece {piece!r} did not arrive", expected=repr(piece))
         require(
             frame.get("text") == piece,
-            f"the piece {piece!r} does not arrive unchanged",
+            f"the piece {piece!r} is changed on the way",
             sent=f"the handler's piece {number}: {piece!r}",
             expected={"type": "token", "text": piece},
             got=frame,

@@ -31,7 +31,7 @@ FIELDS = [
 SILENCE_S = 31.0
 """More than half a minute; httpx gives up after 5 s by default."""
 AT_ONCE_S = 0.05
-MANY = 128
+MANY = 120
 """More than the 100 connections that httpx opens by default."""
 
 

@@ -215,7 +215,7 @@ def the_texts_joined_are_the_answer(drive):
         said, expected = answer.said, text.replace(CONTROL, "")
         if "<|" in said:
             fail("special tokens are in the output: skip_special_tokens=True leaves them out", **answer.facts(expected))
-        mistake = "the joined text is not what the model said"
+        mistake = "the joined texts are not what the model said"
         if solid(said) == solid(expected):
             mistake = "spaces or newlines are lost: a piece's text must come out unchanged"
         require(said == expected, mistake, **answer.facts(expected))
@@ -393,7 +393,7 @@ def require_cut(drive, cases, goes_on):
         if len(said) > len(with_it):
             fail(goes_on, **facts)
         if any(stop in said for stop in answer.stop):
-            fail("the stop sequence itself is in the text: the answer ends before it", **facts)
+            fail("the stop sequence itself is in the text: the answer should end before it", **facts)
         if said.startswith(expected):
             fail("a stop sequence leaks: its beginning comes out before the rest arrives", **facts)
         fail("the text before a stop sequence is lost", **facts)
@@ -523,7 +523,7 @@ def tokens_are_drawn_at_the_temperature(drive):
             words is None or len(words) >= 16 and right(words),
             "the tokens are not drawn at the given temperature"
             if options
-            else "without a temperature, the tokens are not drawn from all of them at temperature 1.0",
+            else "without a temperature, tokens are not drawn from the whole vocabulary at temperature 1.0",
             sent=f"{answer.sent}, with the logits {logits[:3]} ...",
             got=f"words numbered {words}",
         )
@@ -554,16 +554,16 @@ def equal_seeds_draw_alike(drive):
     for seed in (7, 2**32 - 1, 0):
         first, second = (answer.said for answer in drive(*[ask(draws=FLAT, limit=8, seed=seed)] * 2))
         sent = f"twice {drive.shown(ask(draws=FLAT, limit=8, seed=seed))}"
-        mistake = "seed 0 is treated as no seed" if seed == 0 else "the same seed does not draw the same tokens"
+        mistake = "seed 0 is treated as no seed" if seed == 0 else "the same seed does not give the same tokens"
         require(first == second and len(first) > 0, mistake, sent=sent, expected=repr(first), got=repr(second))
     short, longer = ask(draws=FLAT, limit=8, seed=7), ask(draws=FLAT, limit=9, seed=7)
     first, longer_prompt, longer_answer = (answer.said for answer in drive(short, {**short, "prompt": 3}, longer))
     facts = {"sent": f"{drive.shown(short)}, then with a longer prompt", "expected": repr(first)}
     # how many tokens there are is another rule's concern
     alike = longer_prompt.startswith(first) or first.startswith(longer_prompt)
-    require(alike, "what a seed draws depends on the prompt", **facts, got=repr(longer_prompt))
+    require(alike, "the tokens drawn with a seed depend on the prompt", **facts, got=repr(longer_prompt))
     facts = {"sent": f"{drive.shown(short)}, then {drive.limit}=9", "expected": f"{first!r}, and one more"}
-    mistake = f"what a seed draws depends on `{drive.limit}`"
+    mistake = f"the tokens drawn with a seed depend on `{drive.limit}`"
     require(longer_answer.startswith(first), mistake, **facts, got=repr(longer_answer))
 
 
@@ -585,13 +585,14 @@ def nothing_else_changes_what_a_seed_draws(drive):
     facts = {"sent": disturbed.sent, "expected": f"{alone!r}, as without it", "got": repr(disturbed.said)}
     require(
         disturbed.said == alone,
-        "calling torch.manual_seed elsewhere changes what a seed draws: the global generator is used",
+        "calling torch.manual_seed elsewhere changes the tokens drawn with a seed: the global generator is used",
         **facts,
     )
     for answer in drive(seeded, unseeded, seeded, at_once=True)[::2]:
         require(
             answer.said == alone,
-            "drawing for another answer at the same time changes what a seed draws: they share a generator",
+            "drawing for another answer at the same time changes the tokens drawn with a seed:"
+            " the two answers share a generator",
             sent=answer.sent,
             expected=f"{alone!r}, as when it runs alone",
             got=repr(answer.said),
@@ -606,7 +607,7 @@ def other_seeds_and_none_draw_differently(drive):
     }
     require(
         len(set(said.values())) == len(said),
-        "different seeds draw the same tokens",
+        "different seeds give the same tokens",
         sent=f"{drive.call}(..., seed=...) for {list(said)}",
         got=list(said.values()),
     )
@@ -620,7 +621,7 @@ def other_seeds_and_none_draw_differently(drive):
         answers = [answer.said for answer in answers]
         require(
             len(set(answers)) == len(answers),
-            "without a seed, two answers are the same: torch.Generator() always starts with the same one",
+            "without a seed, two answers are the same: torch.Generator() always starts with the same seed",
             sent=f"{drive.shown(unseeded)}, {len(answers)} times{between}",
             expected="answers that differ",
             got=answers,

@@ -401,7 +401,7 @@ RESULTS = {
     "a set": {1},
     "a range": range(3),
     "a map": map(str, [1, 2]),
-    "an iterator of a list": iter([1, 2]),
+    "a list's iterator": iter([1, 2]),
     "an empty list": [],
 }
 
@@ -1136,7 +1136,7 @@ def test_the_base_classes_do_nothing_by_themselves(shared_room):
     found = play(shared_room, base_classes)
     require(
         found["nothing"] == [None, None],
-        "ConfigHandler's initialize or close does not return None: by default they do nothing",
+        "ConfigHandler's initialize or close does not return None: by default, both do nothing",
         got=found["nothing"],
     )
     require(found["config"], "RequestHandler(config) does not store config as self.config")
@@ -1145,7 +1145,7 @@ def test_the_base_classes_do_nothing_by_themselves(shared_room):
     told = found["run"]
     require(
         told.get("raised") == "NotImplementedError",
-        "RequestHandler.run does not raise NotImplementedError: each service writes its own",
+        "RequestHandler.run does not raise NotImplementedError: each service writes its own `run`",
         sent="RequestHandler(config).run(body)",
         expected="NotImplementedError",
         got=said(told),
@@ -1267,7 +1267,7 @@ def test_context_variables_are_seen_in_every_action(shared_room):
                 value == "set",
                 f"a context variable is lost in {what}: a thread starts without the caller's context",
                 sent=f"a variable set before process was called; {sent}",
-                expected="'set' (contextvars.copy_context().run, or asyncio.to_thread, which does it)",
+                expected="'set' (contextvars.copy_context().run, or asyncio.to_thread, which does this for you)",
                 got=repr(value),
             )
 
@@ -1292,7 +1292,7 @@ def test_what_run_gives_decides_about_a_stream(shared_room):
             note["end"] == "end" and note["pieces"] == [1, 2, 3],
             "reading a stream fails"
             if isinstance(note["end"], dict)
-            else "a stream does not have the pieces that run yielded",
+            else "a stream does not yield the pieces that run yielded",
             sent=sent,
             got=shown(note),
             where=where(note["end"]),
@@ -1311,7 +1311,7 @@ def test_each_piece_goes_through_post_process(shared_room):
                 raise shared_room.hung("reading a stream hangs", **facts)
             pieces = note["pieces"]
             expected = [None if piece == "text" else ["done", piece] for piece in ANY_PIECES]
-            mistake = "a stream does not have the pieces that run yielded"
+            mistake = "a stream does not yield the pieces that run yielded"
             if any(isinstance(piece, dict) and piece.get("type") == "coroutine" for piece in pieces):
                 mistake = "an `async def` post_process is not awaited: the pieces are coroutines"
             elif note["streams"]:
@@ -1349,7 +1349,7 @@ def test_run_is_asked_for_a_piece_only_when_the_reader_asks(shared_room):
             steps == [1, 2, 3],
             "run is asked for pieces that the reader has not asked for",
             sent=f"{as_written(kind)}; the reader takes three pieces, with a pause after each",
-            expected="1, 2, 3 pieces made by then",
+            expected="1, 2 and 3 pieces made by then",
             got=", ".join(map(str, steps)),
         )
 
@@ -1551,7 +1551,7 @@ def require_at_the_end(room, told, sent):
         raise room.hung(f"{mistake} hangs", **facts)
     if isinstance(note["end"], dict):
         fail(f"{mistake} raises {note['end']['raised']}", where=where(note["end"]), **facts)
-    require(note["pieces"] == [], f"{mistake} gives one more piece", **facts)
+    require(note["pieces"] == [], f"{mistake} returns one more piece", **facts)
 
 
 def test_a_cancelled_reader_leaves_a_def_generator_at_once(shared_room):
@@ -1650,8 +1650,8 @@ def test_aclose_in_a_cancelled_scope_closes_too(shared_room):
             continue
         sent = f"run returns {as_written(kind)}; aclose() in the finally of a reader that anyio cancels"
         if not told["gone"]:
-            raise shared_room.hung("aclose() hangs in a cancelled scope of anyio", sent=sent)
-        when = "aclose() is called in a cancelled scope of anyio"
+            raise shared_room.hung("aclose() hangs in a cancelled anyio scope", sent=sent)
+        when = "aclose() is called in a cancelled anyio scope"
         require_closed(shared_room, told["closed"], CLOSED[kind], when, sent)
 
 
@@ -1701,15 +1701,15 @@ def test_64_streams_at_once_all_finish(shared_room):
             continue
         if told["hangs"]:
             raise shared_room.hung(
-                f"{MANY} concurrent streams hang: between pieces, a stream holds on to what another one needs,"
-                " such as a thread from a shared pool or a lock",
+                f"{MANY} concurrent streams hang: between pieces, a stream holds on to something"
+                " that another one needs, such as a thread from a shared pool or a lock",
                 sent=sent,
                 expected=f"all {MANY} finish",
                 got=f"{told['finished']} have finished, and the rest are stuck",
             )
         require(
             told["finished"] == MANY,
-            f"one of {MANY} concurrent streams does not have the pieces that run yielded",
+            f"one of {MANY} concurrent streams does not yield the pieces that run yielded",
             sent=sent,
             expected=[1, 2, "end"],
             got=(told["failed"] or told["wrong"])[0] if told["failed"] or told["wrong"] else "nothing",

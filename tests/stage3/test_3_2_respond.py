@@ -366,7 +366,7 @@ class Service:
             Mistake: it does not, or not with a 200.
         """
         if not stream.begun():
-            raise self.room.hung("a stream gets no answer", sent=stream.sent)
+            raise self.room.hung("a request for a stream gets no answer", sent=stream.sent)
         if stream.status != 200:
             reply = stream.reply()
             fail("a stream is not answered with a 200", sent=stream.sent, **self.http.facts(reply))
@@ -434,7 +434,7 @@ def require_logged(room, before, sent, service):
     elif logs:
         mistake = "a failure is logged without its traceback: logger.exception, or exc_info=True"
     got = logs[0]["text"].partition("\n")[0] if logs else "no record"
-    fail(mistake, sent=sent, expected="a record of level ERROR with the traceback", got=got)
+    fail(mistake, sent=sent, expected="a record at level ERROR with the traceback", got=got)
 
 
 def is_traceback(log):
@@ -498,7 +498,7 @@ def test_a_result_is_json(shared_room):
                 got=kind or "no content type",
             )
             same = reply.data == data and type(reply.data) is type(data)
-            mistake = "a result is not encoded as FastAPI encodes it"
+            mistake = "a result is not encoded the way FastAPI encodes it"
             if isinstance(reply.data, str) and not isinstance(data, str):
                 mistake = "a result is encoded as JSON twice, or as text"
             require(same, mistake, sent=sent, expected=repr(data), got=reply.text)
@@ -511,7 +511,7 @@ def test_a_response_goes_out_as_it_is(shared_room):
         came = (reply.status, reply.text, reply.headers.get("x-own"))
         require(
             came == (201, "as it is", "yes"),
-            "a Response is not sent unchanged",
+            "a Response is changed before it is sent",
             sent=as_sent(script),
             expected="the 201 unchanged, with its header X-Own",
             got=str(reply),
@@ -519,7 +519,7 @@ def test_a_response_goes_out_as_it_is(shared_room):
         reply = service(shared_room).ask(result="a JSONResponse", context=context)
         require(
             (reply.status, reply.data) == (418, {"error": "teapot"}),
-            "a Response is not sent unchanged",
+            "a Response is changed before it is sent",
             sent=as_sent({"result": "a JSONResponse", "context": context}),
             expected='418 {"error": "teapot"}',
             got=str(reply),
@@ -528,7 +528,7 @@ def test_a_response_goes_out_as_it_is(shared_room):
         reply = service(shared_room).ask(**script)
         require(
             service(shared_room).until(script["id"], lambda note: "background" in note["began"]),
-            "a Response is not sent unchanged: its background task never runs",
+            "a Response is changed before it is sent: its background task never runs",
             sent=as_sent({"result": WITH_A_TASK, "context": context}),
             expected="after the answer, its BackgroundTask runs",
             got=str(reply),
@@ -561,7 +561,7 @@ def test_response_context_shapes_the_result(shared_room):
         elif isinstance(reply.data, dict) and "next" in data and "next" not in reply.data:
             mistake = "a field that is None is left out, although response_context has it"
         elif isinstance(reply.data, dict) and "text" in reply.data:
-            mistake = "response_context serialises by field name: it should be by alias"
+            mistake = "with response_context, a result is serialised by field name: it should be by alias"
         require(reply.data == data, mistake, **facts, got=reply.text)
 
 
@@ -623,7 +623,7 @@ def test_any_piece_survives(shared_room):
                 fail(f"the piece {piece!r} is lost", **facts, got=f"{len(stream.events)} events")
             event = stream.events[number]
             same = event.json == piece and type(event.json) is type(piece) and event.name == ""
-            require(same, f"the piece {piece!r} does not arrive unchanged", **facts, got=str(event))
+            require(same, f"the piece {piece!r} is changed on the way", **facts, got=str(event))
         require(len(stream.events) == len(pieces), "there are more events than pieces", got=stream.text)
     stream = service(shared_room).stream(
         kind="def generator", pieces=[{"piece": name} for name in ("an event", "raw", "a model", "a dataclass")]
@@ -633,7 +633,7 @@ def test_any_piece_survives(shared_room):
     require(
         events == [("delta", {"a": 1}), ("", "[DONE]"), ("", {"text": "hi"}), ("", {"x": 1, "y": [2]})]
         and "id: 7" in stream.text,
-        "a piece that is a ServerSentEvent, a model or a dataclass is not encoded as encode_event encodes it",
+        "a piece that is a ServerSentEvent, a model or a dataclass is not encoded the way encode_event encodes it",
         expected="event: delta, id: 7, data {'a': 1}; then data: [DONE]; then two JSON objects",
         got=stream.text,
     )
@@ -643,9 +643,9 @@ def test_a_stream_without_pieces_is_a_200(shared_room):
     for kind in STREAMS:
         stream = service(shared_room).stream(kind=kind, pieces=[])
         if not stream.begun():
-            raise shared_room.hung("a stream without pieces gets no answer", sent=kind)
+            raise shared_room.hung("a request for a stream without pieces gets no answer", sent=kind)
         reply = stream.reply()
-        mistake = "a stream without pieces is not answered with a 200 and no events"
+        mistake = "a stream without pieces is not answered with a 200 that contains no events"
         facts = {"sent": f"{kind} without pieces", "expected": "200 text/event-stream with an empty body"}
         kind = reply.headers.get("content-type", "").split(";")[0]
         require(reply.status == 200 and kind == "text/event-stream", mistake, **facts, got=str(reply))
@@ -879,7 +879,7 @@ def test_the_work_stops_when_the_client_leaves(shared_room):
         found = shared_room.play(gone_for_a_second, script=script)
         require(
             found["stops"] or not found["begun"],
-            "a client that has left is noticed too late: the work must stop within a second",
+            "it is noticed too late that the client has left: the work must stop within a second",
             sent=f"{script['way']} {script['kind']}; the client leaves {when}, and a second passes",
             expected="the generator is closed, an async def action is cancelled",
             got="neither closed nor cancelled: nothing checked meanwhile whether the client was still there",

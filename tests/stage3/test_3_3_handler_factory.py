@@ -481,7 +481,7 @@ def test_what_was_refused_leaves_nothing_behind(shared_room):
         expected = ["/twice", "/path"] if case == "twice" else ["/path"]
         require(
             sorted(found["paths"]) == sorted(expected),
-            "a refused registration is in the app",
+            "a refused registration ends up in the app",
             **facts,
             expected=expected,
             got=found["paths"],
@@ -494,7 +494,7 @@ def test_create_app_leaves_the_registry_empty(shared_room):
     require(
         not found["left"],
         "after create_app, the registry is not empty",
-        sent="create_app() a second time, nothing registered since",
+        sent="create_app() a second time, with nothing registered since",
         expected="nothing that was registered for the first app",
         got="an app with the first one's path",
     )
@@ -592,7 +592,7 @@ def test_two_apps_share_nothing(shared_room):
         found["later"] == ["First made", "First initialized"],
         "two apps share their configs: an app that has stopped leaves its closed config to the next one",
         sent="an app that uses the config class First starts and stops; then another such app starts",
-        expected="First made, First initialized, once more",
+        expected="First made, First initialized, as before",
         got=", ".join(found["later"]) or "nothing is created",
     )
 
@@ -620,7 +620,7 @@ def test_an_error_in_one_close_keeps_no_other_open(shared_room):
         require(
             found["at stop"] == expected,
             "an error in one config's close keeps the others from being closed",
-            sent=f"the close of {who} raises, the app stops",
+            sent=f"the app stops, and the close of {who} raises",
             expected=", ".join(expected),
             got=", ".join(found["at stop"]) or "nothing",
         )
@@ -647,9 +647,9 @@ def test_a_failing_initialize_fails_the_start_up(shared_room):
             sent=sent,
             got=", ".join(found["at start"]),
         )
-        mistake = "when the start-up fails, the configs initialised before are not closed"
+        mistake = "when start-up fails, the configs that were already initialised are not closed"
         if what == "made":
-            mistake = "when a config's __init__ fails, the configs initialised before are not closed"
+            mistake = "when a config's __init__ fails, the configs that were already initialised are not closed"
         require(
             closed.count("A closed") == 1 or "A initialized" not in found["at start"],
             mistake,
@@ -706,7 +706,7 @@ def test_the_handler_gets_its_config(shared_room):
     require(
         ready is True,
         "a handler does not get the config that was initialised",
-        expected="self.config is the one that was initialised at the start",
+        expected="self.config is the one that was initialised at start-up",
         **facts,
     )
 
@@ -738,7 +738,7 @@ def test_a_body_that_is_not_json_is_422(shared_room):
         facts = {"sent": f"{what}: {body!r}", "expected": "422"}
         mistake = "a body that is not JSON does not get a 422"
         require(reply.status in allowed, mistake, **facts, **http.facts(reply))
-        require("Handler pre_process" not in events, "a body that is not JSON calls an action", **facts)
+        require("Handler pre_process" not in events, "an action is called although the body is not JSON", **facts)
 
 
 def test_request_context_validates_the_body(shared_room):
@@ -758,10 +758,10 @@ def test_request_context_validates_the_body(shared_room):
     wrong = [{}, {"text": 5}, {"text": "hi", "count": 0}, ["hi"], "hi"]
     for body in wrong:
         reply, events = actions_called(shared_room, http, "/question", json=body)
-        facts = {"sent": f"{body}, request_context=Question", "expected": "422, no action is called"}
+        facts = {"sent": f"{body}, request_context=Question", "expected": "422, and no action is called"}
         mistake = "a body that does not match request_context does not get a 422"
         require(reply.status == 422, mistake, **facts, **http.facts(reply))
-        mistake = "a body that does not match request_context calls an action"
+        mistake = "an action is called although the body does not match request_context"
         require("Handler pre_process" not in events, mistake, **facts, got=", ".join(events))
     headers = {"content-type": "application/json"}
     reply, _ = actions_called(shared_room, http, "/question", content=b"{", headers=headers)
@@ -816,15 +816,15 @@ def test_respond_answers(shared_room):
     stream = Stream(shared_room, http.base_url, {}, path="/stream")
     stream.ended()
     got = [event.json for event in stream.events]
-    mistake = "a stream is not answered as respond answers it"
+    mistake = "a stream is not answered the way respond answers it"
     require(got == ["one", "two"], mistake, sent="run returns a generator", expected="two events", got=str(stream))
     reply = http.post("/fails", json={"what": "teapot"})
     holds = reply.status == 418 and reply.data == {"detail": "a teapot"}
-    mistake = "an HTTPException is not answered as respond answers it"
+    mistake = "an HTTPException is not answered the way respond answers it"
     require(holds, mistake, sent="run raises HTTPException(418)", **http.facts(reply))
     reply = http.post("/fails", json={"what": "other"})
     holds = reply.status == 500 and "secret" not in reply.text and "KeyError" not in reply.text
-    mistake = "any other error is not answered as respond answers it, with a plain 500"
+    mistake = "any other error is not answered the way respond answers it, with a plain 500"
     require(holds, mistake, sent="run raises KeyError", got=str(reply))
 
 
@@ -925,4 +925,4 @@ def test_sigterm_closes_everything(shared_room):
     notes = service.notes()
     mistake = "after SIGTERM, the configs are not closed"
     got = ", ".join(notes)
-    require(service.open_configs() == 0, mistake, sent="SIGTERM", expected="closed, once more", got=got)
+    require(service.open_configs() == 0, mistake, sent="SIGTERM", expected="closed again", got=got)

@@ -954,7 +954,7 @@ def writers(background):
     if not all(written()):
         error, where = room.last_error()
         raise Ended(
-            "a process that calls setup_logging and then logs ends too early",
+            "a process that calls setup_logging and then writes to the log ends too early",
             got=error,
             where=where,
             detail=room.output(),
@@ -967,7 +967,7 @@ def writers(background):
 
 def test_each_record_is_a_line_when_the_call_returns(shared_room, room):
     for said in shared_room.play(records):
-        sent = f"a record of level {said['level']}, logger {said['logger']}"
+        sent = f"a record at level {said['level']}, logger {said['logger']}"
         require(
             said["log"] >= 1,
             f"a record is not in {LOG}",
@@ -992,8 +992,8 @@ def test_each_record_is_a_line_when_the_call_returns(shared_room, room):
     )
     require(
         room.play(after_error) >= 1,
-        "if the root logger's level was above WARNING, records of level INFO are not written",
-        sent="logging.getLogger().setLevel(logging.ERROR), setup_logging, and a record of level INFO",
+        "if the root logger's level was above WARNING, records at level INFO are not written",
+        sent="logging.getLogger().setLevel(logging.ERROR), setup_logging, and a record at level INFO",
         expected="one line",
         got=NO_LINE,
     )
@@ -1002,15 +1002,15 @@ def test_each_record_is_a_line_when_the_call_returns(shared_room, room):
 def test_warnings_are_in_the_second_file_too(shared_room):
     for said in shared_room.play(records):
         level = said["level"]
-        sent = f"a record of level {level}"
+        sent = f"a record at level {level}"
         if level in ("INFO", "Level 25"):
             require(said["wf"] == 0, f"a record below WARNING is in {WF}", sent=sent, expected="WARNING or above")
             continue
         got = f"{said['log']} in {LOG}, {said['wf']} in {WF}"
         facts = {"sent": sent, "expected": f"one line in {LOG}, one in {WF}", "got": got}
-        require(said["wf"] >= 1, f"a record of WARNING or above is not in {WF}", **facts)
-        require(said["wf"] == 1, f"a record of WARNING or above is in {WF} more than once", **facts)
-        require(said["log"] >= 1, f"a record of WARNING or above is in {WF}, but not in {LOG}", **facts)
+        require(said["wf"] >= 1, f"a record at WARNING or above is not in {WF}", **facts)
+        require(said["wf"] == 1, f"a record at WARNING or above is in {WF} more than once", **facts)
+        require(said["log"] >= 1, f"a record at WARNING or above is in {WF}, but not in {LOG}", **facts)
 
 
 def test_a_line_looks_as_the_format_says(shared_room):
@@ -1089,14 +1089,14 @@ def test_a_traceback_is_in_its_messages_line(shared_room, background):
             continue
         facts = {
             "sent": 'logger.exception("no bread")',
-            "expected": "the message, then the traceback, all in one line",
+            "expected": "the message, then the traceback, all on one line",
             "got": f"... {shown(new)[-70:]}",
         }
         require("no bread" in after, "a logged error is not in the log", **facts)
         require(
             found["lines"] == 1 and len(new.splitlines()) == 1,
             "a traceback becomes many lines",
-            **facts | {"got": f"{len(new.splitlines())} lines, at their end {shown(new)[-70:]}"},
+            **facts | {"got": f"{len(new.splitlines())} lines, ending with {shown(new)[-70:]}"},
         )
         require(
             after.startswith("no bread") and "Traceback (most recent call last)" in after,
@@ -1112,7 +1112,7 @@ def test_a_traceback_is_in_its_messages_line(shared_room, background):
             "the stack of a record becomes many lines",
             sent='logger.warning("no bread", stack_info=True)',
             expected="one line",
-            got=f"{count} lines, at their end {shown(found['new'])[-70:]}",
+            got=f"{count} lines, ending with {shown(found['new'])[-70:]}",
         )
 
 
@@ -1152,7 +1152,7 @@ def test_all_other_text_stays_as_it_is(shared_room):
         elif "你" in message or "字" in message:
             mistake = "a message is not written unchanged in UTF-8"
         elif "\t" in message:
-            mistake = "characters at which str.splitlines does not break are changed"
+            mistake = "characters that str.splitlines does not treat as line breaks are changed"
         require(found["after"].rstrip("\n") == message, mistake, **facts)
 
 
@@ -1178,16 +1178,16 @@ def test_utf_8_whatever_the_locale(writers):
 
 def test_the_folder_is_made_with_its_parents(room):
     found = room.play(parents)
-    sent = "setup_logging('made/by/setup_logging'), none of which exists, and a line"
+    sent = "setup_logging('made/by/setup_logging'), where none of these folders exists yet, and a line"
     if "raised" in found:
         fail(
             "setup_logging does not create the folder's parents",
             sent=sent,
-            expected="the folder is created, and its parents, too",
+            expected="the folder is created along with its parents",
             got=found["said"],
             where=found["where"],
         )
-    require(found["log"] >= 1, "a folder that setup_logging has created contains no line", sent=sent)
+    require(found["log"] >= 1, "nothing is written to a folder that setup_logging has created", sent=sent)
 
 
 def test_what_is_in_the_files_stays(background):
@@ -1208,7 +1208,7 @@ def test_files_are_not_rotated(background):
     require(
         seen["files"] == sorted([LOG, WF]),
         "the log's files are rotated: when several processes write, that loses lines",
-        sent="files of 300 MB, and two days",
+        sent="files of 300 MB, and two days later",
         expected=f"{LOG} and {WF} in the folder",
         got=", ".join(seen["files"]),
     )
@@ -1222,7 +1222,7 @@ def test_other_handlers_stay(background):
         expected="the handlers that existed before are still there",
         got=f"{seen['others'].count(False)} of 2 are gone",
     )
-    require(seen["heard"] >= 1, "handlers that existed before get nothing after setup_logging")
+    require(seen["heard"] >= 1, "handlers that existed before receive no records after setup_logging")
     require(seen["first"]["log"] >= 1, "with another handler on the root logger, nothing is written to the file")
 
 
@@ -1233,7 +1233,7 @@ def test_lines_go_on_after_uvicorn_has_configured_its_logging(background):
     for file, name in (("log", LOG), ("wf", WF)):
         require(
             seen["uvicorn"][file] >= 1,
-            f"nothing is written to {name} after uvicorn has configured its logging: it closes all handlers",
+            f"nothing is written to {name} after uvicorn has configured its logging: uvicorn closes all handlers",
             sent="uvicorn.Config(app), then a warning",
             expected="a line",
             got="no line",
@@ -1289,7 +1289,7 @@ def test_a_second_call_doubles_no_line(background):
             same[file] == 1,
             f"after a second call, lines are duplicated in {name}"
             if same[file]
-            else f"after a second call, {name} gets no line",
+            else f"after a second call, nothing is written to {name}",
             sent="setup_logging('logs') twice, and a warning",
             expected="one line",
             got=same[file],
@@ -1303,9 +1303,9 @@ def test_the_same_directory_spelled_otherwise_changes_nothing(background):
             before = seen["same"][file]
             require(
                 said[file] == before,
-                f"with its directory spelled differently, lines are duplicated in {name}"
+                f"with the directory spelled differently, lines are duplicated in {name}"
                 if said[file] > before
-                else f"with its directory spelled differently, {name} gets no line",
+                else f"with the directory spelled differently, nothing is written to {name}",
                 sent=f"setup_logging('logs'), then setup_logging({spelled}), and a warning"
                 + (" (link is a symbolic link to logs)" if "link" in spelled else ""),
                 expected=f"{before} line",
@@ -1363,7 +1363,7 @@ def test_nothing_keeps_the_process_from_ending(writers):
         lambda: not any(program.runs() for program in writers.programs),
         "the process does not end: the thread that calls `load` keeps it alive (it is not a daemon, or it is joined)",
         limit_s=3.0,
-        sent="a program that calls setup_logging with a load that never returns, logs, and ends",
+        sent="a program that calls setup_logging with a load that never returns, writes to the log, and ends",
         expected="the process ends when its last line has run",
     )
 
@@ -1388,9 +1388,9 @@ def test_load_is_called_again_and_again(background):
 def test_figures_stand_as_str_shows_them(background):
     seen = result(background, over_time)
     figures = ["0", "33.333333333333336", "12.5"]
-    mistake = "what load returned does not appear on the line as str formats it"
+    mistake = "the values that load returned do not appear on the line as str formats them"
     if seen["line"] and seen["line"][0] != figures[0] and seen["line"][1:] == figures[1:]:
-        mistake = "a figure of 0 is treated as missing: `or` replaces it with another one"
+        mistake = "a figure of 0 is treated as missing: `or` replaces it with another value"
     require(
         seen["shown"],
         mistake,
@@ -1454,14 +1454,14 @@ def test_a_load_that_raises_does_no_harm(background):
     require(seen["line"] is not None, "when load raises, logging stops", sent=sent, expected="a line", got=NO_LINE)
     require(
         not seen["soon"] or seen["again"] or not is_called_again(background),
-        "when load has raised, it is not called again",
+        "after load has raised, it is not called again",
         sent=sent,
         expected="again within two seconds",
         got="no second call",
     )
     require(
         len(calls) < 2 or calls[1] >= 0.9 or later["again"] and later["calls"][1] < 0.9,
-        "when load has raised, it is called again at once",
+        "after load has raised, it is called again at once",
         sent=sent,
         expected="again after one to two seconds",
         got=f"calls after {', '.join(f'{at:.1f}' for at in calls[:4])} s",
@@ -1487,10 +1487,10 @@ def test_after_a_move_the_new_load_alone_is_called(background):
     require(seen["new_called"], "after a move, the new load is not called", sent=sent, expected="within two seconds")
     require(
         seen["old_called"] == 0,
-        "after a move, the old load is called, too",
+        "after a move, the old load is still called",
         sent=sent,
         expected="only new is called",
-        got="old, too: its thread keeps running",
+        got="old is still called: its thread keeps running",
     )
     require(seen["new_shown"], "after a move, the new load's figures never appear on a line", sent=sent)
 
@@ -1562,14 +1562,14 @@ def test_a_response_carries_its_logid(shared_room):
         )
     require(
         not found["not_bytes"],
-        "X-Log-Id is not written as ASGI requires: a header is two `bytes` objects",
+        "X-Log-Id is not written as ASGI requires: a header is a pair of `bytes` objects",
         expected="(b'x-log-id', b'...')",
         got=", ".join(found["not_bytes"]),
     )
     for logid, line in found["lines"]:
         require(
             line in (logid, "default", NO_LINE, None),
-            "the X-Log-Id of a response is not the logid of its request's lines",
+            "the X-Log-Id of a response is not the logid on its request's lines",
             sent="GET /, and a line",
             expected=f"X-Log-Id: {line}",
             got=f"X-Log-Id: {logid}",
@@ -1669,7 +1669,9 @@ def test_new_logids_are_different_for_each(shared_room, room):
     for way, sent in ways.items():
         ids = [each for found_ids in found[way] for each in found_ids]
         bad = next((each for each in ids if not VALID.fullmatch(each)), None)
-        require(bad is None, "a new logid is not 1 to 64 characters from A-Z a-z 0-9 _ -", sent=sent, got=bad)
+        require(
+            bad is None, "a new logid does not consist of 1 to 64 characters from A-Z a-z 0-9 _ -", sent=sent, got=bad
+        )
         again = next((each for each in ids if ids.count(each) > 1), None)
         require(again is None, "two requests get the same logid", sent=sent, expected="a new one for each", got=again)
     many = [each for ids in room.play(ids_of, given=[None] * MANY) for each in ids]
@@ -1679,13 +1681,13 @@ def test_new_logids_are_different_for_each(shared_room, room):
         "two requests get the same logid: there are too few possible ones",
         sent=f"{MANY} requests, one after another",
         expected="a different one for each",
-        got=f"{again} that had already been given, such as {many[0]}" if again else None,
+        got=f"{again} that had already been given out, such as {many[0]}" if again else None,
     )
     both = sorted(set(many) & {each for ids in found["after"] for each in ids})
     require(
         not both,
         "two processes give their requests the same logids",
-        sent="requests to two processes, which may write to one log",
+        sent="requests to two processes, which may write to the same log",
         expected="a different one for each",
         got=", ".join(both[:3]),
     )

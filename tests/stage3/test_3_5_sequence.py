@@ -400,8 +400,8 @@ def test_other_seeds_and_none_draw_differently(room):
         "without a seed, the first sequence draws like one with a small seed:"
         " the server draws the same tokens after every restart",
         sent="the first sequence of a process, without a seed",
-        expected="a draw unlike that of any seed that a caller may pass",
-        got=f"that of seed={alike[0]}" if alike else None,
+        expected="tokens unlike those drawn with any seed that a caller may pass",
+        got=f"those of seed={alike[0]}" if alike else None,
     )
 
 
@@ -418,7 +418,7 @@ def test_many_sequences_do_not_disturb_each_other(room):
     for got, expected, way in ways:
         require(
             got == expected,
-            "concurrent sequences get mixed up: a sequence's data is stored where all of them share it",
+            "concurrent sequences get mixed up: some of their data is stored in a place that they all share",
             sent=f"{drive.shown(asks[0])}, and others at the same time, {way}",
             expected=f"{expected!r}, as when it ran alone",
             got=repr(got),

@@ -310,7 +310,8 @@ def test_the_model_is_given_the_chat_template(shared_room):
             mistake = "the generation prompt is missing: add_generation_prompt=True"
         elif each["merges"]:
             mistake = (
-                "contents were encoded one by one: newlines at the end of a message become different tokens that way"
+                "message contents were encoded one by one:"
+                " that way, newlines at the end of a message become different tokens"
             )
         elif result["text"].count("<|im_start|>") < result["rendered"].count("<|im_start|>"):
             mistake = "not all messages of a long conversation reach the model"
@@ -338,13 +339,13 @@ def test_control_tokens_in_a_content_are_text(shared_room):
         len(attacked["controls"]) <= len(without["controls"]),
         "control tokens spelled out in a message's content became real ones: encode_chat keeps them as text",
         sent=sent,
-        expected=f"{len(without['controls'])} control tokens, the template's",
+        expected=f"{len(without['controls'])} control tokens, the template's own",
         got=f"{len(attacked['controls'])} control tokens",
     )
     # another prompt than the template's is another test's concern
     require(
         attacked["text"] == attacked["rendered"] or without["text"] != without["rendered"],
-        "content that spells out control tokens reaches the model changed",
+        "content that spells out control tokens is changed before it reaches the model",
         sent=sent,
         expected=repr(attacked["rendered"]),
         got=repr(attacked["text"]),
@@ -485,7 +486,7 @@ def test_the_counts_are_those_of_tokens(shared_room):
             got = piece["completion_tokens"]
             require(
                 isinstance(got, int) and behind <= got <= len(answer.so_far),
-                "a piece's completion_tokens is less than the number of tokens that the text so far took",
+                "a piece's completion_tokens is less than the number of tokens in the text so far",
                 sent=answer.sent,
                 expected=f"at least {behind} at {said!r}",
                 got=got,

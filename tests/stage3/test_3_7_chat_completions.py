@@ -121,7 +121,7 @@ def answer_to(room, url, body):
     require_200(room, body, reply)
     require(
         isinstance(reply.data, dict),
-        "an answer that is not streamed is not a JSON object",
+        "a non-streamed answer is not a JSON object",
         sent=shown(body),
         got=str(reply),
     )
@@ -219,7 +219,9 @@ def require_error_form(data, **found):
     error = data.get("error") if isinstance(data, dict) else None
     if error is None and isinstance(data, dict) and "detail" in data:
         fail("an error has FastAPI's form, `detail`: OpenAI's client reads an object under `error`", **found)
-    require(isinstance(error, dict), "an error is not an object under `error`, as OpenAI's client expects it", **found)
+    require(
+        isinstance(error, dict), "an error is not an object under `error`, where OpenAI's client looks for it", **found
+    )
     missing = [name for name in ("message", "type", "param", "code") if name not in error]
     require(missing == [], f"an error lacks {', '.join(missing)}: all four must be present", **found)
     message = error["message"]
@@ -263,7 +265,7 @@ def test_the_model_is_loaded_once_at_start_up(shared_room):
         notes["loads"] == 1,
         "when the app has started, the model is not loaded yet: the first request would wait for it"
         if notes["loads"] == 0
-        else "start-up loads the model more than once",
+        else "the model is loaded more than once at start-up",
         expected="one call to load",
         got=f"{notes['loads']} calls",
     )
@@ -271,7 +273,7 @@ def test_the_model_is_loaded_once_at_start_up(shared_room):
         send(shared_room, url, body).reply()
     require(
         shared_room.notes()["loads"] == 1,
-        "a request loads the model again",
+        "the model is loaded again for a request",
         expected="one call to load for all requests",
         got=f"{shared_room.notes()['loads']} calls for three requests",
     )
@@ -279,7 +281,7 @@ def test_the_model_is_loaded_once_at_start_up(shared_room):
     got = [message_of(answer_to(shared_room, url, ask("hi"))).get("content") for url in (one, two)]
     require(
         got[0] != "two",
-        "two apps share a model: the one that an app loads replaces the other's",
+        "two apps share a model: when one app loads its model, it replaces the other's",
         sent="two apps, started one after the other, and a request to each",
         expected="each answers with the model that it has loaded",
         got=got,
@@ -617,7 +619,7 @@ def test_usage_of_a_stream_comes_when_it_is_asked_for(shared_room):
     )
     require(
         len(with_usage) == 1 and with_usage[0] is found[-1],
-        "`usage` is not only in the last chunk",
+        "`usage` also appears in chunks other than the last",
         sent=sent,
         expected=expected,
         got=with_usage,
@@ -701,7 +703,7 @@ def test_any_text_survives(shared_room):
         for number, piece in enumerate(TEXTS):
             require(
                 got.startswith(piece, place),
-                f"the piece {piece!r} does not arrive unchanged",
+                f"the piece {piece!r} is changed on the way",
                 sent=f"the model's piece {number + 1} of {len(TEXTS)}: {piece!r}; {mode}",
                 expected=repr(piece),
                 got=repr(got[place : place + len(piece) + 5]),
@@ -745,7 +747,7 @@ def asked_with(room, url, body):
     talks = Chat(room).talks()[before:]
     require(
         len(talks) == 1,
-        "a request does not call `chat` exactly once",
+        "`chat` is not called exactly once for each request",
         sent=body,
         expected="one call to chat",
         got=f"{len(talks)} calls",
@@ -821,7 +823,7 @@ def require_defaults(talk, body, how):
     for name, value in DEFAULTS.items():
         require(
             talk[name] == value,
-            f"when `{name}` {how}, `chat` does not get its default",
+            f"when `{name}` {how}, `chat` does not get the default",
             sent=body,
             expected=f"{name}={value}",
             got=f"{name}={talk[name]}",
@@ -865,7 +867,7 @@ def test_max_completion_tokens_wins(shared_room):
         talk = asked_with(shared_room, url, ask("hi", **both))
         require(
             talk["max_tokens"] == both["max_completion_tokens"],
-            "when `max_tokens` and `max_completion_tokens` are both given, the latter does not win",
+            "when `max_tokens` and `max_completion_tokens` are both given, the latter does not take precedence",
             sent=ask("hi", **both),
             expected=f"max_tokens={both['max_completion_tokens']}",
             got=f"max_tokens={talk['max_tokens']}",
@@ -898,7 +900,7 @@ def test_other_fields_are_ignored(shared_room):
         reply = reply_to(shared_room, url, each)
         require(
             reply.status == 200,
-            f"a field that the exercise does not name is refused with a {reply.status}: ignore it",
+            f"a field that the exercise does not mention is refused with a {reply.status}: ignore it",
             sent=each,
             expected=200,
             **facts(shared_room, reply),
@@ -917,45 +919,45 @@ WRONG = [
     ("a missing `messages`", {"messages": LEFT_OUT}),
     ("a null `messages`", {"messages": None}),
     ("an empty `messages`", {"messages": []}),
-    ("`messages` that is a string", {"messages": "hi"}),
+    ("a string as `messages`", {"messages": "hi"}),
     ("a message that is a string", {"messages": ["hi"]}),
     ("a message without a role", {"messages": [{"content": "hi"}]}),
     ("the role `tool`", {"messages": [{"role": "tool", "content": "hi"}]}),
     ("a role that is null", {"messages": [{"role": None, "content": "hi"}]}),
     ("an unknown role in the second message", {"messages": [ask("hi")["messages"][0], {"role": "x", "content": "hi"}]}),
     ("a message without `content`", {"messages": [{"role": "user"}]}),
-    ("`content` that is null", {"messages": [{"role": "user", "content": None}]}),
-    ("`content` that is a number", {"messages": [{"role": "user", "content": 5}]}),
-    ("`content` that is an object", {"messages": [{"role": "user", "content": {"text": "hi"}}]}),
-    ("a list of strings as content", {"messages": [{"role": "user", "content": ["hi"]}]}),
+    ("null as `content`", {"messages": [{"role": "user", "content": None}]}),
+    ("a number as `content`", {"messages": [{"role": "user", "content": 5}]}),
+    ("an object as `content`", {"messages": [{"role": "user", "content": {"text": "hi"}}]}),
+    ("a list of strings as `content`", {"messages": [{"role": "user", "content": ["hi"]}]}),
     ("a part that is not text", {"messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]}),
     ("a text part without its text", {"messages": [{"role": "user", "content": [{"type": "text"}]}]}),
     ("a part without a type", {"messages": [{"role": "user", "content": [{"text": "hi"}]}]}),
-    ("`max_tokens` of 0", {"max_tokens": 0}),
-    ("`max_tokens` of -1", {"max_tokens": -1}),
-    ("`max_tokens` of 1.5", {"max_tokens": 1.5}),
-    ('`max_tokens` of "many"', {"max_tokens": "many"}),
-    ("`max_completion_tokens` of 0", {"max_completion_tokens": 0}),
-    ("`max_completion_tokens` that is a list", {"max_completion_tokens": [5]}),
+    ("a `max_tokens` of 0", {"max_tokens": 0}),
+    ("a `max_tokens` of -1", {"max_tokens": -1}),
+    ("a `max_tokens` of 1.5", {"max_tokens": 1.5}),
+    ('a `max_tokens` of "many"', {"max_tokens": "many"}),
+    ("a `max_completion_tokens` of 0", {"max_completion_tokens": 0}),
+    ("a list as `max_completion_tokens`", {"max_completion_tokens": [5]}),
     ("a `temperature` of -0.1", {"temperature": -0.1}),
     ("a `temperature` of 2.1", {"temperature": 2.1}),
     ('a `temperature` of "hot"', {"temperature": "hot"}),
     ("a `top_p` of 0", {"top_p": 0}),
     ("a `top_p` of 1.1", {"top_p": 1.1}),
     ("a `top_p` of -0.5", {"top_p": -0.5}),
-    ("`n` of 2", {"n": 2}),
-    ("`n` of 0", {"n": 0}),
+    ("an `n` of 2", {"n": 2}),
+    ("an `n` of 0", {"n": 0}),
     ("an empty `stop`", {"stop": ""}),
     ("an empty string in `stop`", {"stop": ["a", ""]}),
-    ("five strings in `stop`", {"stop": ["a", "b", "c", "d", "e"]}),
+    ("a `stop` of five strings", {"stop": ["a", "b", "c", "d", "e"]}),
     ("a `stop` that is a number", {"stop": 5}),
     ("a `stop` of numbers", {"stop": [1, 2]}),
     ('a `seed` of "x"', {"seed": "x"}),
     ("a `seed` of 1.5", {"seed": 1.5}),
     ('a `stream` of "perhaps"', {"stream": "perhaps"}),
-    ("`stream_options` that is a number", {"stream": True, "stream_options": 5}),
-    ('`include_usage` of "perhaps"', {"stream": True, "stream_options": {"include_usage": "perhaps"}}),
-    ("`max_tokens` of 0 in a stream", {"stream": True, "max_tokens": 0}),
+    ("a number as `stream_options`", {"stream": True, "stream_options": 5}),
+    ('an `include_usage` of "perhaps"', {"stream": True, "stream_options": {"include_usage": "perhaps"}}),
+    ("a `max_tokens` of 0 in a stream", {"stream": True, "max_tokens": 0}),
     ("an empty `messages` in a stream", {"stream": True, "messages": []}),
 ]
 
@@ -988,7 +990,7 @@ def require_400(room, url, what, body):
     if reply.status == 422:
         mistake = "an invalid body gets FastAPI's 422: it should be a 400 with OpenAI's error"
     if reply.status == 500:
-        mistake = f"{what} gets a 500: that is the client's mistake, so a 400"
+        mistake = f"{what} gets a 500: it is the client's mistake, so it should be a 400"
     require(reply.status == 400, mistake, sent=shown(body), expected=400, **facts(room, reply))
 
 
@@ -1110,9 +1112,9 @@ def test_a_model_that_fails_later_is_a_500_where_nothing_was_sent(shared_room):
         url = shared_room.serve(app, answers={"hi": ["one ", "two "]}, fails={"hi": [1, "no GPU", error]})
         sent = f"{json.dumps(ask('hi'))}; the model raises {error} after a piece"
         reply = failed_reply(shared_room, url, ask("hi"), sent, "the model fails after a piece")
-        mistake = f"the model failed after a piece, not streamed, but the status is {reply.status}"
+        mistake = f"the model failed after a piece of a non-streamed answer, but the status is {reply.status}"
         if error == "ValueError" and reply.status == 400:
-            mistake = "a ValueError after the first piece gets a 400: the request was valid, the model failed, so 500"
+            mistake = "a ValueError after the first piece gets a 400: the request was valid, so it should be a 500"
         elif reply.status == 200:
             mistake += ": half an answer is sent as if it were complete"
         require(reply.status == 500, mistake, sent=sent, expected=500, **facts(shared_room, reply))
@@ -1174,7 +1176,7 @@ def test_a_model_that_fails_in_mid_stream_is_an_error_event(shared_room):
         )
         require(
             text_of(stream) == "one two ",
-            "not all pieces before an error arrive",
+            "some of the pieces before an error do not arrive",
             sent=sent,
             **found,
         )
@@ -1209,7 +1211,7 @@ def test_after_an_error_the_stream_just_ends(shared_room):
         )
         require(
             not stream.broken,
-            "after the error event, the stream breaks instead of ending: raise nothing once it is sent",
+            "after the error event, the stream breaks off instead of ending: raise nothing once the event is sent",
             where=shared_room.last_error()[1],
             **found,
         )
@@ -1295,7 +1297,7 @@ def require_stopped(room, stream, pieces):
         f"the client left {what}, but what chat returned was never closed: the model kept working"
         if unread
         else f"the client left {what}, but the model kept working",
-        sent=f"{what} that its client leaves {when}",
+        sent=f"{what} whose client leaves {when}",
         expected=f"at most {MOST_STEPS} steps: close what chat returned, or cancel its reader",
         got=f"{after} steps of an answer that no one reads",
     )
@@ -1303,7 +1305,7 @@ def require_stopped(room, stream, pieces):
         lambda: chat.talk("hi")["left"],
         f"the client left {what}, but the model was never told: it keeps the answer open forever",
         WAIT_S,
-        sent=f"{what} that its client leaves {when}",
+        sent=f"{what} whose client leaves {when}",
         expected="close what chat returned (aclose), or cancel its reader",
     )
 
@@ -1328,7 +1330,7 @@ def test_leaving_is_noticed_while_no_piece_comes(room):
                 lambda chat=chat: chat.talk("hi")["left"],
                 f"{what} notices only at its next piece that its client has left: until then, the model goes on",
                 WAIT_S,
-                sent=f"{what} that its client leaves {when}, while the model is working",
+                sent=f"{what} whose client leaves {when}, while the model is working",
                 expected="wait for the next piece and for the client to leave at the same time",
             )
 

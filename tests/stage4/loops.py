@@ -58,7 +58,7 @@ def run(room, plan, *, slots=4, window=64, fails=None, sent, mistake=None):
     done = Done(room.play(run_loop, plan=plan, slots=slots, window=window, fails=fails), sent)
     outcome = done.outcome
     if "raised" in outcome and not done.closed:
-        raises = f"run raises {outcome['raised'][0]}: the loop is dead, and everyone's answer with it"
+        raises = f"run raises {outcome['raised'][0]}: the loop is dead, and every answer with it"
         got = f"{outcome['said']}; calls: {done.timeline()}"
         fail(mistake or raises, **done.facts(got=got, where=outcome["where"]))
     if done.endless:

@@ -27,7 +27,12 @@ def says_as_alone(done, *names, mistake):
         if done.text(name) != expected:
             errors = [out for out in each["given"] if "raised" in out]
             got = f"{errors[0]['raised']}: {errors[0]['message']}" if errors else repr(done.text(name))
-            fail(mistake, sent=f"{done.sent}; here {name}", expected=repr(expected), got=f"{got}; calls: {shown(done)}")
+            fail(
+                mistake,
+                sent=f"{done.sent}; this concerns {name}",
+                expected=repr(expected),
+                got=f"{got}; calls: {shown(done)}",
+            )
 
 
 def gets_its_answer(done, *names, mistake):
@@ -46,7 +51,7 @@ def gets_its_answer(done, *names, mistake):
         require(
             numbers in (expected, expected[:-1]) and (numbers != [] or len(expected) < 2),
             mistake,
-            sent=f"{done.sent}; here {name}",
+            sent=f"{done.sent}; this concerns {name}",
             expected=f"pieces for its tokens {expected}",
             got=f"{numbers}; calls: {shown(done)}",
         )
@@ -62,7 +67,7 @@ def gets_its_error(done, name, mistake):
     if "raised" not in expected:
         return  # it was not in the call that fails
     errors = [out for out in given if "raised" in out]
-    facts = {"sent": f"{done.sent}; here {name}", "expected": said(expected)}
+    facts = {"sent": f"{done.sent}; this concerns {name}", "expected": said(expected)}
     got = "; ".join(map(said, given[-3:])) or "nothing"
     require(bool(errors), mistake, **facts, got=f"{got}; calls: {shown(done)}")
     require(
@@ -104,13 +109,13 @@ def is_not_run_again(done, name, mistake, most=0):
     for call in done.calls:
         again += call["call"] == "step" and any(each.startswith(f"{name} (") for each in call["extra"])
         again += call["call"] == "prefill" and call["ask"] == name and call["state"] != "waiting"
-        require(again <= most, mistake, **done.facts(call, sent=f"{done.sent}; here {name}"))
+        require(again <= most, mistake, **done.facts(call, sent=f"{done.sent}; this concerns {name}"))
 
 
 def nothing_is_given(done, name, mistake, closed=False):
     for call in done.of("give"):
         late = f"{name} (left)" in call["outs"] and call["closed"] == closed
-        require(not late, mistake, **done.facts(call, sent=f"{done.sent}; here {name}"))
+        require(not late, mistake, **done.facts(call, sent=f"{done.sent}; this concerns {name}"))
 
 
 # one answer
@@ -119,7 +124,7 @@ def nothing_is_given(done, name, mistake, closed=False):
 def test_an_answer_says_what_its_sequence_says(shared_room):
     done = run(shared_room, [at(0, ask("a", 5))], sent="a asks for 5 tokens")
     for call in done.of("give"):
-        mistake = "give does not get a list of (key, piece)"
+        mistake = "give does not get a list of (key, piece) pairs"
         require(None not in call["outs"], mistake, sent=done.sent, expected="[('a', Piece(...)), ...]")
     require(bool(done.asks["a"]["given"]), "an answer gets nothing", **done.facts())
     for out in done.asks["a"]["given"]:
@@ -143,7 +148,7 @@ def test_the_last_piece_is_given_even_without_text(shared_room):
         require(
             bool(given) and given[-1].get("finish_reason") == reason,
             "the last piece, which says why the answer ended, is not delivered",
-            sent=f"{done.sent}; here {name}",
+            sent=f"{done.sent}; this concerns {name}",
             expected=said(done.asks[name]["alone"][-1]),
             got=said(given[-1]) if given else "nothing",
         )
@@ -175,8 +180,8 @@ def test_each_piece_is_given_as_it_is(shared_room):
         for number, (expected, got) in enumerate(pairs, 1):
             require(
                 got == expected,
-                "a piece is not delivered unchanged",
-                sent=f"{done.sent}; here piece {number} of {name}",
+                "a piece is changed before it is delivered",
+                sent=f"{done.sent}; this concerns piece {number} of {name}",
                 expected=expected,
                 got=got,
             )
@@ -240,7 +245,7 @@ def test_at_most_four_prefills_between_two_steps(shared_room):
 
 def test_at_most_four_prefills_in_a_round_without_a_step(shared_room):
     six = [ask(name, 1) for name in "abcdef"]
-    done = run(shared_room, [at(0, *six)], slots=8, sent="six arrive at once, for one token each")
+    done = run(shared_room, [at(0, *six)], slots=8, sent="six arrive at once and ask for one token each")
     prefills = 0
     for call in done.calls:
         prefills = 0 if call["call"] == "take" else prefills + (call["call"] == "prefill")
@@ -262,7 +267,7 @@ def test_no_newcomer_waits_while_a_slot_is_free(shared_room):
 
 
 def test_where_nothing_runs_there_is_no_step(shared_room):
-    done = run(shared_room, [at(0, *[ask(name, 1) for name in "abcde"])], sent="five arrive, for one token each")
+    done = run(shared_room, [at(0, *[ask(name, 1) for name in "abcde"])], sent="five arrive and ask for one token each")
     for call in done.of("step"):
         fail("step is called although nothing is running", **done.facts(call, expected="prefills only"))
 
@@ -276,7 +281,9 @@ def test_what_is_made_is_given_at_once(shared_room):
         run(shared_room, [at(0, ask("a", 6), failing)], slots=3, sent="a and b ask; b's prefill fails"),
         run(shared_room, [at(0, ask("a", 6)), later], fails={2: ["OSError", "no"]}, sent="a's second step fails"),
         run(shared_room, [at(0, ask("a", 1)), later], sent="a asks alone, for one token"),
-        run(shared_room, [at(0, ask("a", prompt=64)), later], sent="a asks alone, too long for the window"),
+        run(
+            shared_room, [at(0, ask("a", prompt=64)), later], sent="a asks alone, with a prompt too long for the window"
+        ),
         run(shared_room, [at(0, failing), later], sent="b asks alone; its prefill fails"),
     ):
         for call in done.of("take", "step"):
@@ -303,7 +310,9 @@ def test_take_waits_only_when_nothing_runs_or_waits(shared_room):
     for plan, sent in plans:
         done = run(shared_room, plan, sent=sent)
         for call in done.of("take"):
-            mistake = "take(True) is called while answers run or wait: they stop until another request arrives"
+            mistake = (
+                "take(True) is called while answers are running or waiting: they stop until another request arrives"
+            )
             require(not call["wait"] or call["idle"] is not False, mistake, **done.facts(call))
 
 
@@ -314,7 +323,8 @@ def test_take_waits_when_nothing_runs_or_waits(shared_room):
     for call in done.calls:
         polls = polls + 1 if call["call"] == "take" and not call["wait"] and call["idle"] is True else 0
         mistake = (
-            "take(False) is called again and again while nothing runs or waits: that keeps a core busy for nothing"
+            "take(False) is called again and again while nothing is running or waiting:"
+            " that keeps a core busy for nothing"
         )
         require(polls < 3, mistake, **done.facts(call, expected="take(True)"))
 
@@ -387,7 +397,7 @@ def test_a_slot_is_free_as_soon_as_its_answer_has_ended(shared_room):
 
 def test_a_slot_freed_in_a_round_is_used_in_that_round(shared_room):
     plan = [at(0, ask("a", 9)), at(1, ask("b", 1), ask("c", 1), ask("d", 4))]
-    done = run(shared_room, plan, slots=2, sent="a runs; b, c and d arrive, b and c for one token; two slots")
+    done = run(shared_room, plan, slots=2, sent="a runs; b, c and d arrive; b and c ask for one token each; two slots")
     no_slot_idle(done, "a slot that is freed in one round is used only in the next")
 
 
@@ -429,7 +439,7 @@ def test_seeded_answers_are_what_they_are_alone(shared_room):
     plan = [at(0, *[ask(name, 8, seed=seed, **drawn) for name, seed in zip("abcd", (7, 0, 7, 2**32 - 1), strict=True)])]
     plan += [at(3, ask("e", 6, seed=0, **drawn), ask("f", 6, **drawn)), at(5, ask("g", 5, seed=1, **drawn))]
     done = run(shared_room, plan, slots=6, sent="seeds 7, 0, 7 and 2**32 - 1 at once, then 0, none and 1")
-    says_as_alone(done, *"abcdeg", mistake="what a seed draws depends on what else is running")
+    says_as_alone(done, *"abcdeg", mistake="the tokens drawn with a seed depend on what else is running")
 
 
 def test_without_a_seed_each_draws_anew(shared_room):
@@ -541,7 +551,11 @@ def test_who_leaves_while_waiting_costs_no_prefill(shared_room):
 def test_who_leaves_in_the_same_list_costs_no_call(shared_room):
     plan = [at(0, ask("a", 4), leave("a"), ask("b", 5)), at(2, ask("c", 3), ask("d", 3), leave("c"))]
     plan += [at(3, ask("r", prompt=64), leave("r"), ask("s", 2))]
-    done = run(shared_room, plan, sent="a asks and leaves in one list; later, c; later, r, too long for the window")
+    done = run(
+        shared_room,
+        plan,
+        sent="a asks and leaves in one list; later, c; later, r, with a prompt too long for the window",
+    )
     for name in "acr":
         is_not_run_again(done, name, "a request that asks and leaves in the same list is prefilled")
         nothing_is_given(done, name, "something is delivered to a request that has left")
@@ -628,7 +642,9 @@ def test_any_hashable_is_a_key(shared_room):
     done = run(shared_room, plan, slots=3, sent="those with the keys 0, None, '' and ('t', 1) leave")
     for name in "abcd":
         is_not_run_again(done, name, "a `leave` is lost because of its key", most=1)
-    gets_its_answer(done, *"ghij", mistake="a request leaves, and an answer with another, similar key is dropped, too")
+    gets_its_answer(
+        done, *"ghij", mistake="a request leaves, and an answer with a different but similar key is dropped, too"
+    )
     done = run(
         shared_room, [at(0, *asks), at(2, None)], slots=2, sent="the same keys; after two steps, take returns None"
     )
@@ -656,10 +672,10 @@ def test_after_an_error_in_prefill_its_slot_is_free(shared_room):
     failing = [ask(name, fails=["OSError", "no"]) for name in "abc"]
     plan = [at(0, ask("x", 9)), at(2, *failing, ask("d", 3)), at(4, ask("e", 3))]
     done = run(shared_room, plan, slots=2, sent="x runs, on two slots; three prefills fail, but not d's and e's")
-    gets_its_answer(done, *"de", mistake="after an error in prefill, its slot is not free")
+    gets_its_answer(done, *"de", mistake="a prefill that fails does not free its slot")
     plan = [at(0, ask("x", 9)), at(2, failing[0], ask("d", 3))]
     done = run(shared_room, plan, slots=2, sent="x runs, on two slots; a's prefill fails, d waits")
-    no_slot_idle(done, "after an error in prefill, its slot is free only in the next round")
+    no_slot_idle(done, "a prefill that fails frees its slot only in the next round")
 
 
 def test_an_error_in_step_goes_to_those_that_were_in_it(shared_room):
@@ -690,7 +706,7 @@ def test_after_an_error_in_step_the_loop_goes_on(shared_room):
         shared_room, plan, slots=2, fails=fails, sent="a to f on two slots; the second step fails, and the fifth"
     )
     gets_its_answer(done, *"abcdef", mistake="after an error in step, the waiting requests do not get their answers")
-    no_slot_idle(done, "after an error in step, its slots are not free")
+    no_slot_idle(done, "a step that fails does not free its slots")
 
 
 # the close
@@ -706,9 +722,11 @@ def test_at_the_close_all_get_a_runtime_error(shared_room):
         closed = bool(given) and "RuntimeError" in given[-1].get("kinds", [])
         mistake = "on close, a running or waiting request does not get a RuntimeError"
         got = said(given[-1]) if given else "nothing"
-        require(closed, mistake, sent=f"{done.sent}; here {name}", expected="RuntimeError", got=got)
+        require(closed, mistake, sent=f"{done.sent}; this concerns {name}", expected="RuntimeError", got=got)
         errors = [out for out in given if "raised" in out]
-        require(len(errors) == 1, "an error is delivered twice", sent=f"{done.sent}; here {name}", got=len(errors))
+        require(
+            len(errors) == 1, "an error is delivered twice", sent=f"{done.sent}; this concerns {name}", got=len(errors)
+        )
     nothing_is_given(done, "d", "on close, something is delivered to a request that has left", closed=True)
 
 

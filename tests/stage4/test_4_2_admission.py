@@ -1445,7 +1445,7 @@ def test_with_max_waiting_0_nobody_waits(shared_room):
 def test_a_refusal_leaves_nothing_behind(shared_room):
     gives = "a refusal frees a place"
     mistakes = {(WAITS, APP): gives, (REFUSED, APP): gives}
-    mistakes[WAITS, REFUSED] = mistakes[APP, REFUSED] = "a refused request still counts later"
+    mistakes[WAITS, REFUSED] = mistakes[APP, REFUSED] = "a refused request is still counted afterwards"
     play(shared_room, refused_again_and_again, mistakes)
 
 
@@ -1461,9 +1461,11 @@ def test_first_come_first_served(shared_room):
     came, entered = found["came"], found["entered"]
     mistake = "waiting requests are not served in the order in which they arrived"
     if entered[1:] == came[:0:-1]:
-        mistake += ": the last is served first"
+        mistake += ": the last to arrive is served first"
     elif sorted(entered[:4]) != sorted(came[:4]) and entered.replace("B", "").replace("D", "") == "ACEFG":
-        mistake = "a request whose body arrives late loses its turn: it counts as arrived as soon as its call begins"
+        mistake = (
+            "a request whose body arrives late loses its turn: it should count as arrived as soon as its call begins"
+        )
     require(
         entered == came,
         mistake,
@@ -1535,7 +1537,7 @@ def test_a_refusal_is_a_whole_response(shared_room):
         got = ", ".join(seen["types"])
         require(
             seen["as bytes"],
-            "a header is not two `bytes` objects, as ASGI requires",
+            "a header is not a pair of `bytes` objects, as ASGI requires",
             sent=how,
             got=str(seen["headers"]),
         )
@@ -1546,7 +1548,7 @@ def test_a_refusal_is_a_whole_response(shared_room):
         length = dict(seen["headers"]).get("content-length")
         require(
             length is None or length == str(len(seen["body"].encode())),
-            "the Content-Length of a refusal is not its body's",
+            "the Content-Length of a refusal is not the length of its body",
             sent=how,
             expected=str(len(seen["body"].encode())),
             got=length,
@@ -1640,7 +1642,7 @@ def test_a_call_that_sends_nothing_gives_its_place_back(shared_room):
 
 def test_an_error_gives_its_place_back(shared_room):
     for how in ("raises", "raises mid-answer"):
-        play_ending(shared_room, how, "an error in the app does not free its place")
+        play_ending(shared_room, how, "a call to the app that fails does not free its place")
 
 
 def test_a_cancellation_gives_its_place_back(shared_room):

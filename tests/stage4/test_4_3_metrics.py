@@ -606,7 +606,7 @@ def test_the_arguments_reach_the_inner_chat(shared_room):
             sent = "chat(messages" + "".join(f", {name}={value!r}" for name, value in options.items()) + ")"
             end = found.readings["a"]["end"]
             if isinstance(end, dict) and end["raised"] == "TypeError":
-                mistake = "chat, or its call to the inner chat, does not have the arguments of exercise 3.6"
+                mistake = "chat, or its call to the inner chat, does not have the same arguments as in exercise 3.6"
                 fail(mistake, sent=sent, expected="each option", got=end_of(found), where=end["where"])
             require(
                 len(found.calls) == 1,
@@ -755,7 +755,9 @@ def test_an_error_in_the_answer_is_an_outcome(shared_room):
 def test_an_error_that_the_inner_chat_raises_is_an_outcome(shared_room):
     for error in ERRORS:
         for found in played(shared_room, refuses(error)):
-            found.require_outcomes({"error": 1}, "an error that the inner chat itself raises is not counted as one")
+            found.require_outcomes(
+                {"error": 1}, "an error that the inner chat itself raises is not counted as an error"
+            )
 
 
 def test_a_reader_who_closes_is_cancelled(shared_room):
@@ -795,8 +797,8 @@ def test_each_answer_counts_once(shared_room):
 
 def test_an_answer_that_nobody_read_counts_nowhere(shared_room):
     for found in played(shared_room, ["call", "a"], closes(1.0)):
-        found.require_outcomes({}, "an answer that no one began to read is counted")
-        require_nothing(found, "an answer that no one began to read is counted")
+        found.require_outcomes({}, "an answer that no one ever started to read is counted")
+        require_nothing(found, "an answer that no one ever started to read is counted")
 
 
 def require_nothing(found, mistake):
@@ -954,7 +956,7 @@ def test_the_last_object_may_have_the_first_text(shared_room):
 
 
 def test_a_text_of_blanks_is_a_text(shared_room):
-    mistake = "text of nothing but spaces is treated as no text"
+    mistake = "text that consists only of spaces is treated as no text"
     for found in played(shared_room, gives(" ", 0.5), gives("\n", 1.0), gives("Hi", 2.0, "stop"), ends()):
         found.require(f"{BETWEEN}_count", 2, mistake)
 
@@ -1018,7 +1020,7 @@ def test_a_slow_readers_time_counts(shared_room):
     # both objects are there before the reader asks: the time of an object is when it is handed out
     timeline = [["asks", "a"], ready("Hi"), ready(" there"), ["receive", "a"], ["pause", 4.0], ["receive", "a"]]
     for found in played(shared_room, *timeline, gives("", 0, "stop"), ends()):
-        found.require(f"{BETWEEN}_sum", 4.0, "an object's time is not the time when it is handed to the reader")
+        found.require(f"{BETWEEN}_sum", 4.0, "an object's time is not the time at which it is handed to the reader")
 
 
 def test_request_seconds(shared_room):
@@ -1100,7 +1102,7 @@ def test_there_is_no_label_but_outcome(shared_room):
             outcome = labels.get("outcome")
             require(
                 outcome in (None, *OUTCOMES),
-                "a label has an outcome that is not one of the four",
+                "an outcome label has a value that is not one of the four",
                 sent=f'{name}{{outcome="{outcome}"}}',
                 expected=", ".join(OUTCOMES),
                 got=str(outcome),
@@ -1145,7 +1147,9 @@ def test_answers_at_once_do_not_mix(shared_room):
     timeline += [ends(key="one"), ends(key="two")]
     for found in played(shared_room, *timeline):
         require_no_waiting(found)
-        mistake = "concurrent answers get mixed up: an answer's data is stored where all of them share it (in self?)"
+        mistake = (
+            "concurrent answers get mixed up: some of their data is stored in a place that they all share (in self?)"
+        )
         found.require_outcomes({"stop": 1, "length": 1}, mistake)
         found.require(COMPLETION, 7, mistake)
         found.require(PROMPT, 30, mistake)

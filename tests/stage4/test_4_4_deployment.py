@@ -256,7 +256,7 @@ def test_each_copy_loads_once(copies):
         most <= 1,
         "a copy calls `load` more than once"
         if len(copies.loads) > len(set(copies.loads))
-        else "requests call `load` again: a copy loads once, when it starts",
+        else "`load` is called again when requests arrive: a copy should load once, when it starts",
         sent=f"{ASKED}, then {MANY} requests",
         expected="one call in each copy",
         got=f"{most} calls in one of them",
@@ -347,7 +347,7 @@ def test_the_models_list(copies):
     ids = None
     with contextlib.suppress(TypeError, LookupError):
         ids = [each["id"] for each in reply.data["data"]]
-    require(reply.status == 200 and ids == [NAME], "GET /v1/models is not the same as in 3.7", got=str(reply))
+    require(reply.status == 200 and ids == [NAME], "GET /v1/models does not return the same as in 3.7", got=str(reply))
 
 
 def test_each_piece_is_sent_as_soon_as_it_is_there(copies):
@@ -424,7 +424,7 @@ def test_who_finds_no_place_waits_or_gets_a_503(copies):
     )
     require(
         sum(reply.status == 200 for reply in replies) >= min(copies.crowd.room_for, len(copies.crowd.begun)),
-        "requests that the copies had begun to answer are refused",
+        "requests are refused although copies had already begun to answer them",
         sent=sent,
         got=[reply.status for reply in replies],
     )

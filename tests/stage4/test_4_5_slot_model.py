@@ -368,7 +368,7 @@ def test_a_step_is_one_token_more(shared_room):
 def test_grouped_key_value_heads(shared_room):
     for heads, kv_heads in ((4, 2), (6, 1)):
         calls = [["prefill", 0, drawn_ids(9, 3)], ["step", [0], [4]]]
-        says = "with fewer key-value heads than heads, the logits are not those of transformers"
+        says = "with fewer key-value heads than query heads, the logits are not those of transformers"
         compare_with_transformers(shared_room, says, calls, heads=heads, kv_heads=kv_heads)
 
 
@@ -397,10 +397,10 @@ def test_slots_do_not_disturb_each_other(shared_room):
         else:
             named = sorted(drawn.sample(filled, drawn.randint(1, len(filled))))
             calls.append(["step", named, drawn_ids(len(named), number)])
-    says = "the contents of other slots, or positions that were never written, change a slot's logits"
+    says = "the contents of other slots, or positions that were never written, affect a slot's logits"
     compare_with_alone(shared_room, says, calls, slots=9)
     calls = [["prefill", 0, [9, 3, 4]], ["prefill", 1, [8]], ["step", [0, 1], [5, 6]], ["step", [0, 1], [7, 8]]]
-    says = "the contents of another SlotModel change a slot's logits"
+    says = "the contents of another SlotModel affect a slot's logits"
     compare_with_alone(shared_room, says, calls, slots=2, beside=True)
 
 
@@ -441,7 +441,7 @@ def test_what_was_returned_stays_as_it_is(shared_room):
     calls += [["step", [1, 0], [4, 9]], ["prefill", 1, [3, 4]]]
     for call, result in zip(calls, results_of(shared_room, calls, later=True), strict=True):
         same = result.get("rows") == result.get("later")
-        require(same, "a later call changes a tensor that was returned", sent=said(call))
+        require(same, "a later call changes a tensor that was returned earlier", sent=said(call))
 
 
 def test_from_any_thread(shared_room):
@@ -519,7 +519,7 @@ def test_a_step_is_one_pass(shared_room):
         counts[MANY] - counts[FEW] < MANY - FEW,
         "a step computes more matrix products when it is given more slots",
         sent=f"a step for {FEW} slots, and one for {MANY}",
-        expected=f"as many matrix products in both: {counts[FEW]}",
+        expected=f"the same number of matrix products in both: {counts[FEW]}",
         got=counts[MANY],
     )
 
@@ -583,4 +583,6 @@ def test_no_forward_of_transformers(shared_room):
     result = shared_room.play(forwards, calls=calls)
     must_have_worked(result["outcomes"], calls)
     says = "one of transformers' own `forward` methods runs"
-    require(result["ran"] == [], says, expected="your own, on the model's weights", got=", ".join(result["ran"]))
+    require(
+        result["ran"] == [], says, expected="your own code, using the model's weights", got=", ".join(result["ran"])
+    )

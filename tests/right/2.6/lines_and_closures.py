@@ -1,4 +1,4 @@
-# a right answer: aiter_lines, and what the clients share in closures
+# a right answer: aiter_lines, what the clients share in closures, and no more connections than were promised
 import asyncio
 import math
 import time
@@ -59,7 +59,7 @@ async def measure(url, *, clients, prompt, max_new_tokens, clock=time.perf_count
             ttfts.append(times[0] - sent)
         gaps.extend(b - a for a, b in zip(times, times[1:]))
 
-    limits = httpx.Limits(max_connections=None)
+    limits = httpx.Limits(max_connections=120)
     async with httpx.AsyncClient(timeout=None, limits=limits) as http:
         start = clock()
         await asyncio.gather(*[one_client(http) for _ in range(clients)])
