@@ -122,7 +122,9 @@ class Engine:
         if worker is not None:
             # an engine that is still loading would not hear of it
             worker.close() if self.alive else worker.kill()
-        self._keeper.join(CLOSE_S + 1)
+        with self._lock:
+            keeper = self._keeper
+        keeper.join(CLOSE_S + 1)
 
     async def chat(self, messages, *, max_tokens=None, temperature=1.0, top_p=1.0, seed=None, stop=()):
         """Answer a conversation as in exercise 3.6: read it with `async for`, and leave at any time.
@@ -158,8 +160,10 @@ class Engine:
     # the engine's life, in a thread for each engine
 
     def _start(self, again):
-        self._keeper = threading.Thread(target=self._keep, args=(again,), name="engine", daemon=True)
-        self._keeper.start()
+        # `close` may be called by another thread, and joins only what has been started
+        with self._lock:
+            self._keeper = threading.Thread(target=self._keep, args=(again,), name="engine", daemon=True)
+            self._keeper.start()
 
     def _keep(self, again):
         if again and not self._may_start():
