@@ -39,11 +39,11 @@ class ChatModel:
             max_tokens: the maximum number of tokens. None, or more than is left of the model's
                 window (`config.max_position_embeddings`), means whatever is left.
             temperature, top_p, seed, stop: as in `Sequence` from exercise 3.5. Once a stop sequence
-                is complete, the model takes at most two more steps.
+                is complete, the model takes at most two more steps: you may run that far ahead.
 
         Yields:
             Piece (or any object with its four attributes): text, counts and reason are those of a
-            Sequence, and text that a Sequence has returned is yielded while the model keeps working.
+            Sequence. Text that a Sequence has returned does not wait for any further step.
             The last piece, and no other, has a `finish_reason`, and its text may be empty; all others
             have text. `completion_tokens` counts at least the tokens behind the text so far.
 

@@ -67,9 +67,10 @@ async def process(handler, request_body):
 
     A `def` action runs in a thread: the event loop never waits for it, however long it takes. An
     `async def` action runs on the loop. All of them, including those in threads, see the context
-    variables that were set before `process` was called, provided that the task that called it also
-    reads the stream. If 64 calls are in progress at once, all of them finish, even if the loop's default
-    thread pool has only 6 threads, and no matter in which order 64 streams are read.
+    variables that were set before `process` was called. (For a stream, that holds if the task that
+    called `process` is also the one that reads.) If 64 calls are in progress at once, all of them
+    finish, even if the loop's default thread pool has only 6 threads. If 64 streams are open at once,
+    they can be read in any order.
 
     What `run` returns decides what `process` returns, whether `run` is a `def`, an `async def` or
     contains a `yield`. A generator, or anything with `__aiter__`, is a stream. Anything else is a
@@ -87,7 +88,7 @@ async def process(handler, request_body):
 
     Raises:
         Whatever an action raises, with its type and message, immediately. An error in a stream is
-        raised when the reader asks for that piece, or earlier.
+        raised when the reader asks for the piece that fails, or for an earlier one.
 
     When `process` is cancelled, so is an `async def` action. A `def` action cannot be cancelled: it
     ends by itself, and nothing waits for it.

@@ -94,7 +94,7 @@ def setup_logging(folder, *, load=system_load):
 class RequestLog:
     """ASGI middleware that gives each HTTP request and each WebSocket connection a logid.
 
-    It is the request's own `X-Log-Id` header if that consists of 1 to 64 of the characters `A-Z a-z 0-9 _
+    The logid is the request's own `X-Log-Id` header if that consists of 1 to 64 of the characters `A-Z a-z 0-9 _
     -`; otherwise it is a new one made of the same characters, different for each request, even across
     processes. An HTTP response carries it in its `X-Log-Id` header (the response to a WebSocket handshake
     may, too). What happens to an `X-Log-Id` that the app sets itself is not graded.

@@ -50,8 +50,8 @@ class Sequence:
     character that is incomplete when the answer ends is left out; whole characters before it are not.
     After each `take`, all text up to and including the last space (U+0020), newline or Chinese
     character has been returned, except for what may still be the beginning of a stop sequence. (If a
-    token ends in the middle of a character, its text may wait for the rest: even "一 ", if the token
-    also contains the first byte of "龘".) Not promised: what happens with bytes that do not form a
+    token ends in the middle of a character, all of its text may wait for the rest of that character.
+    So if a token contains "一 " and the first byte of "龘", "一 " may wait, too.) Not promised: what happens with bytes that do not form a
     character, and with a U+FFFD that the model itself produces.
 
     Sequences that share a tokenizer do not interfere with each other, even in different threads. Each

@@ -15,7 +15,8 @@ class Ahead:
         await app(scope, ahead.receive, send)
 
     Inside the block, `ahead.gone` is a task that finishes when the client has gone; `asyncio.wait` can
-    wait for it along with other things. When the block ends, reading has stopped.
+    wait for it along with other things. When the block ends, reading has stopped, and `gone` is done in
+    any case: look at it inside the block.
     """
 
     def __init__(self, receive):
@@ -58,8 +59,8 @@ class Admission:
     hears from `receive` that its client has gone.
 
     Requests whose clients leave while they wait, or whose calls are cancelled then, stop waiting and never
-    reach the app. (If a request's turn comes at that very moment, it may. Either way, its place is not lost,
-    even if you wait for its whole body before you call the app.)
+    reach the app. (If a request's turn comes at that very moment, it may. Either way, its place is given back.
+    That also holds if you read a request's whole body before you call the app.)
     Whatever a client sends while it waits, such as a body in several parts, reaches the app complete and in
     order (the parts may be joined), and so does a later disconnect.
 

@@ -40,11 +40,14 @@ def run(slots, tokenizer, take, give):
     What a prefill or a step has produced is passed to `give` before the next step and before the next `take`. An answer
     that ends frees its slot immediately, for the next prefill of the same round.
 
-    Everyone who asks is given the pieces of a `Sequence`: those with text, and the last one. Alternatively,
-    the last thing given is one exception: what `open_sequence` raised, which costs no call to the slot model
-    and is not one of the four (whether a prefill that fails is one of them is up to you); what `prefill`
-    raised, which goes to that answer alone; or what `step` raised, which goes to everyone in that step. Each
-    of these is an Exception. The loop carries on, and their slots are free.
+    Everyone who asks is given the pieces of a `Sequence`: those with text, and the last one. If something
+    fails, the last thing given is an exception instead:
+
+    - what `open_sequence` raised. It costs no call to the slot model and is not one of the four;
+    - what `prefill` raised, for that answer alone. Whether it is one of the four is up to you;
+    - what `step` raised, for everyone in that step.
+
+    Each of these is an Exception. The loop carries on, and the slots of those answers are free.
 
     Each answer is what it would be alone, whatever else is running. After a `leave`, no call includes that
     answer and nothing more is given for it, and if it was waiting, it costs no prefill. A `leave` for

@@ -26,8 +26,8 @@ class MeasuredChat:
     `aclose()` or by being cancelled while it waited. There are no other outcomes and no other labels. Each answer
     counts once, however often it is closed.
 
-    An answer ends when its last object is handed out or when the inner answer ends after it, whichever you like;
-    when an error is raised; or when the reader leaves. From then on, the gauge is one lower, and everything about the
+    An answer ends when the object with the `finish_reason` is handed out or, if you prefer, when the inner answer
+    ends after that; when an error is raised; or when the reader leaves. From then on, the gauge is one lower, and everything about the
     answer has been counted. An answer that no one began to read is not counted anywhere. Each histogram has a bucket
     boundary from 1 ms to below 2 ms and one from 10 s to below 30 s.
 
