@@ -207,8 +207,8 @@ def test_returns_a_measurement(shared_room):
     seen = measured(shared_room, whole(), scene=measuring_by_its_own_clock)
     require(
         seen.type == "Measurement" and seen.fields is not None,
-        "measure does not return a Measurement, which is a dataclass",
-        got=seen.type + (" (no dataclass)" if seen.fields is None else ""),
+        "measure should return a Measurement, which is a dataclass",
+        got=seen.type + (" (not a dataclass)" if seen.fields is None else ""),
     )
     require(
         seen.too_many == 0,
@@ -245,11 +245,11 @@ def test_all_clients_run_at_once(shared_room):
     with Lockstep(shared_room, measuring, clients=clients) as lockstep:
         arrived = lockstep.arrivals(clients)
         if len(arrived) < clients:
-            mistake = f"only {len(arrived)} of {clients} requests arrive before one is answered"
+            mistake = f"only {len(arrived)} of {clients} requests arrive before the first one is answered"
             if len(arrived) == 1:
                 mistake = "the requests are sent one after another: the second waits for the first one's answer"
             if len(arrived) == 100:
-                mistake = "only 100 requests run at once: by default, httpx opens no more connections"
+                mistake = "only 100 requests run at once: by default, httpx opens no more connections than that"
             if not arrived:
                 _result(lockstep)
             fail(mistake, sent=sent, expected=f"{clients} requests at once", got=len(arrived))
@@ -292,7 +292,7 @@ def test_ttft_is_from_sending_to_the_first_token(shared_room):
                 (1.0, "time to first token ends at the headers: it should end at the first token event"),
                 (2.0, "time to first token ends at a comment (ping): it should end at the first token event"),
                 (3.0, "time to first token starts at the headers: it should start when the request is sent"),
-                (7.0, "nothing is read while the answer arrives: all token events have the same time"),
+                (7.0, "nothing is read while the answer arrives: all token events get the same time"),
                 (4000.0, "the times are not in seconds, the clock's unit"),
             ],
         )
@@ -327,7 +327,7 @@ def test_itl_is_between_token_events(shared_room):
             2.0,
             mistake,
             [
-                (0.0, "nothing is read while the answer arrives: all token events have the same time"),
+                (0.0, "nothing is read while the answer arrives: all token events get the same time"),
                 (1.0, "a comment (ping) or a chunk of bytes from the network is counted as a token"),
             ],
         )
@@ -415,7 +415,7 @@ def test_percentiles_of_time_to_first_token(shared_room):
     waits = [*map(float, range(1, 31)), 60.0, 200.0]
     seen = measured(shared_room, *(whole(at, 2, 300.0) for at in waits))
     seen.sent = "32 requests with a first token after 1, 2, ... 29, 30, 60 and 200 s"
-    require_p50_and_p95(seen, "ttft", waits, "requests")
+    require_p50_and_p95(seen, "ttft", waits, "times to first token")
 
 
 def test_a_piece_from_the_network_is_no_event(shared_room):
@@ -464,7 +464,7 @@ def test_what_is_a_token_event(shared_room):
         _counted(
             seen,
             count,
-            f"the tokens are miscounted: each event without a name is one, comments and `done` are not; {mistake}",
+            f"the tokens are miscounted: count each event without a name, but not comments or `done`; {mistake}",
         )
 
 
@@ -480,16 +480,25 @@ def test_tokens_per_s_is_of_the_whole_run(shared_room):
         ),
     )
     seen.sent = "3 requests: 2 tokens in 400 s, 4 in 700 s, 6 in 1100 s"
-    adds_up = "the requests' rates were added up: some requests end before others"
-    one_rate = "this is the rate of one request: the server's rate counts all of them"
+    adds_up = "the rates of the requests were added up, although some requests end before others"
+    one_rate = "tokens per second is the rate of one request: it should count the tokens of all requests"
     known = [(15 / seen.seconds, "`done` is counted as a token"), (12 / seen.seconds / 3, one_rate)]
     for rates in ([n / end for n, _, end in runs], [n / last for n, last, _ in runs]):
         known += [(sum(rates), adds_up), (sum(rates) / 3, one_rate)]
     known += [
-        (12 / (400 + 700 + 1100), "the requests' times were added up: they ran at the same time"),
-        (12 / 900, "the run ends too early: it ends when the last answer has its `done`"),
-        (12 / 800, "the run's start or end is wrong: it starts as the requests are sent and ends with the last `done`"),
-        (3 * MOST / seen.seconds, "max_new_tokens is counted: count the token events that arrived"),
+        (
+            12 / (400 + 700 + 1100),
+            "the durations of the requests were added up, although the requests ran at the same time",
+        ),
+        (12 / 900, "the run ends too early: it should end when the last answer has its `done`"),
+        (
+            12 / 800,
+            "the run's start or end is wrong: it should start when the requests are sent and end with the last `done`",
+        ),
+        (
+            3 * MOST / seen.seconds,
+            "max_new_tokens is used as the number of tokens: count the token events that arrived",
+        ),
     ]
     expected, got = 12 / seen.seconds, seen.values["tokens_per_s"]
     mistake = "tokens per second is wrong: divide all token events by the duration of the whole run"
@@ -515,7 +524,7 @@ def test_tokens_of_failed_requests_count(shared_room):
         require(
             not _is(got, count / seen.seconds),
             "the tokens of failed requests are not counted: the server did generate them",
-            sent="3 requests: 8 tokens and done, 5 tokens and an error event, 3 tokens and no end",
+            sent="3 requests: 8 tokens and done, 5 tokens and an error event, 3 tokens and no `done`",
             expected=f"tokens_per_s={16 / seen.seconds:g}: 16 tokens in {seen.seconds:g} s",
             got=f"tokens_per_s={got:g}: {count} tokens",
         )
@@ -619,7 +628,7 @@ def _failed(seen, errors, mistake, known=()):
     """Requires so many errors among all requests, each of which was sent once."""
     require(
         seen.too_many == 0,
-        "a failed request was sent again: it is an error, and each client sends one request",
+        "a failed request was sent again: count it as an error, because each client sends only one request",
         sent=seen.sent,
         expected=f"{seen.clients} requests",
         got=f"{seen.clients + seen.too_many} requests",
@@ -654,7 +663,7 @@ def _ended_by_one(raised):
     )
 
 
-def _not_late(seen, mistake="the times include a failed request: it only counts in `errors`"):
+def _not_late(seen, mistake="the times include a failed request: it counts only in `errors`"):
     for field in ("ttft_p95_s", "itl_p95_s"):
         got = seen.values[field]
         late = type(got) in (int, float) and got > LATE / 20
