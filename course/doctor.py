@@ -65,7 +65,9 @@ def show(findings, console=None) -> bool:
             lead = words("optional: {mend}" if finding.ok else "run: {mend}", mend=finding.mend)
             console.print(Text(" " * 7 + lead, "" if finding.ok else "bold"), soft_wrap=True)
     if problems:
-        console.print("\n" + words("Problems to fix: {problems}. Then run course doctor again.", problems=problems))
+        console.print(
+            "\n" + words("Problems found: {problems}. Once that is fixed, run course doctor again.", problems=problems)
+        )
     else:
         console.print("\n" + words("All is well."))
     return not problems

@@ -178,7 +178,7 @@ class Room:
         future = self._send("turns", {"count": count})
         if not wait_for([future], self.limit_s * 0.3).done:
             raise self.hung(
-                "the event loop is blocked: a blocking call inside async def, or a loop that never awaits anything"
+                "the event loop is blocked by a blocking call inside async def, or by a loop that never awaits anything"
             )
         self._await(future, None)
 
@@ -365,7 +365,7 @@ class Room:
         code = self._process.exitcode
         return Ended(
             "the process that runs your code ended unexpectedly:"
-            " something calls os._exit, kills the process, or crashes it",
+            " the code calls os._exit, kills the process, or crashes it",
             got=f"signal {-code}" if code is not None and code < 0 else f"exit code {code}",
             detail=self.output(),
         )

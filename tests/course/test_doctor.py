@@ -254,7 +254,7 @@ def test_problems_are_marked_in_words_and_mends_are_not_wrapped():
     all_well, page = shown([Finding(True, "fine"), Finding(False, "the [bold] disk", command)])
     assert not all_well
     assert "  ok   fine\n" in page and "  FIX  the [bold] disk\n" in page
-    assert f"run: {command}\n" in page and "Problems to fix: 1." in page
+    assert f"run: {command}\n" in page and "Problems found: 1." in page
 
 
 def test_notes_are_no_problems():

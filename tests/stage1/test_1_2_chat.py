@@ -402,7 +402,7 @@ def test_a_new_history_comes_back(room):
         expected = [*given, [call["text"], reply]]
         require(
             stripped(history) == stripped(expected),
-            "the returned history is not the one passed in with (text, reply) appended",
+            "the returned history should be the one passed in, with (text, reply) appended",
             sent=sent(call),
             expected=expected,
             got=history,
@@ -602,7 +602,7 @@ def test_at_most_max_new_tokens(room):
             result["steps"] <= most + 2,
             "the model generated more than max_new_tokens tokens, and some were thrown away",
             **facts,
-            got=f"{result['steps']} steps of the model",
+            got=f"{result['steps']} model steps",
         )
 
 

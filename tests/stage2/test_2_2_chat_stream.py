@@ -531,7 +531,7 @@ def require_stopped(model, after, most=3):
         after <= most,
         f"the model ran {after} more steps after the client had left",
         expected=f"at most {most} steps: close what generate returned, or cancel its reader",
-        got=f"{after} steps of an answer that no one reads",
+        got=f"{after} steps for an answer that no one reads",
     )
 
 
@@ -577,7 +577,7 @@ def leave_without_having_read(room):
         " send, the model keeps working",
         sent=sent,
         expected=expected,
-        got=f"{steps} steps of an answer that no one reads" if steps else "it was not closed",
+        got=f"{steps} steps for an answer that no one reads" if steps else "it was not closed",
     )
 
 

@@ -525,7 +525,7 @@ def test_the_model_stops_when_the_client_leaves(shared_room):
         steps <= 3,
         f"with the limit added, the model ran {steps} more steps after the client had left",
         expected="at most 3 steps",
-        got=f"{steps} steps of an answer that no one reads",
+        got=f"{steps} steps for an answer that no one reads",
     )
 
 

@@ -167,7 +167,7 @@ def require_stopped(steps, event, remedy):
         steps <= 3,
         f"the model ran {steps} more steps after {event}",
         expected=f"at most 3 steps: {remedy}",
-        got=f"{steps} steps that no one reads",
+        got=f"{steps} steps for an answer that no one reads",
     )
 
 
@@ -408,7 +408,7 @@ def test_stop_ends_the_answer(shared_room):
     )
     require(
         len(before) + len(after) < LONG,
-        "a stop mid-answer was ignored: the answer went on to its end",
+        "a stop mid-answer was ignored: the answer ran to its end",
         sent=sent,
         expected="at most one more piece, and then done",
         got=f"{len(after)} more pieces, and {json.dumps(done)}",
@@ -822,7 +822,7 @@ def test_who_leaves_takes_the_waiting_prompts_along(shared_room):
             steps <= 3,
             f"the client left, but the model still spent {steps} steps on waiting prompts",
             expected="at most 3 steps: drop the waiting prompts",
-            got=f"{steps} steps that no one reads",
+            got=f"{steps} steps for an answer that no one reads",
         )
 
 

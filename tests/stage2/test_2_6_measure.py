@@ -287,7 +287,7 @@ def test_ttft_is_from_sending_to_the_first_token(shared_room):
             seen,
             field,
             4.0,
-            "time to first token is wrong: it is the time from sending the request to the first token event",
+            "time to first token is wrong: it should be the time from sending the request to the first token event",
             [
                 (1.0, "time to first token ends at the headers: it should end at the first token event"),
                 (2.0, "time to first token ends at a comment (ping): it should end at the first token event"),
@@ -316,7 +316,7 @@ def test_itl_is_between_token_events(shared_room):
     seen.sent = "tokens after 10, 12, 14 and 16 s, comments between them, done after 46 s"
     for field in ("itl_p50_s", "itl_p95_s"):
         got = seen.values[field]
-        mistake = "inter-token latency is wrong: it is the time from one token event to the next"
+        mistake = "inter-token latency is wrong: it should be the time from one token event to the next"
         if type(got) is float and got > 10:
             mistake = "the time before `done` is counted as an inter-token latency: `done` is not a token"
         elif type(got) is float and got > 2:
@@ -347,7 +347,7 @@ def test_requests_do_not_mix(shared_room):
             seen,
             field,
             4.0,
-            "inter-token latency is wrong: it is the time between token events of one request",
+            "inter-token latency is wrong: it should be the time between token events of one request",
             [(2.0, "tokens from different requests are mixed: measure the intervals within each request")],
         )
 
@@ -379,11 +379,11 @@ def require_p50_and_p95(seen, name, values, what):
     below, share = divmod(0.95 * (count - 1), 1)
     between = values[int(below)] + share * (values[int(below) + 1] - values[int(below)])
     got = seen.values[f"{name}_p95_s"]
-    mistake = f"p95 is wrong: it is the smallest value that 95% of all {what} do not exceed"
+    mistake = f"p95 is wrong: it should be the smallest value that 95% of all {what} do not exceed"
     if _is(got, values[-1]):
-        mistake = f"p95 is the largest value: 95% of all {what} do not exceed a smaller one"
+        mistake = f"p95 is the largest value: a smaller one already covers 95% of all {what}"
     elif type(got) is float and got > rank:
-        mistake = f"p95 is too large: 95% of all {what} do not exceed a smaller value"
+        mistake = f"p95 is too large: a smaller value already covers 95% of all {what}"
     elif type(got) is float and got < rank:
         mistake = f"p95 is too small: more than 5% of all {what} are larger"
     require(
@@ -637,12 +637,14 @@ def _failed(seen, errors, mistake, known=()):
     if errors < seen.clients:
         known = [*known, (seen.clients, all_failed)]
     compare(seen, "errors", errors, mistake, known)
-    compare(seen, "requests", seen.clients, "`requests` is wrong: it counts all requests sent, including failed ones")
+    compare(
+        seen, "requests", seen.clients, "`requests` is wrong: it should count all requests sent, including failed ones"
+    )
     compare(
         seen,
         "clients",
         seen.clients,
-        "`clients` is wrong: it is the number passed to measure, however many requests failed",
+        "`clients` is wrong: it should be the number passed to measure, however many requests failed",
     )
 
 
