@@ -146,7 +146,7 @@ class Room:
             error, where = self.last_error()
             raise Ended(
                 "the server did not start",
-                got=error or "its start-up failed",
+                got=error or "its startup failed",
                 where=where,
                 detail=self.output(),
             )

@@ -262,7 +262,7 @@ def test_post_chat_answers(room):
     if notes["swapped"]:
         mistake = "chat gets the tokenizer before the model: load() returns (model, tokenizer)"
     elif not notes["loads"]:
-        mistake = "load is never called: call it at the app's start-up, with FastAPI(lifespan=...)"
+        mistake = "load is never called: call it when the app starts, with FastAPI(lifespan=...)"
     require(reply.status == 200, mistake, sent=asked, **facts)
     replies = notes["replies"]
     require(
@@ -309,12 +309,12 @@ def test_start_up_loads_the_model_once(room):
     http = Http(room, room.serve(app, slow_load=True))
     require(
         room.notes()["loads_by_create_app"] == 0,
-        "create_app calls load itself: leave that to the app's start-up (lifespan)",
+        "create_app calls load itself: leave that to the app's startup (lifespan)",
         expected="load is called when the server starts, not when the app is created",
     )
     require(
         until(lambda: room.notes()["loads"] > 0, 2.0),
-        "the app's start-up does not call load: the first user would have to wait for the model",
+        "the app's startup does not call load: the first user would have to wait for the model",
         expected="the server has started, so load was called once",
         got="load was not called",
     )
@@ -327,7 +327,7 @@ def test_start_up_loads_the_model_once(room):
     require(
         loads == 1,
         "load is not called exactly once: one call returns the model and the tokenizer together",
-        expected="1 call after start-up and one POST /chat",
+        expected="1 call after startup and one POST /chat",
         got=f"{loads} calls",
     )
     start(http, "break RuntimeError").wait(1.0)
