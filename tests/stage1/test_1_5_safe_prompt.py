@@ -195,7 +195,7 @@ def encoded(room, *calls):
     calls = [call if isinstance(call, tuple) else (OWN, call) for call in calls]
     found = []
     for (name, messages), result in zip(calls, room.play(encode, calls=calls), strict=True):
-        kind = "" if name == OWN else f", a template {name}"
+        kind = "" if name == OWN else f"; the chat template is one {name}"
         said = [each for each in messages if each["content"] != DEFAULT_SYSTEM]
         sent = "; ".join(f"{each['role']} says {each['content']!r}" for each in said) + kind
         if "raised" in result:

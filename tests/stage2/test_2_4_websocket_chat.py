@@ -156,7 +156,7 @@ def require_whole(frames, pieces, mistake, **facts):
     require(
         texts(frames) == pieces and frames[-1].get("stopped") is not True,
         mistake,
-        expected=f"{json.dumps(pieces, ensure_ascii=False)} and a done frame that does not say stopped",
+        expected=f'{json.dumps(pieces, ensure_ascii=False)} and a done frame without "stopped": true',
         got=list(frames),
         **facts,
     )

@@ -305,7 +305,7 @@ def _require_serving(room, called):
     if called.listens:
         places = [f"{f'[{at}]' if ':' in at else at}:{port}" for at, port in called.listens]
         raise Ended(mistake, **facts, got=f"listening on {', '.join(places)}", detail=output)
-    raise room.hung(mistake, **facts, got=error or "main runs, but listens on no port")
+    raise room.hung(mistake, **facts, got=error or "main runs, but does not listen on any port")
 
 
 def _require_main_running(room, called):

@@ -225,7 +225,7 @@ def test_returns_a_measurement(shared_room):
         require(
             type(seen.values[field]) in (int, float) and seen.values[field] >= 0,
             f"`{field}` is not a number",
-            sent=seen.sent + ", without a `clock` of the test's",
+            sent=seen.sent + ", without `clock`",
             got=seen.values[field],
         )
 
