@@ -71,8 +71,8 @@ class Exercise:
         if importlib.util.find_spec(self.extra) is not None:
             return ""
         return marked(
-            f"this exercise needs the package {self.extra}, which is not installed here. To install it: make setup"
-            f' EXTRAS={self.extra}, or: python -m pip install -c constraints.txt -e ".[{self.extra}]"'
+            f"this exercise needs the package {self.extra}, which is not installed here."
+            f' Run make setup EXTRAS={self.extra}, or python -m pip install -c constraints.txt -e ".[{self.extra}]"'
         )
 
     @property
