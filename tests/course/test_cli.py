@@ -135,8 +135,8 @@ def test_a_notebook_wraps_a_verdict_itself():
 def test_a_notebook_shows_what_is_wrong_in_each_test():
     several = verdict_of(("first", {"got": 1}), None, ("<b> second", {"got": 2}))
     in_terminal, in_notebook = str(several), several._repr_html_()
-    assert "and 1 more; --full shows all" in in_terminal
-    assert "--full" not in in_notebook and "and 1 more; open &quot;All tests&quot;" in in_notebook
+    assert "and 1 more; --full shows them all" in in_terminal
+    assert "--full" not in in_notebook and "and 1 more; see &quot;All tests&quot;" in in_notebook
     table = in_notebook.partition("<table>")[2]
     assert "does a<div>first</div>" in table and "does c<div>&lt;b&gt; second</div>" in table
     assert "does b</td>" in table and "got" not in table
