@@ -66,7 +66,7 @@ def load(id: str, name: str, solution: bool = False):
     try:
         return getattr(found, name)
     except AttributeError:
-        raise NotReady(words("{id} defines no `{name}`: {file}", id=id, name=name, file=shown(file))) from None
+        raise NotReady(words("{id} does not define `{name}`: {file}", id=id, name=name, file=shown(file))) from None
 
 
 def load_all(wanted: dict[str, str | tuple[str, ...]], *, solution: bool = False) -> list:

@@ -31,7 +31,9 @@ class Format(StrEnum):
 
 @app.command()
 def check(
-    ids: Annotated[list[str] | None, typer.Argument(help="exercises, such as 1.3; by default, the last one")] = None,
+    ids: Annotated[
+        list[str] | None, typer.Argument(help="exercises, such as 1.3; by default, the last one checked")
+    ] = None,
     file: Annotated[Path | None, typer.Option(help="check this file instead of yours")] = None,
     stage: Annotated[int | None, typer.Option(help="check all exercises in a stage")] = None,
     all: Annotated[bool, typer.Option("--all", help="check every exercise")] = False,
@@ -42,7 +44,7 @@ def check(
 ):
     """Check an answer. The exit code is 0 only if everything you asked it to check has passed.
 
-    With --url, it runs only the tests that need nothing but a server's address; 2.2 and 3.7 have some.
+    With --url, it runs only the tests that need nothing but a server's address; exercises 2.2 and 3.7 have such tests.
     """
     if bool(ids) + (stage is not None) + all > 1:
         raise desk.Refused(words("Use one of these: course check 1.3, course check --stage 1 or course check --all."))
@@ -101,7 +103,7 @@ def solution(
     id: Id,
     anyway: Annotated[bool, typer.Option("--anyway", help="show it even before you have passed")] = False,
 ):
-    """Show how your answer differs from the reference, apart from style."""
+    """Show how your answer differs from the reference answer, apart from style."""
     from rich.console import Console
     from rich.syntax import Syntax
 
@@ -114,7 +116,7 @@ def solution(
 
 @app.command()
 def reset(id: Id):
-    """Restore the stub, and keep a copy of what was there."""
+    """Restore the stub, and keep a copy of your code."""
     print(desk.reset(desk.chosen(id, "reset", _typed)))
 
 
@@ -124,7 +126,7 @@ def progress():
     from rich.console import Console
     from rich.table import Table
 
-    heads = ("", words("exercise"), words("state"), words("points"))
+    heads = ("", words("exercise"), words("status"), words("points"))
     table = Table(*heads, box=None, pad_edge=False)
     for row in desk.rows():
         style = {words("passed"): "green", words("not passed yet"): "yellow"}.get(row[2], "")
@@ -138,7 +140,7 @@ def progress():
 def report(
     format: Annotated[Format, typer.Option(help="json, junit, gradescope or csv")],
     output: Annotated[Path | None, typer.Option(help="a file; by default, standard output")] = None,
-    stage: Annotated[int | None, typer.Option(help="only this stage")] = None,
+    stage: Annotated[int | None, typer.Option(help="check only this stage")] = None,
 ):
     """Check every exercise and export the scores. The exit code is 0 when the report is complete."""
     verdicts = [_checked(each, None, None, quiet=False) for each in desk.of_stage(stage)]
@@ -156,8 +158,10 @@ def serve(
     stage: Annotated[str, typer.Argument(help="a stage, such as 1, or one of its exercises")],
     solution: Annotated[bool, typer.Option("--solution", help="serve the reference answers")] = False,
     port: Annotated[int, typer.Option(help="the port to listen on")] = 8000,
-    host: Annotated[str, typer.Option(help="anything but 127.0.0.1 lets other computers connect")] = "127.0.0.1",
-    model: Annotated[str | None, typer.Option(help="a folder or a hub name")] = None,
+    host: Annotated[
+        str, typer.Option(help="the address to listen on; any other than 127.0.0.1 lets other computers connect")
+    ] = "127.0.0.1",
+    model: Annotated[str | None, typer.Option(help="the model: a folder or a hub name")] = None,
     tuned: Annotated[bool, typer.Option("--tuned", help="run stage 4 on the course's fast slot model")] = False,
     thread: Annotated[bool, typer.Option("--thread", help="run stage 4 with its engine in a thread")] = False,
 ):
@@ -170,7 +174,9 @@ def serve(
 @app.command()
 def audit(
     url: Annotated[str, typer.Argument(help="base URL, such as http://127.0.0.1:8000/v1", show_default=False)],
-    model: Annotated[str | None, typer.Option(help="the model's name; by default, the first one listed")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="the model's name; by default, the first one that the server lists")
+    ] = None,
     api_key_env: Annotated[str | None, typer.Option(help="the environment variable that holds the API key")] = None,
     clients: Annotated[int, typer.Option(min=2, max=32, help="how many requests to send at once")] = 16,
     only: Annotated[list[str] | None, typer.Option(help="the id of a check to run; can be repeated")] = None,

@@ -38,7 +38,7 @@ def chosen(id: str | None, command: str, typed: Callable[..., str]) -> Exercise:
     """
     id = id or records.last_checked()
     if id is None:
-        raise Refused(words("Say which exercise: {command}", command=typed(command, next(iter(exercises())))))
+        raise Refused(words("Which exercise? For example: {command}", command=typed(command, next(iter(exercises())))))
     try:
         return find(id)
     except UnknownExercise as error:
@@ -106,17 +106,20 @@ def check_elsewhere(exercise: Exercise, url: str, show: Callable[[str], None] = 
     if not here.tests:
         known = ", ".join(each.id for each in exercises().values() if any(test.elsewhere for test in each.tests))
         said = words(
-            "{id} cannot be checked with --url: it needs your file. These can: {known}.", id=exercise.id, known=known
+            "{id} cannot be checked with --url: its tests need your file."
+            " Exercises that can be checked this way: {known}.",
+            id=exercise.id,
+            known=known,
         )
         raise Refused(said)
     try:
         verdict = _graded(here, show, lambda on_result: grading.check_elsewhere(exercise.id, url, on_result))
     except NoServer as problem:
-        start = words("To start your own: course serve {stage}", stage=exercise.stage)
+        start = words("To start your own server: course serve {stage}", stage=exercise.stage)
         raise Refused(f"{problem}\n{start}") from None
     left_out = len(exercise.tests) - len(here.tests)
     verdict.what_next = words(
-        "{left_out} tests were not run: they need your file. To run them all: course check {id}",
+        "{left_out} tests were not run, because they need your file. To run every test: course check {id}",
         left_out=left_out,
         id=exercise.id,
     )
@@ -172,7 +175,7 @@ def solution(exercise: Exercise, anyway: bool, typed: Callable[..., str]) -> tup
         hints = words(
             "You have not passed {id} yet, and there are hints left: {command}", id=id, command=typed("hint", id)
         )
-        anyhow = words("To see it anyway: {command}", command=typed("solution", id, anyway=True))
+        anyhow = words("To see the solution anyway: {command}", command=typed("solution", id, anyway=True))
         raise Refused(f"{hints}\n{anyhow}")
     mine, reference = exercise.work_file, exercise.solution_file
     own = mine.read_text(encoding="utf-8", errors="replace") if mine.is_file() else ""
@@ -193,10 +196,10 @@ def reset(exercise: Exercise) -> str:
     """Puts the stub back into `work/`, and keeps what was there."""
     with _refusing():
         kept = records.write(exercise, stubs.stub(exercise.id))
-    said = [words("{file} is the stub again.", file=shown(exercise.work_file))]
+    said = [words("{file} contains the stub again.", file=shown(exercise.work_file))]
     if kept:
-        said.append(words("What was there before is kept in {file}.", file=shown(kept)))
-    said.append(words("The notebook's cell has not changed: when you run it, it writes the file again."))
+        said.append(words("Your earlier version is kept in {file}.", file=shown(kept)))
+    said.append(words("The cell in the notebook has not changed: if you run it, it overwrites the file."))
     return "\n".join(said)
 
 
@@ -208,10 +211,12 @@ def keep_cell(source: str) -> str | None:
     id = stubs.exercise_of(source)
     if id is None:
         if stubs.looks_like_an_exercise(source):
-            return words("This cell was run but not saved: an exercise's cell begins with #| exercise 1.3")
+            return words(
+                "This cell was run but not saved: the cell of an exercise begins with a line such as #| exercise 1.3"
+            )
         return None
     if id not in exercises():
-        return words("There is no exercise {id}: this cell was run but not saved.", id=id)
+        return words("There is no exercise {id}, so this cell was run but not saved.", id=id)
     if answer_instead_of(source) is not None:
         return words(
             "This cell is still the stub, so your code in {file} was run instead. To start over: course reset {id}",
@@ -255,7 +260,7 @@ def summary() -> str:
     if following:
         said = [words("Next: {id} {title}.", id=following.id, title=_titled(following))]
         left_out = left_out[: left_out.index(following)]
-        said += [words("Still to do before it: {listed}.", listed=_listed(left_out))] if left_out else []
+        said += [words("Still to do before that: {listed}.", listed=_listed(left_out))] if left_out else []
     elif left_out:
         wrong = any(row["state"] in ("not passed yet", "changed since the last check") for row in standing)
         listed = _listed(left_out)
@@ -314,10 +319,10 @@ def _hint_in_a_verdict(exercise, failed):
     if number and (number < most or number not in left):
         return words(exercise.hints[number - 1])
     if not left:
-        return words("you have seen all hints; to see the difference: course solution {id}", id=id)
+        return words("you have seen all hints; to compare with the reference answer: course solution {id}", id=id)
     if number:
         return words(
-            "course hint {id} shows the last hint, which is about exactly this and is nearly the answer", id=id
+            "course hint {id} shows the last hint, which is about exactly this and gives nearly the whole answer", id=id
         )
     return words("course hint {id} gives the next hint", id=id)
 

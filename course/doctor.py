@@ -62,10 +62,12 @@ def show(findings, console=None) -> bool:
         mark = Text(f"  {words('ok'):<5}", "green") if finding.ok else Text(f"  {words('FIX'):<5}", "bold red")
         console.print(mark + Text(finding.what), soft_wrap=True)
         if finding.mend:
-            lead = words("better: {mend}" if finding.ok else "do: {mend}", mend=finding.mend)
+            lead = words("optional: {mend}" if finding.ok else "run: {mend}", mend=finding.mend)
             console.print(Text(" " * 7 + lead, "" if finding.ok else "bold"), soft_wrap=True)
     if problems:
-        console.print("\n" + words("{problems} to fix. Then run course doctor again.", problems=problems))
+        console.print(
+            "\n" + words("Problems found: {problems}. Once that is fixed, run course doctor again.", problems=problems)
+        )
     else:
         console.print("\n" + words("All is well."))
     return not problems
@@ -120,7 +122,7 @@ def _outliving(look) -> Finding:
     except Exception as error:
         name = look.__name__.strip("_").replace("_", " ")
         said = f"{type(error).__name__}: {_first_line(error)}"
-        what = words("{look}: {said}; the cause is not known. This may help:", look=name, said=said)
+        what = words("{look}: {said}; the cause is unknown. This may help:", look=name, said=said)
         return Finding(False, what, _set_up())
 
 
@@ -156,9 +158,9 @@ def _installed_from() -> Path | None:
 def _kernel() -> Finding:
     python = lab.kernel_python()
     if lab.is_this_interpreter(python):
-        return Finding(True, words("notebooks have a kernel for this environment, {kernel}", kernel=lab.KERNEL_TITLE))
+        return Finding(True, words("notebooks have a kernel for this environment: {kernel}", kernel=lab.KERNEL_TITLE))
     if python:
-        what = words("the kernel {kernel} runs another Python: {python}", kernel=lab.KERNEL_TITLE, python=python)
+        what = words("the kernel {kernel} runs a different Python: {python}", kernel=lab.KERNEL_TITLE, python=python)
     else:
         what = words("the kernel {kernel} is missing", kernel=lab.KERNEL_TITLE)
     return Finding(False, what, f"{sys.executable} -m course.lab --install-kernel")
@@ -167,7 +169,7 @@ def _kernel() -> Finding:
 def _versions() -> Finding:
     wrong = wrong_versions()
     if not wrong:
-        return Finding(True, words("all packages have the versions that the course is tested with"))
+        return Finding(True, words("all packages have the versions that the course was tested with"))
     what = "; ".join(wrong[:3])
     if len(wrong) > 3:
         what = words("{what} and {many} more", what=what, many=len(wrong) - 3)
@@ -197,7 +199,7 @@ def _loopback() -> Finding:
         finally:
             server.shutdown()
     if answer == "hello":
-        return Finding(True, words("a server on a free port of 127.0.0.1 can be reached"))
+        return Finding(True, words("a server on 127.0.0.1 can be reached"))
     proxies = getproxies()
     if proxies:
         listed = ", ".join(proxies.values())
@@ -237,13 +239,13 @@ def _fork_server() -> Finding:
         forkserver.connect().close()
     except forkserver.NoForkServer as error:
         return Finding(False, _first_line(error), _set_up())
-    return Finding(True, words("checks start from a warm process"))
+    return Finding(True, words("checks start quickly, from a process that has torch loaded"))
 
 
 def _browser() -> Finding:
     chromium = find_chromium()
     if chromium:
-        return Finding(True, words("the browser tests have a browser, {browser}", browser=chromium))
+        return Finding(True, words("the browser tests use {browser}", browser=chromium))
     install = "sudo apt-get install chromium" if sys.platform == "linux" else words("install Google Chrome")
     return Finding(True, words("there is no Chromium, so the browser tests are skipped"), install)
 

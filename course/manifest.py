@@ -65,13 +65,14 @@ class Exercise:
             return ""
         if os.name == "nt":
             return marked(
-                f"it cannot be checked on Windows: {self.extra} does not start there in the way the check needs."
+                f"this exercise cannot be checked on Windows: {self.extra}"
+                " does not start there in the way the check needs."
             )
         if importlib.util.find_spec(self.extra) is not None:
             return ""
         return marked(
-            f"it needs the package {self.extra}, which is not installed here. To install it: make setup"
-            f' EXTRAS={self.extra}, or: python -m pip install -c constraints.txt -e ".[{self.extra}]"'
+            f"this exercise needs the package {self.extra}, which is not installed here."
+            f' Run make setup EXTRAS={self.extra}, or python -m pip install -c constraints.txt -e ".[{self.extra}]"'
         )
 
     @property

@@ -65,7 +65,8 @@ def check(id: str | None = None) -> Verdict:
     if verdict.not_written:
         # here the file is the cell, and `where` the line in it that is the stub's
         verdict.first_wrong.mistake = words(
-            "{id} is not written yet. Write and run the cell of exercise {id}, then check it again.",
+            "{id} is not written yet."
+            " Write your code in the cell of exercise {id}, run that cell, then check it again.",
             id=verdict.exercise,
         )
     return verdict
@@ -80,12 +81,12 @@ def hint(id: str | None = None) -> None:
 
 
 def solution(id: str, anyway: bool = False) -> None:
-    """Shows how your answer differs from the reference, once you have passed or seen all hints."""
+    """Shows how your answer differs from the reference answer, once you have passed or seen all hints."""
     print(desk.solution(desk.chosen(id, "solution", _typed), anyway, _typed)[1])
 
 
 def reset(id: str) -> None:
-    """Restores an exercise's stub in `work/`, and keeps a copy of what was there."""
+    """Restores an exercise's stub in `work/`, and keeps a copy of your code."""
     print(desk.reset(desk.chosen(id, "reset", _typed)))
 
 
@@ -100,7 +101,7 @@ class Standing:
     def _repr_html_(self) -> str:
         cells = "<td>{}</td><td style='text-align:left'>{}</td><td style='text-align:left'>{}</td>"
         rows = "".join(f"<tr>{cells.format(*map(html.escape, row[:3]))}<td>{row[3]}</td></tr>" for row in desk.rows())
-        head = cells.replace("td", "th").format("", words("exercise"), words("state")) + f"<th>{words('points')}</th>"
+        head = cells.replace("td", "th").format("", words("exercise"), words("status")) + f"<th>{words('points')}</th>"
         return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table><p>{html.escape(desk.summary())}</p>"
 
     def __repr__(self) -> str:
@@ -145,7 +146,9 @@ def _show_not_implemented(shell, etype, error, traceback, tb_offset=None):
     if id := answers.raised_by_stub(error):
         # the way through the stub says no more than this
         said = words(
-            "{id} is not written yet. Write and run the cell of exercise {id}, then run this one again.", id=id
+            "{id} is not written yet."
+            " Write your code in the cell of exercise {id}, run that cell, then run this one again.",
+            id=id,
         )
         error._render_traceback_ = lambda: [f"NotImplementedError: {said}"]
     shell.showtraceback((etype, error, traceback), tb_offset=tb_offset)

@@ -139,10 +139,10 @@ def unread() -> list[str]:
     said = []
     if bad := sum(record is None for record in _records()):
         file = shown(_history() / "verdicts.jsonl")
-        said.append(words("{file}: {bad} of its lines cannot be read and are skipped.", file=file, bad=bad))
+        said.append(words("{file}: {bad} of its lines could not be read and were skipped.", file=file, bad=bad))
     if _hints() is None:
         file = shown(_history() / "hints.json")
-        said.append(words("{file} cannot be read: the record of the hints you have seen is lost.", file=file))
+        said.append(words("{file} cannot be read, so the record of which hints you have seen is lost.", file=file))
     return said
 
 
@@ -214,8 +214,8 @@ def _alone():
 
 def _cannot_keep(path, error):
     said = words(
-        "Free some space, or set COURSE_WORK to a folder of your own: {path} cannot be written ({why})."
-        " What was there has not changed.",
+        "Free some space, or set COURSE_WORK to a folder that you can write to: {path} cannot be written ({why})."
+        " Existing files have not changed.",
         path=shown(path),
         why=error.strerror or error,
     )

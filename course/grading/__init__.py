@@ -20,7 +20,9 @@ from course.manifest import find, shown
 from course.words import marked
 
 NOT_RUN = "not run: fix the problem above first"
-NOT_ELSEWHERE = marked("not run: it needs your file and a scripted model; run `course check` without --url")
+NOT_ELSEWHERE = marked(
+    "not run: this test needs your file and a scripted model. To run it, use `course check` without --url"
+)
 
 
 def check(id: str, file: str | Path | None = None, on_result=None, only: list[str] | None = None) -> Verdict:

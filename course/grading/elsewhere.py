@@ -65,7 +65,7 @@ def reach(url):
     base_url = base_url_of(url)
     try:
         if urlsplit(base_url).scheme not in ("http", "https"):
-            raise NoServer(words("{url} is not an address such as http://127.0.0.1:8000", url=url))
+            raise NoServer(words("{url} is not a URL such as http://127.0.0.1:8000", url=url))
         answer = httpx.get(f"{base_url}/v1/models", timeout=10, trust_env=False)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         why = error or type(error).__name__

@@ -38,7 +38,7 @@ class Raised(Mistake):
 
     kind = "raised"
 
-    def __init__(self, error, call="the answer"):
+    def __init__(self, error, call="your code"):
         self.error = error
         super().__init__(
             f"{call} raised {error['type']}",

@@ -109,13 +109,13 @@ class Room:
             raise self._not_loaded(raised) from None
         if found.get("missing"):
             name = found["missing"]
-            raise NotLoaded(f"the file defines no `{name}`: exercise {self.exercise.id} needs that name")
+            raise NotLoaded(f"the file does not define `{name}`, which exercise {self.exercise.id} needs")
         if found.get("not_a_class"):
             raise NotLoaded(f"`{found['not_a_class']}` is not a class")
         if found.get("signature"):
             name = found["signature"]
             raise NotLoaded(
-                f"the signature of `{name}` is not the one that exercise {self.exercise.id} asks for",
+                f"the signature of `{name}` is not the one in exercise {self.exercise.id}",
                 expected=name + signature_text(needs[name]),
                 got=name + found["problem"],
             )
@@ -146,7 +146,7 @@ class Room:
             error, where = self.last_error()
             raise Ended(
                 "the server did not start",
-                got=error or "its start-up failed",
+                got=error or "its startup failed",
                 where=where,
                 detail=self.output(),
             )
@@ -177,7 +177,9 @@ class Room:
         before (that a client left, say) has then had its effect, without any clock."""
         future = self._send("turns", {"count": count})
         if not wait_for([future], self.limit_s * 0.3).done:
-            raise self.hung("the event loop is blocked: a blocking call inside async def, or a loop that never waits")
+            raise self.hung(
+                "the event loop is blocked by a blocking call inside async def, or by a loop that never awaits anything"
+            )
         self._await(future, None)
 
     def wait(self, holds, mistake, limit_s=None, **facts):
@@ -317,7 +319,7 @@ class Room:
             reply = future.result(timeout=self.limit_s if METHOD == "fork" else START_LIMIT_S)
         except FutureTimeoutError:
             what = f" ({label})" if label and " " in label else ""
-            raise self.hung(f"the answer hangs{what}: it never ended") from None
+            raise self.hung(f"your code hangs{what}: it never finished") from None
         if "ended" in reply:
             raise self._ended()
         if "error" in reply:
@@ -333,7 +335,7 @@ class Room:
             )
         if error["type"] == "SystemExit":
             return Ended(
-                "the answer exits its own process (SystemExit): remove sys.exit(), exit() and quit()",
+                "your code exits its own process (SystemExit): remove sys.exit(), exit() and quit()",
                 where=error["where"],
                 detail=error["traceback"],
             )
@@ -362,7 +364,8 @@ class Room:
         self._ends_within(2.0)
         code = self._process.exitcode
         return Ended(
-            "the answer's process ended unexpectedly: something calls os._exit, kills the process, or crashes it",
+            "the process that runs your code ended unexpectedly:"
+            " the code calls os._exit, kills the process, or crashes it",
             got=f"signal {-code}" if code is not None and code < 0 else f"exit code {code}",
             detail=self.output(),
         )

@@ -131,7 +131,7 @@ class _Results:
 
     def pytest_collectreport(self, report):
         if report.failed:
-            self.send({"problem": f"the tests could not be read: {report.longrepr}"})
+            self.send({"problem": f"the tests could not be loaded: {report.longrepr}"})
 
 
 def _result(status, kind="", mistake="", facts=None, detail=""):

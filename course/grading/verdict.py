@@ -156,7 +156,7 @@ class Verdict:
 
         Where there is too much to say the hint is cut first, then the longest facts.
         """
-        head, message, tail, hint = self._parts(words("--full shows all"))
+        head, message, tail, hint = self._parts(words("--full shows them all"))
         for most in range(MOST_PIECES, 0, -1):
             lines = [piece for line in head + message + tail for piece in line.wrapped(width, most)]
             if len(lines) <= MOST_LINES:
@@ -230,7 +230,7 @@ class Verdict:
         return str(self)
 
     def _repr_html_(self) -> str:
-        head, message, tail, hint = self._parts(words('open "All tests"'))
+        head, message, tail, hint = self._parts(words('see "All tests"'))
         if self.not_written or not self.counted:
             color = "#8c8c96"
         else:

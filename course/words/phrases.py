@@ -13,7 +13,7 @@ PHRASES = {
         "while frames were being sent",
     ],
     "tests/stage2/test_2_5_workers.py": ["{count} process", "{count} processes"],
-    "tests/stage2/test_2_6_measure.py": ["intervals", "requests"],
+    "tests/stage2/test_2_6_measure.py": ["intervals", "times to first token"],
     "tests/stage3/test_3_1_four_actions.py": ["step {number} of run"],
     "tests/stage3/test_3_2_respond.py": ["mid-stream", "before the first piece", "before the result"],
     "tests/stage3/test_3_4_request_log.py": ["the logging call"],
@@ -76,7 +76,7 @@ FACT_PHRASES = {
         "redirects to /chat/",
         "sends nothing for longer than timeout_s",
     ],
-    "tests/stage2/test_2_1_model_handler.py": ["about 17 unlikely ones"],
+    "tests/stage2/test_2_1_model_handler.py": ["of {count} tokens, {expected}", "about 17 are unlikely"],
     "tests/stage2/test_2_4_websocket_chat.py": [
         "call aclose() on what generate returned",
         "call aclose() on what generate returned, or cancel its reader",

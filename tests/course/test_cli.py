@@ -144,8 +144,8 @@ def test_a_notebook_wraps_a_verdict_itself():
 def test_a_notebook_shows_what_is_wrong_in_each_test():
     several = verdict_of(("first", {"got": 1}), None, ("<b> second", {"got": 2}))
     in_terminal, in_notebook = str(several), several._repr_html_()
-    assert "and 1 more; --full shows all" in in_terminal
-    assert "--full" not in in_notebook and "and 1 more; open &quot;All tests&quot;" in in_notebook
+    assert "and 1 more; --full shows them all" in in_terminal
+    assert "--full" not in in_notebook and "and 1 more; see &quot;All tests&quot;" in in_notebook
     table = in_notebook.partition("<table>")[2]
     assert "does a<div>first</div>" in table and "does c<div>&lt;b&gt; second</div>" in table
     assert "does b</td>" in table and "got" not in table
@@ -252,7 +252,7 @@ def hint_in_a_verdict(monkeypatch, tmp_path, rung):
 def test_the_last_hint_is_for_those_who_ask(monkeypatch, tmp_path):
     last = exercises()["0.1"].hints[-1]
     assert list(hint_in_a_verdict(monkeypatch, tmp_path, len(exercises()["0.1"].hints))) == [
-        "course hint 0.1 shows the last hint, which is about exactly this and is nearly the answer",
+        "course hint 0.1 shows the last hint, which is about exactly this and gives nearly the whole answer",
         *[last] * 3,
     ]
 
@@ -260,7 +260,7 @@ def test_the_last_hint_is_for_those_who_ask(monkeypatch, tmp_path):
 def test_where_no_hint_fits_none_is_shown(monkeypatch, tmp_path):
     *others, last = hint_in_a_verdict(monkeypatch, tmp_path, None)
     assert others == ["course hint 0.1 gives the next hint"] * 3
-    assert last == "you have seen all hints; to see the difference: course solution 0.1"
+    assert last == "you have seen all hints; to compare with the reference answer: course solution 0.1"
 
 
 def test_what_mattered_is_said_after_a_pass_and_never_before(course):
@@ -292,7 +292,7 @@ def test_next_is_forward_and_progress_names_what_was_skipped(course):
         optional = " (optional)" if exercises()[following].optional else ""
         assert said == f"next: {following} {title}{optional}"
     said = course("progress").stdout
-    assert "Next: 1.5" in said and "Still to do before it: 0.1, 1.2, 1.3." in said
+    assert "Next: 1.5" in said and "Still to do before that: 0.1, 1.2, 1.3." in said
 
 
 def test_what_is_optional_is_not_next_while_what_is_not_is_left_out(monkeypatch):
@@ -345,8 +345,8 @@ def test_check_of_a_stage(course):
     "arguments, said",
     [
         (["check", "9.9"], "There is no exercise 9.9"),
-        (["check"], "Say which exercise: course check 0.1"),
-        (["hint"], "Say which exercise: course hint 0.1"),
+        (["check"], "Which exercise? For example: course check 0.1"),
+        (["hint"], "Which exercise? For example: course hint 0.1"),
         (["check", "0.1", "9.9"], "There is no exercise 9.9"),
         (["check", "0.1", "--all"], "Use one of these"),
         (["check", "0.1", "1.1", "--file", str(SOLUTION)], "--file works with one exercise only"),

@@ -44,7 +44,7 @@ def test_everything_is_looked_at_even_if_one_look_fails(monkeypatch):
     findings = doctor.diagnose()
     assert len(findings) == 9
     (failed,) = [each for each in findings if "no such thing" in each.what]
-    assert "the cause is not known" in failed.what
+    assert "the cause is unknown" in failed.what
     assert not failed.ok and failed.mend and "and more" not in failed.what
 
 
@@ -254,13 +254,13 @@ def test_problems_are_marked_in_words_and_mends_are_not_wrapped():
     all_well, page = shown([Finding(True, "fine"), Finding(False, "the [bold] disk", command)])
     assert not all_well
     assert "  ok   fine\n" in page and "  FIX  the [bold] disk\n" in page
-    assert f"do: {command}\n" in page and "1 to fix" in page
+    assert f"run: {command}\n" in page and "Problems found: 1." in page
 
 
 def test_notes_are_no_problems():
     all_well, page = shown([Finding(True, "no Chromium", "apt-get install chromium")])
     assert all_well
-    assert "better: apt-get install chromium" in page and "All is well" in page
+    assert "optional: apt-get install chromium" in page and "All is well" in page
 
 
 def test_the_doctor_starts_without_torch():

@@ -41,7 +41,10 @@ def test_the_verdict_in_a_terminal_says_that_it_is_not_counted(tmp_path):
     assert len(done.stdout.splitlines()) <= 12
     assert "not counted" in done.stdout.splitlines()[0]
     left_out = sum(not test.elsewhere for test in find("3.7").tests)
-    assert f"{left_out} tests were not run: they need your file. To run them all: course check 3.7" in done.stdout
+    assert (
+        f"{left_out} tests were not run, because they need your file. To run every test: course check 3.7"
+        in done.stdout
+    )
     assert "the stream ends without data: [DONE]" in done.stdout
 
 
@@ -49,14 +52,15 @@ def test_the_verdict_in_a_terminal_says_that_it_is_not_counted(tmp_path):
     ("arguments", "says"),
     [
         (["3.7", "--url", "http://127.0.0.1:9/v1"], "No server answers at http://127.0.0.1:9: "),
-        (["3.7", "--url", "ftp://127.0.0.1"], "ftp://127.0.0.1 is not an address such as http://127.0.0.1:8000"),
+        (["3.7", "--url", "ftp://127.0.0.1"], "ftp://127.0.0.1 is not a URL such as http://127.0.0.1:8000"),
         (
             ["3.7", "--url", "http://192.0.2.1"],
             "will be sent to http://192.0.2.1.\nNothing was sent. To skip this question, add --yes.",
         ),
         (
             ["1.3", "--url", "http://127.0.0.1:9"],
-            "1.3 cannot be checked with --url: it needs your file. These can: 2.2, 3.7.",
+            "1.3 cannot be checked with --url: its tests need your file."
+            " Exercises that can be checked this way: 2.2, 3.7.",
         ),
         (["--stage", "3", "--url", "http://127.0.0.1:9"], "--url works with one exercise"),
         (["2.2", "3.7", "--url", "http://127.0.0.1:9"], "--url works with one exercise"),

@@ -292,7 +292,7 @@ def test_an_app_that_is_not_returned_is_named(work):
         ("def chat(:\n", r"1\.2 does not parse: .*chat\.py, line 1"),
         ("x = 1\ny = z\n", r"1\.2 cannot be imported: .*chat\.py, line 2: NameError: name 'z'"),
         ("import sys\nsys.exit(3)\n", r"1\.2 cannot be imported: .*chat\.py, line 2: SystemExit"),
-        ("def caht(): pass\n", r"1\.2 defines no `chat`"),
+        ("def caht(): pass\n", r"1\.2 does not define `chat`"),
         ("def chat(a):\n    raise NotImplementedError\n", r"1\.2 is not written yet: .*stub"),
         ("def chat(a):\n    'Only words.'\n", r"1\.2 is not written yet: .*stub"),
     ],

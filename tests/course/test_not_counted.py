@@ -44,7 +44,7 @@ def test_asked_for_by_its_name_it_is_not_passed(id):
     found = json.loads(done.stdout)
     assert done.exit_code == 1
     assert (found["passed"], found["score"], found["max_score"]) == (False, 0, 0)
-    assert all(test["message"].startswith("NOT TESTED: it needs the package") for test in found["tests"])
+    assert all(test["message"].startswith("NOT TESTED: this exercise needs the package") for test in found["tests"])
 
 
 def test_of_all_exercises_the_others_are_judged(monkeypatch):

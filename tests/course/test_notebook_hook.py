@@ -172,7 +172,7 @@ def test_what_uses_an_exercise_is_imported_again_with_it(session):
 
 def test_hint_progress_and_reset(session):
     said = session("import course", 'course.hint("0.1")', "print(repr(course.progress()))", 'course.reset("0.1")')
-    assert "Hint 1 of" in said[1] and "Next: 0.1" in said[2] and "is the stub again" in said[3]
+    assert "Hint 1 of" in said[1] and "Next: 0.1" in said[2] and "contains the stub again" in said[3]
     assert "(optional)" in said[2]
 
 
@@ -183,7 +183,7 @@ def test_without_an_id_it_is_the_exercise_of_the_last_check(session):
         *("#| exercise 0.1\nx = 1", 'course.check("0.1")', "course.hint()"),
         "print(course.check())",
     )
-    assert said[1] == 'Say which exercise: check("0.1")\n'
+    assert said[1] == 'Which exercise? For example: check("0.1")\n'
     assert said[4].startswith("Hint 1 of") and said[5].startswith("0.1 Count tokens: not passed yet")
 
 
@@ -191,7 +191,7 @@ def test_a_stubs_verdict_points_at_the_cell(session):
     look = 'found = course.check("0.1"); print(found, found._repr_html_())'
     for cells in ([], [stubs.stub("0.1")]):
         said = session("import course", *cells, look)[-1]
-        assert said.count("run the cell of exercise 0.1") == 3 and "put your code" not in said, said
+        assert said.count("Write your code in the cell of exercise 0.1") == 3 and "put your code" not in said, said
 
 
 def test_an_interrupted_check_is_one_line(session):

@@ -101,7 +101,7 @@ def test_fails_at_import(verdict_on):
 
 
 def test_a_name_is_missing(verdict_on):
-    refused(verdict_on("def count(tokenizer, text):\n    return 1\n"), "defines no `count_tokens`")
+    refused(verdict_on("def count(tokenizer, text):\n    return 1\n"), "does not define `count_tokens`")
 
 
 def test_another_signature(verdict_on):

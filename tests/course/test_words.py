@@ -59,7 +59,7 @@ def test_a_translation_has_the_holes_and_the_code_of_its_text():
 def test_a_finished_sentence_finds_its_template(chinese):
     assert words.words("ask sends 3 requests, not one") == "ask 发送了 3 个请求，而不是一个"
     # the longest template that fits, and a phrase of the course's in its hole
-    null = "a `text` that is null does not get 422: the sender should learn that the body is wrong"
+    null = "a `text` that is null does not get a 422: the sender should learn that the body is wrong"
     assert words.words(null).startswith("text 为 null")
     assert words.words("Nobody has said this yet") == "Nobody has said this yet"
 
@@ -74,7 +74,7 @@ def test_why_is_added_in_chinese_too(chinese):
 
 
 def test_a_fact_in_words_is_chinese_and_data_stay(chinese):
-    assert words.fact("no traceback: people leave all the time, which is not an error").startswith("没有 traceback")
+    assert words.fact("no traceback: clients leave all the time, and that is not an error").startswith("没有 traceback")
     # a template, with a phrase of the course's in its hole
     assert words.fact("generate; the client leaves before the first piece") == "generate；客户端在第一个片段之前断开"
     # what an answer says is never taken for a finding

@@ -233,7 +233,7 @@ def test_returns_a_causal_language_model_and_a_tokenizer(room):
     require(
         seen["shape"].get("value") == [1, 3, 3072] and seen["generates"],
         "this model does not predict the next token: load it as a causal language model",
-        expected="a model with generate(), and with logits for each of 3072 tokens",
+        expected="a model with generate(), and with a logit for each of 3072 tokens",
         got=f"{seen['returned'][0]}, logits of shape {seen['shape'].get('value', 'unknown')}",
     )
 
@@ -291,14 +291,14 @@ def test_float32_on_the_cpu(room):
     require_loaded(seen, str(TINY))
     require(
         len(seen["parameters"]) == 1 and seen["parameters"][0] in seen["allowed"],
-        "the model's parameters are not float32 on the CPU, as they should be without a GPU",
+        "without a GPU, the model's parameters should be float32 on the CPU",
         sent="load_chat_model(a folder whose weights are stored in float16)",
         expected=" or ".join(" on ".join(kind) for kind in seen["allowed"]),
         got=", ".join(" on ".join(kind) for kind in seen["parameters"]),
     )
     require(
         seen["device"].get("value") == seen["parameters"][0][1],
-        "model.device is not where the parameters are",
+        "model.device is not the device that the parameters are on",
         expected=seen["parameters"][0][1],
         got=seen["device"].get("value", seen["device"]),
     )
@@ -332,10 +332,10 @@ def test_a_folder_loads_however_its_path_is_written(room):
 def test_what_does_not_exist_is_a_file_not_found_error(room):
     names = MISSING + FILES
     for name, seen in zip(names, room.play(try_nothing, names=names), strict=True):
-        what = "a file instead of a folder" if name in FILES else "a name that does not exist"
+        what = "a path to a file" if name in FILES else "a name that does not exist"
         if "raised" not in seen:
             fail(
-                f"load_chat_model returned something for {what}",
+                f"load_chat_model did not raise an error for {what}",
                 sent=sent(name),
                 expected="FileNotFoundError",
                 got=f"({', '.join(seen['returned'])})",
@@ -370,8 +370,8 @@ def test_a_path_is_never_looked_up_at_the_hub(room):
     for name, seen in zip(names, room.play(try_nothing, names=names), strict=True):
         require(
             "raised" in seen,
-            "load_chat_model returned something for a missing folder: a path is never a hub name",
-            sent=f"{sent(name)}; the hub has a model {CACHED_NAME}",
+            "load_chat_model did not raise an error for a missing folder: a path is never a hub name",
+            sent=f"{sent(name)}; the hub has a model named {CACHED_NAME}",
             expected="FileNotFoundError",
             got=f"({', '.join(seen['returned'])})",
         )

@@ -233,7 +233,7 @@ def wrong_in_the_prompt(call, result):
     if read == expected:
         return "the prompt was encoded piece by piece: its text is the template's, but its ids are not"
     if call.get("system") == "" and "You are a helpful assistant." in read:
-        return "an empty system line was replaced by the default one"
+        return "an empty system message was replaced by the default one"
     if expected.startswith(read.rstrip()) and call["text"].strip() in read:
         return "the generation prompt is missing: add_generation_prompt=True"
     if "".join(read.split()) == "".join(expected.split()):
@@ -243,7 +243,7 @@ def wrong_in_the_prompt(call, result):
     if call["text"].strip() not in read:
         return "the text does not reach the model unchanged"
     if call.get("system", "You are a helpful assistant.") not in read:
-        return "the system line does not reach the model"
+        return "the system message does not reach the model"
     for pair in call.get("history") or []:
         for said in pair:
             if said not in read:
@@ -279,7 +279,7 @@ def test_the_model_reads_the_chat_template(room):
             {"text": "\n\n 1 + 1?\n", "history": []},
             {"text": "Hi", "history": [], "system": ""},
         ],
-        "the model's prompt is wrong: it should be the chat template of the system line and the text,"
+        "the model's prompt is wrong: it should be the chat template rendered from the system message and the text,"
         " with the generation prompt",
     )
 
@@ -295,7 +295,8 @@ def test_the_model_reads_the_history(room):
             {"text": "Still there?", "history": [["Say nothing.", ""], *EARLIER[:1]]},
             {"text": "How many were there?", "history": MANY, "max_new_tokens": 600},
         ],
-        "the model's prompt is wrong: it should be the chat template of the whole conversation, oldest turn first",
+        "the model's prompt is wrong: it should be the chat template rendered from the whole conversation,"
+        " oldest turn first",
     )
 
 
@@ -332,8 +333,8 @@ def test_the_reply_is_the_new_tokens_as_text(room):
     reply = without_end(reply_of(call, result))
     require(
         reply == "",
-        "the model ended its turn at once, but the reply is not empty",
-        sent=f"{sent(call)}; the model says <|im_end|> at once",
+        "the model ended its turn immediately, but the reply is not empty",
+        sent=f"{sent(call)}; the model says <|im_end|> immediately",
         expected="a reply without any text",
         got=reply,
     )
@@ -401,7 +402,7 @@ def test_a_new_history_comes_back(room):
         expected = [*given, [call["text"], reply]]
         require(
             stripped(history) == stripped(expected),
-            "the returned history is not the one passed in with (text, reply) appended",
+            "the returned history should be the one passed in, with (text, reply) appended",
             sent=sent(call),
             expected=expected,
             got=history,
@@ -471,7 +472,7 @@ def test_temperature_0_takes_the_likeliest_token(room):
     for number, (call, result) in enumerate(zip(calls, room.play(talk, calls=calls, logits=CLOSE), strict=True)):
         if call.get("temperature", 0) == 0:
             reply = reply_of(call, result)
-            after = ", after a call with temperature=3.0" if number == 2 else ""
+            after = " after a call with temperature=3.0" if number == 2 else ""
             require(
                 set(reply) == {"x"},
                 f"at temperature 0, the most likely token was not always chosen{after}",
@@ -523,7 +524,7 @@ def test_above_0_the_temperature_draws(room):
         require(
             replies[0] != replies[1],
             "above temperature 0, repeated calls all gave the same reply",
-            sent=f"twice {sent(call)}; {len(FLAT)} letters are nearly equally likely{words}",
+            sent=f"{sent(call)}, twice; {len(FLAT)} letters are nearly equally likely{words}",
             expected="newly drawn tokens in each call",
             got=replies,
         )
@@ -592,7 +593,7 @@ def test_at_most_max_new_tokens(room):
         )
         require(
             len(reply) == most,
-            "the reply was cut off before max_new_tokens, although the model was not done",
+            "the reply was cut off before max_new_tokens, although the model had not finished",
             **facts,
             got=f"{len(reply)} tokens",
         )
@@ -601,7 +602,7 @@ def test_at_most_max_new_tokens(room):
             result["steps"] <= most + 2,
             "the model generated more than max_new_tokens tokens, and some were thrown away",
             **facts,
-            got=f"{result['steps']} steps of the model",
+            got=f"{result['steps']} model steps",
         )
 
 

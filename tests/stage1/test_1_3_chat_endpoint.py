@@ -253,7 +253,7 @@ def test_post_chat_answers(room):
     asked = 'POST /chat {"text": "你好"}'
     if reply.status == 422:
         fail(
-            "POST /chat refuses a valid body: `text` is a field of the JSON body, not of the URL",
+            "POST /chat refuses a valid body: `text` is a field of the JSON body, not a query parameter",
             sent=asked,
             **facts,
         )
@@ -262,7 +262,7 @@ def test_post_chat_answers(room):
     if notes["swapped"]:
         mistake = "chat gets the tokenizer before the model: load() returns (model, tokenizer)"
     elif not notes["loads"]:
-        mistake = "load is never called: call it at the app's start-up, with FastAPI(lifespan=...)"
+        mistake = "load is never called: call it when the app starts, with FastAPI(lifespan=...)"
     require(reply.status == 200, mistake, sent=asked, **facts)
     replies = notes["replies"]
     require(
@@ -274,7 +274,7 @@ def test_post_chat_answers(room):
     expected = {"result": replies[0]}
     require(
         reply.data == expected,
-        "POST /chat returns 200 with the wrong JSON: it should be chat's reply under `result`, nothing else",
+        "POST /chat returns 200 with the wrong JSON: it should be chat's reply under `result`, and nothing else",
         sent=asked,
         expected=expected,
         **facts,
@@ -309,12 +309,12 @@ def test_start_up_loads_the_model_once(room):
     http = Http(room, room.serve(app, slow_load=True))
     require(
         room.notes()["loads_by_create_app"] == 0,
-        "create_app calls load itself: leave that to the app's start-up (lifespan)",
+        "create_app calls load itself: leave that to the app's startup (lifespan)",
         expected="load is called when the server starts, not when the app is created",
     )
     require(
         until(lambda: room.notes()["loads"] > 0, 2.0),
-        "the app's start-up does not call load: the first user would wait for the model",
+        "the app's startup does not call load: the first user would have to wait for the model",
         expected="the server has started, so load was called once",
         got="load was not called",
     )
@@ -327,7 +327,7 @@ def test_start_up_loads_the_model_once(room):
     require(
         loads == 1,
         "load is not called exactly once: one call returns the model and the tokenizer together",
-        expected="1 call after start-up and one POST /chat",
+        expected="1 call after startup and one POST /chat",
         got=f"{loads} calls",
     )
     start(http, "break RuntimeError").wait(1.0)
@@ -346,7 +346,7 @@ def test_two_apps_do_not_mix(room):
     for name in ("one", "two", "one"):
         reply = post(named[name], "hi")
         if not good(reply):
-            mistake = f"with two apps in one program, one returns {reply.status}"
+            mistake = f"when one program has two apps, one of them returns {reply.status}"
             fail(mistake, sent=f'app {name}, {{"text": "hi"}}', **named[name].facts(reply))
         require(
             f"{name} asks the model of {name} with the tokenizer of {name}" in reply.text,
@@ -423,7 +423,7 @@ def test_a_text_has_1_to_4000_code_points(shared_room):
     reply = post(http, "")
     require(
         reply.status == 422,
-        "empty text does not get 422",
+        "empty text does not get a 422",
         sent={"text": ""},
         expected=422,
         **http.facts(reply),
@@ -448,7 +448,7 @@ def test_other_bodies_are_422(shared_room):
         reply = http.post("/chat", content=body.encode(), headers={"content-type": "application/json"})
         require(
             reply.status == 422,
-            f"{what} does not get 422: the sender should learn that the body is wrong",
+            f"{what} does not get a 422: the sender should learn that the body is wrong",
             sent=f"POST /chat {body}",
             expected=422,
             **http.facts(reply),
@@ -512,7 +512,7 @@ def test_requests_at_once_get_their_answers(room):
                 expected=200,
                 **http.facts(reply),
             )
-        came = reply.status if not good(reply) else "something else"
+        came = reply.status if not good(reply) else "a different text"
         another = good(reply) and "re: <" in reply.text
         mistake = f"one of {CROWD} concurrent requests gets {came} instead of its answer"
         answered(http, reply, text, mixed if another else mistake)
@@ -535,7 +535,7 @@ def test_an_error_in_chat_is_a_plain_500(room):
             fail(
                 mistake,
                 sent=sent,
-                expected="500 and a few plain words of your own, as JSON or text",
+                expected="a 500 and a few plain words of your own, as JSON or text",
                 **facts,
             )
     http = Http(room, room.serve(app))
@@ -545,7 +545,7 @@ def test_an_error_in_chat_is_a_plain_500(room):
         not waiting.wait(3.0) or not good(waiting.reply()),
         "chat is called again after it raised: that request should get a 500",
         sent="POST /chat, and chat raises only the first time",
-        expected="one call of chat, and 500",
+        expected="one call to chat, and a 500",
         got="a 2xx",
     )
 
@@ -632,7 +632,7 @@ def test_after_an_error_the_next_request_is_answered(room):
     )
     at_once = ["fine 3", "break ValueError", "fine 4", "break KeyError", "fine 5"]
     waiting = {text: start(http, text) for text in at_once}
-    mistake = "an error in one answer affects others that run at the same time"
+    mistake = "an error in one request affects others that run at the same time"
     for text, each in waiting.items():
         if text in ERRORS:
             continue

@@ -119,7 +119,7 @@ def a_chat_error(outcome, when, **facts):
         return outcome["message"]
     if "raised" in outcome:
         kind = outcome["raised"][0]
-        mistake = f"{when}, ask raises {kind}: the caller only expects ChatError"
+        mistake = f"{when}, ask raises {kind}: the caller expects only ChatError"
     else:
         mistake = f"{when}, ask returns as if nothing were wrong: it should raise ChatError"
     fail(mistake, expected="ChatError", **facts, **described(outcome))
@@ -161,7 +161,7 @@ def test_sends_one_post_to_chat(shared_room):
         "the request's body is not the text as JSON: with httpx, pass json={...}",
         **facts,
     )
-    require(data == {"text": TEXT}, "the request's body contains more than the text: a server may refuse that", **facts)
+    require(data == {"text": TEXT}, "the request's body contains more than the text: a server may reject that", **facts)
 
 
 def test_a_slash_or_a_path_in_base_url(shared_room):
@@ -205,7 +205,7 @@ def test_talks_to_the_chat_endpoint(room):
     came_back(
         room.play(ask, base_url=url, text=TEXT),
         "re: ",
-        "the endpoint of exercise 1.3 does not understand what ask sends",
+        "the endpoint from exercise 1.3 does not understand what ask sends",
         sent=f"ask(base_url, {TEXT!r})",
         expected=f"re: {TEXT}",
     )
@@ -243,7 +243,7 @@ def test_a_4xx_or_5xx_is_a_chat_error(shared_room):
         message = a_chat_error(outcome, f"when the server answers {status}", sent=sent)
         require(
             str(status) in message,
-            "the ChatError does not name the status",
+            "the ChatError does not contain the status code",
             sent=sent,
             expected=f"a message that contains {status}",
             **described(outcome),

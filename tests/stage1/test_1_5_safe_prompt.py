@@ -195,7 +195,7 @@ def encoded(room, *calls):
     calls = [call if isinstance(call, tuple) else (OWN, call) for call in calls]
     found = []
     for (name, messages), result in zip(calls, room.play(encode, calls=calls), strict=True):
-        kind = "" if name == OWN else f", a template {name}"
+        kind = "" if name == OWN else f"; the chat template is one {name}"
         said = [each for each in messages if each["content"] != DEFAULT_SYSTEM]
         sent = "; ".join(f"{each['role']} says {each['content']!r}" for each in said) + kind
         if "raised" in result:
@@ -250,7 +250,7 @@ def require_the_templates_ids(sent, result):
     wanted, found = controls_of(expected), controls_of(result)
     added = result["added_by_the_tokenizer"]
     if added and found.count(added) > wanted.count(added):
-        mistake = f"the tokenizer added its own {added} in front of the text: add_special_tokens=False"
+        mistake = f"the tokenizer added its own {added} in front of the text: pass add_special_tokens=False"
     elif result["text"] != expected["text"]:
         mistake = "for messages without control tokens, the ids do not decode to what the template renders"
     elif result["pieces"] == expected["pieces"]:
@@ -293,7 +293,8 @@ def require_only_the_templates_controls(sent, result):
     if result["text"] == expected["text"]:
         require(
             result["pieces"] == expected["pieces"],
-            "control ids are misplaced: they are in messages that only spell them out, not where the template has them",
+            "control ids are misplaced: they appear in messages that only spell the tokens out,"
+            " not where the template has them",
             **facts,
         )
 
@@ -399,7 +400,7 @@ def test_calls_do_not_disturb_each_other(room):
     for sent, result in results:
         require(
             not result["changed"],
-            "encode_chat changed the tokenizer, which others use too: change a copy instead",
+            "encode_chat changed the tokenizer, which other code uses, too: change a copy instead",
             sent=f"{sent}; the tokenizer's state before and after",
             expected="the same state",
             got=f"changed: {' and '.join(result['changed'])}",

@@ -210,7 +210,7 @@ def test_the_model_is_given_the_chat_template(room):
             fail("generate does not call the model", sent=as_call(call))
         given = conversations[number]
         sent = as_call(call)
-        mistake = "the model does not get the chat template: build its ids with apply_chat_template"
+        mistake = "the model's input is not the rendered chat template: build its ids with apply_chat_template"
         if len(call["prompt"]) > MANY_WORDS:
             sent = f"generate({MANY_WORDS} words, stream=True)"
             given["prompt"] = given["prompt"].replace("word " * 100, "... ")
@@ -220,16 +220,16 @@ def test_the_model_is_given_the_chat_template(room):
         elif template:
             mistake = "the prompt does not follow the tokenizer's own chat_template"
         elif "<|im_start|>" not in given["prompt"]:
-            mistake = "the model gets no chat template: build its ids with apply_chat_template"
+            mistake = "the model's input has no chat template: build its ids with apply_chat_template"
         elif "helpful assistant" not in given["prompt"]:
-            mistake = "the model gets no system line: the chat template begins with one"
+            mistake = "the model's input has no system message: the chat template begins with one"
         elif not given["prompt"].endswith("assistant\n"):
             mistake = "the generation prompt is missing: add_generation_prompt=True"
         require(
             given["prompt_ids"] == expected["ids"],
             mistake,
             sent=sent,
-            expected=f"{len(expected['ids'])} ids: the template with the system line, the prompt unchanged,"
+            expected=f"{len(expected['ids'])} ids: the template with the system message, the prompt unchanged,"
             " and the generation prompt",
             got=f"{len(given['prompt_ids'])} ids, which decode to {given['prompt']!r}",
         )
@@ -363,7 +363,7 @@ def test_without_stream_there_is_one_piece(shared_room):
         pieces = talk.answer(call := ask(f"Tell text {number}", **options))["pieces"]
         require(
             len(pieces) == 1 and isinstance(pieces[0], str),
-            "without stream=True, generate does not yield exactly one piece, as it should even for an empty answer",
+            "without stream=True, generate should yield exactly one piece, even for an empty answer",
             sent=as_call(call),
             expected="1 piece of text",
             got=f"{len(pieces)} pieces: {pieces}",
@@ -388,7 +388,7 @@ def test_temperature_0_is_greedy(shared_room):
         others = sum(id != first for id in ids)
         require(
             len(ids) >= 12 and others == 0,
-            "at temperature 0, generate does not always take the likeliest token: it samples",
+            "at temperature 0, generate does not always pick the most likely token: it samples",
             sent=as_call(call),
             expected="greedy, whatever the checkpoint's generation_config says (do_sample=False)",
             got=f"{others} of {len(ids)} tokens were not the likeliest",
@@ -412,7 +412,7 @@ def test_a_temperature_above_0_samples_at_it(shared_room):
     for call, ids in zip(asks, drawn, strict=True):
         seconds, unlikely = ids.count(second), sum(id in others for id in ids)
         if call["options"]["temperature"] > 1:
-            right, expected = unlikely >= 6, "about 17 unlikely ones"
+            right, expected = unlikely >= 6, "about 17 are unlikely"
             got = f"{unlikely} are"
         else:
             right = seconds > 0 and unlikely <= 3
@@ -424,7 +424,7 @@ def test_a_temperature_above_0_samples_at_it(shared_room):
             if any(id != first for ids in drawn for id in ids)
             else "the temperature is not used: draw the tokens with do_sample=True",
             sent=as_call(call),
-            expected=f"of {len(ids)} tokens {expected}",
+            expected=f"of {len(ids)} tokens, {expected}",
             got=got,
         )
     require(

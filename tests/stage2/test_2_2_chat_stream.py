@@ -159,13 +159,13 @@ def test_each_piece_is_an_event(shared_room):
     found = tokens(stream) if shared_room.elsewhere else pieces_of(stream, len(pieces))
     if not found:
         fail(
-            "no event arrived: an event is a line that begins with `data:`, then a blank line",
+            "no event arrived: an event is a line that begins with `data:`, followed by a blank line",
             got=reply.text,
         )
     first = found[0]
     require(
         first.name == "",
-        "a piece is sent as a named event: a browser's onmessage only gets events without a name",
+        "a piece is sent as a named event: a browser's onmessage gets only events without a name",
         expected='data: {"token": "Hello"}\n\n',
         got=str(first),
     )
@@ -174,7 +174,7 @@ def test_each_piece_is_an_event(shared_room):
             data = event.json
             require(
                 isinstance(data, dict) and list(data) == ["token"] and isinstance(data["token"], str),
-                "the data of a piece is not the expected JSON: its text under `token`, nothing else",
+                "the data of a piece is not the expected JSON: its text under `token`, and nothing else",
                 sent=asked("hi"),
                 expected='{"token": "a text"}',
                 got=event.data,
@@ -182,7 +182,7 @@ def test_each_piece_is_an_event(shared_room):
         return
     require(
         first.json == {"token": "Hello"},
-        "the data of a piece is not the expected JSON: its text under `token`, nothing else",
+        "the data of a piece is not the expected JSON: its text under `token`, and nothing else",
         sent="the handler's first piece: Hello",
         expected='{"token": "Hello"}',
         got=first.data,
@@ -426,7 +426,7 @@ def test_an_error_before_the_first_piece_is_no_stream(shared_room):
         )
         require(
             not TRACEBACK.search(reply.text),
-            "the answer shows a traceback: that belongs in the server's log",
+            "the response shows a traceback: that belongs in the server's log",
             sent=sent,
             got=f"{reply.status} with a traceback in its body",
         )
@@ -444,7 +444,7 @@ def test_an_error_after_the_first_piece_is_an_event(shared_room):
         ended, errors = stream.ended(WAIT_S), named(stream, "error")
         if not ended:
             raise shared_room.hung(
-                "after `event: error`, the stream does not end, and the client waits for more"
+                "after `event: error`, the stream does not end, so the client waits for more"
                 if errors
                 else "the model failed after two pieces, but the stream neither says so nor ends",
                 sent=sent,
@@ -453,7 +453,7 @@ def test_an_error_after_the_first_piece_is_an_event(shared_room):
         require_blank_lines(stream)
         where = shared_room.last_error()[1]
         if error != ERRORS[0]:
-            mistake = f"no `event: error` reports a {error}: the model may raise any Exception"
+            mistake = f"no `event: error` is sent for a {error}: the model may raise any Exception"
         elif stream.broken:
             mistake = "the model failed after two pieces, but the stream breaks off without `event: error`"
         else:
@@ -476,7 +476,7 @@ def test_an_error_after_the_first_piece_is_an_event(shared_room):
         )
         require(
             not named(stream, "done"),
-            "a `done` follows an error: it says that the answer is complete, and it is not",
+            "a `done` follows an error: it tells the client that the answer is complete, which it is not",
             sent=sent,
             expected=expected,
             got=str(stream),
@@ -490,7 +490,7 @@ def test_an_error_after_the_first_piece_is_an_event(shared_room):
         )
         require(
             not stream.broken,
-            "after the error event, the stream breaks instead of ending: do not raise anything once it is sent",
+            "after the error event, the stream breaks instead of ending: do not raise anything once it has been sent",
             sent=sent,
             expected=expected,
             got="the connection broke before the whole answer had arrived",
@@ -531,7 +531,7 @@ def require_stopped(model, after, most=3):
         after <= most,
         f"the model ran {after} more steps after the client had left",
         expected=f"at most {most} steps: close what generate returned, or cancel its reader",
-        got=f"{after} steps of an answer that no one reads",
+        got=f"{after} steps for an answer that no one reads",
     )
 
 
@@ -577,7 +577,7 @@ def leave_without_having_read(room):
         " send, the model keeps working",
         sent=sent,
         expected=expected,
-        got=f"{steps} steps of an answer that no one reads" if steps else "it was not closed",
+        got=f"{steps} steps for an answer that no one reads" if steps else "it was not closed",
     )
 
 
@@ -625,7 +625,7 @@ def test_who_leaves_disturbs_no_other(room):
             raise room.hung(f"one client left, and {who} got an incomplete answer", got=str(stream))
         require(
             stream.status == 200 and come(stream, pieces) == 3 and not stream.broken,
-            f"one client left, and {who} did not get all pieces",
+            f"one client left, and {who} did not get all of its pieces",
             expected=pieces,
             got=str(stream),
             where=room.last_error()[1],
@@ -636,7 +636,7 @@ WRONG_BODIES = {
     **WRONG_PROMPTS,
     '{"prompt": true}': "a prompt that is true",
     '{"prompt": {"text": "hi"}}': "a prompt that is an object",
-    '{"prompt": "hi", "max_new_tokens": [5]}': "max_new_tokens that is a list",
+    '{"prompt": "hi", "max_new_tokens": [5]}': "a max_new_tokens that is a list",
     '{"prompt": "hi", "temperature": -1}': "a temperature of -1",
     "prompt=hi": "a body that is not JSON",
     '{"prompt": "hi"': "a body that is not JSON",
@@ -668,7 +668,7 @@ def test_a_wrong_body_is_422(shared_room):
         stream, came = answer(body.encode(), what)
         require(
             stream.status == 422,
-            f"{what} does not get 422: the sender should learn that the body is wrong",
+            f"{what} does not get a 422: the sender should learn that the body is wrong",
             sent=stream.sent,
             expected=422,
             **came,
@@ -677,7 +677,7 @@ def test_a_wrong_body_is_422(shared_room):
         stream, came = answer(body, what)
         require(
             stream.status in (400, 422),
-            f"{what} does not get 422: the sender should learn that the body is wrong",
+            f"{what} does not get a 422: the sender should learn that the body is wrong",
             sent=stream.sent,
             expected="422, or FastAPI's own 400",
             **came,

@@ -38,7 +38,7 @@ MANY = 20
 
 NO_ADDRESSES = (
     "this machine has no second loopback address, so the test cannot tell whether each client"
-    " has its own count. On macOS: sudo ifconfig lo0 alias 127.0.0.2"
+    " has its own count. On macOS, this adds one: sudo ifconfig lo0 alias 127.0.0.2"
 )
 NO_REDIS = (
     "there is no redis-server, so the test cannot tell whether two apps on one Redis"
@@ -95,7 +95,7 @@ class Client:
         stream = self.start(body, **request)
         if not stream.ended(WAIT_S):
             raise self.room.hung(
-                "a request over the limit waits: refuse it at once, with 429"
+                "a request over the limit waits: refuse it at once, with a 429"
                 if stream.status is None
                 else "POST /chat_stream never ended",
                 got=str(stream) or "nothing",
@@ -130,7 +130,7 @@ class Client:
             )
         require(
             reply.status == 200,
-            "a request within the limit does not get 200",
+            "a request within the limit does not get a 200",
             sent=which,
             **facts(self.room, reply),
         )
@@ -142,7 +142,7 @@ class Client:
             fail(mistake, sent=sent, expected=429, got="200: it was admitted")
         require(
             reply.status == 429,
-            f"a request over the limit does not get 429: the status is {reply.status}"
+            f"a request over the limit does not get a 429: the status is {reply.status}"
             + (", although no answer follows" if reply.status == 200 else ""),
             sent=sent,
             expected=429,
@@ -160,7 +160,7 @@ def over(count, limit):
     return f"{count} requests from one address in a row, under a limit of {limit}"
 
 
-REFUSES_TOO_MANY = "the limit refuses too many requests: a request within it gets 429"
+REFUSES_TOO_MANY = "the limit refuses too many requests: a request within it gets a 429"
 NOTHING_IS_REFUSED = "the limit does not work: it admitted one request too many"
 
 
@@ -188,7 +188,7 @@ def test_without_a_limit_it_is_50_a_minute(shared_room):
         reply.status == 429,
         "without `limit`, the 51st request within a minute is not refused"
         if is_answered(reply)
-        else "without `limit`, the 51st request within a minute does not get 429",
+        else "without `limit`, the 51st request within a minute does not get a 429",
         sent=sent,
         expected=429,
         **facts(shared_room, reply),
@@ -285,10 +285,10 @@ def wait_as_told(room, clock, after_s, limit=MINUTE, window_s=60):
     clock.move(max(0.0, wait_s - 1 - HAIR_S))
     require(
         wait_s == 1 or status(early) != 200,
-        "Retry-After is too long: the client would be admitted more than a second earlier",
+        "Retry-After is too long: a client that came back more than a second earlier would be admitted",
         sent=sent,
         expected="the seconds until the next request is admitted, rounded up",
-        got=f"Retry-After: {wait_s}; after {wait_s - 1 - HAIR_S:.2f} s it is admitted",
+        got=f"Retry-After: {wait_s}; after {wait_s - 1 - HAIR_S:.2f} s, a request is admitted",
     )
     clock.move(wait_s + HAIR_S - max(0.0, wait_s - 1 - HAIR_S))
     if status(told) == 429:
@@ -299,7 +299,7 @@ def wait_as_told(room, clock, after_s, limit=MINUTE, window_s=60):
             "Retry-After is too short: a client that waits that long is refused again. Round up",
             sent=f"{sent}; then one more once Retry-After has passed",
             expected=200,
-            got=f"Retry-After: {wait_s}; after {wait_s + HAIR_S:.2f} s it is 429 again",
+            got=f"Retry-After: {wait_s}; after {wait_s + HAIR_S:.2f} s, a request gets a 429 again",
         )
 
 
@@ -320,7 +320,7 @@ def test_a_refused_request_costs_the_model_nothing(shared_room):
 
 
 SAME_CLIENT = {
-    "a query": {"path": "/chat_stream?session=2"},
+    "a query string": {"path": "/chat_stream?session=2"},
     "a different User-Agent": {"headers": {"user-agent": "another/2.0"}},
     "a cookie": {"headers": {"cookie": "session=2"}},
     "an API key": {"headers": {"authorization": "Bearer 2", "x-api-key": "2"}},
@@ -389,7 +389,7 @@ def counts(room, what, body, expected, **request):
             got=str(stream),
         )
     client.is_refused(
-        f"{what} is not counted: every request counts when it arrives",
+        f"{what} is not counted: every request counts as soon as it arrives",
         f"{stream.sent}, twice under a limit of 2/day; then a third request",
     )
 
@@ -418,14 +418,14 @@ def test_a_stream_in_progress_counts(shared_room):
     for prompt in prompts:
         Model(shared_room).begun(client.start({"prompt": prompt}), prompt)
     client.is_refused(
-        "a stream in progress is not counted: every request counts when it arrives",
+        "a stream in progress is not counted: every request counts as soon as it arrives",
         "2 requests that are still streaming, then a third, under a limit of 2/day",
     )
     client = Client(shared_room, shared_room.serve(app, limit="2/day"))
     for _ in range(2):
         client.break_off()
     client.is_refused(
-        "a request that breaks off is not counted: every request counts when it arrives, before its body is read",
+        "a request that breaks off is not counted: every request counts as soon as it arrives, before its body is read",
         "2 requests that break off in the middle of their bodies, then a third, under a limit of 2/day",
     )
 
@@ -492,7 +492,7 @@ def test_what_is_let_in_is_answered_as_in_2_2(shared_room):
         stream, reply = asked(body)
         require(
             reply.status == 422,
-            "with the limit added, an invalid body no longer gets 422",
+            "with the limit added, an invalid body no longer gets a 422",
             sent=stream.sent,
             expected=422,
             **facts(shared_room, reply),
@@ -525,7 +525,7 @@ def test_the_model_stops_when_the_client_leaves(shared_room):
         steps <= 3,
         f"with the limit added, the model ran {steps} more steps after the client had left",
         expected="at most 3 steps",
-        got=f"{steps} steps of an answer that no one reads",
+        got=f"{steps} steps for an answer that no one reads",
     )
 
 
@@ -681,12 +681,13 @@ def test_two_apps_on_one_redis_share_a_count(shared_room, another_room, redis, n
         "too many concurrent requests are admitted: check and increment the count in one call, as `hit` does",
         sent=sent,
         expected="1 is admitted",
-        got=f"{let_in} are admitted, {refused} get 429",
+        got=f"{let_in} are admitted, {refused} get a 429",
     )
     require(
         (let_in, refused) == (1, len(streams) - 1),
-        "the limit is wrong for concurrent requests: admit exactly as many as it allows, and answer the rest with 429",
+        "the limit does not hold for concurrent requests: admit exactly as many as it allows,"
+        " and answer the rest with a 429",
         sent=sent,
-        expected=f"1 is admitted, {len(streams) - 1} get 429",
-        got=f"{let_in} are admitted, {refused} get 429",
+        expected=f"1 is admitted, {len(streams) - 1} get a 429",
+        got=f"{let_in} are admitted, {refused} get a 429",
     )

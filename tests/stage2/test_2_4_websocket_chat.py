@@ -27,9 +27,9 @@ WRONG_FRAMES = {
     '"prompt"': "a JSON string",
     "5": "a JSON number",
     "null": "null",
-    '{"type": "dance"}': "an unknown type",
-    '{"type": ["stop"]}': "a type that is a list",
-    '{"type": "dance", "prompt": "hi"}': "a prompt of an unknown type",
+    '{"type": "dance"}': "a frame of an unknown type",
+    '{"type": ["stop"]}': "a frame whose type is a list",
+    '{"type": "dance", "prompt": "hi"}': "a prompt in a frame of an unknown type",
     "[" * 100_000: "a frame of 100,000 [ characters",
     **WRONG_PROMPTS,
     **{f'{{"prompt": "hi", "temperature": {number}}}': f"a temperature of {number}" for number in NOT_FINITE},
@@ -152,11 +152,11 @@ def begin(client, model, prompt, pieces=1):
 
 
 def require_whole(frames, pieces, mistake, **facts):
-    """Requires that these frames are all the tokens of an answer, and a done that is not stopped."""
+    """Requires that these frames are all the tokens of an answer, and a done frame that does not say stopped."""
     require(
         texts(frames) == pieces and frames[-1].get("stopped") is not True,
         mistake,
-        expected=f"{json.dumps(pieces, ensure_ascii=False)} and a done that is not stopped",
+        expected=f'{json.dumps(pieces, ensure_ascii=False)} and a done frame without "stopped": true',
         got=list(frames),
         **facts,
     )
@@ -167,7 +167,7 @@ def require_stopped(steps, event, remedy):
         steps <= 3,
         f"the model ran {steps} more steps after {event}",
         expected=f"at most 3 steps: {remedy}",
-        got=f"{steps} steps that no one reads",
+        got=f"{steps} steps for an answer that no one reads",
     )
 
 
@@ -199,7 +199,7 @@ def test_done_says_how_many_pieces_there_were(shared_room):
     room = shared_room
     client = connect(room, room.serve(app, answers={"hi": ["a", "b", "c"]}))
     client.send({"prompt": "hi"})
-    done = answers(client, what="no done arrives after the last piece")[0][-1]
+    done = answers(client, what="no done frame arrives after the last piece")[0][-1]
     require(
         type(done.get("pieces")) is int and done["pieces"] == 3,
         "`pieces` in `done` is not the number of pieces that were sent",
@@ -303,11 +303,11 @@ def test_no_pieces_is_an_answer_too(shared_room):
     room = shared_room
     client = connect(room, room.serve(app, answers={"hi": []}))
     client.send({"prompt": "hi"})
-    frames = answers(client, what="an answer without pieces gets no done")[0]
+    frames = answers(client, what="an answer without pieces does not get a done frame")[0]
     # the form of `done` has a test of its own
     require(
         len(frames) == 1 and not frames[0].get("pieces"),
-        "for an answer without pieces, the frames are not just a done with 0 pieces",
+        "for an answer without pieces, the frames are not just a done frame with 0 pieces",
         expected={"type": "done", "pieces": 0, "stopped": False},
         got=list(frames),
     )
@@ -329,7 +329,7 @@ def test_what_is_asked_reaches_the_handler(shared_room):
         came = next_frame(client, "a prompt was sent, but no frame arrived", sent=frame)
         require(came.get("type") != "error", "a valid prompt is refused", sent=frame, got=came)
         while came.get("type") != "done":
-            came = next_frame(client, "a prompt gets no done", sent=frame)
+            came = next_frame(client, "a prompt does not get a done frame", sent=frame)
         model.require_asked(frame, number, max_new_tokens, temperature)
 
 
@@ -398,17 +398,17 @@ def test_stop_ends_the_answer(shared_room):
     model.steps_after_leaving("hi", LONG)
     model.let("hi", None)
     sent = "stop, after 2 pieces, while the model was paused"
-    frames = answers(client, what="no done arrives after stop")[0]
+    frames = answers(client, what="no done frame arrives after stop")[0]
     after, done = texts(frames), frames[-1]
     require(
         all(frame.get("type") == "token" for frame in before + frames[:-1]),
-        "after stop, other frames arrive besides the answer's done",
+        "after stop, other frames arrive besides the answer's done frame",
         sent=sent,
         got=list(frames),
     )
     require(
         len(before) + len(after) < LONG,
-        "a stop mid-answer was ignored: the answer went on to its end",
+        "a stop mid-answer was ignored: the answer ran to its end",
         sent=sent,
         expected="at most one more piece, and then done",
         got=f"{len(after)} more pieces, and {json.dumps(done)}",
@@ -421,9 +421,9 @@ def test_stop_ends_the_answer(shared_room):
     )
     require(
         done.get("stopped") is True and done.get("pieces") == len(before) + len(after),
-        'the done of a stopped answer does not say "stopped": true'
+        'the done frame of a stopped answer does not say "stopped": true'
         if done.get("stopped") is not True
-        else "`pieces` in the done of a stopped answer is not the number of pieces that were sent",
+        else "`pieces` in the done frame of a stopped answer is not the number of pieces that were sent",
         sent=sent,
         expected={"type": "done", "pieces": len(before) + len(after), "stopped": True},
         got=done,
@@ -453,7 +453,7 @@ def test_stop_stops_the_real_model(shared_room):
     client.send(STOP)
     shared_room.turns()
     shared_room.probe.release()
-    answers(client, what="no done arrives after stop")
+    answers(client, what="no done frame arrives after stop")
     require_stopped(steps(), "stop", "call aclose() on what generate returned")
 
 
@@ -495,7 +495,7 @@ def test_after_stop_the_next_prompts_are_answered(shared_room):
     found = answers(client, 2, "stop also ended a prompt that was still waiting")
     require(
         found[1][-1].get("stopped") is not True,
-        "stop also stopped the next answer: clear the flag that notes the stop when an answer ends",
+        "stop also stopped the next answer: when an answer ends, clear the flag that records the stop",
         sent=sent,
         expected=["re: ", "waiting"],
         got=list(found[1]),
@@ -536,7 +536,7 @@ def stop_later(client, model, prompt, frames, unheard):
     if NEXT not in frames:
         client.send(NEXT)
     sent = f"an answer that was stopped, then another prompt, and {json.dumps(frames)}"
-    stopped, whole = answers(client, 2, "after a later stop, the done or the next answer never arrives")
+    stopped, whole = answers(client, 2, "after a later stop, the done frame or the next answer never arrives")
     require(
         len(texts(began + stopped)) < LONG,
         unheard,
@@ -610,11 +610,11 @@ def error_frame(client, data, what):
         ends = f"{what} ends the connection: send an error frame and keep the connection open"
         closed(client, end, ends, sent=sent, expected=expected)
     if frame is None:
-        raise hung(client.room, f"{what} gets no error frame", sent=sent, expected=expected)
+        raise hung(client.room, f"{what} does not get an error frame", sent=sent, expected=expected)
     message = frame.get("message")
     require(
         frame.get("type") == "error" and isinstance(message, str) and message != "",
-        f"{what} gets no error frame with a message",
+        f"{what} does not get an error frame with a message",
         sent=sent,
         expected=expected,
         got=frame,
@@ -635,7 +635,7 @@ def require_just_one_each(client, model, calls=0):
     require(
         frame.get("type") != "error",
         "an invalid frame gets more than one error frame",
-        expected="one each",
+        expected="one for each",
         got=frame,
     )
     require_whole(
@@ -715,14 +715,14 @@ def test_when_the_model_fails_the_client_is_told(shared_room):
                 frames.append(frame)
         except Closed as end:
             code = end.code
-        got = [*frames, f"close code {code}" if code else "and no end"]
+        got = [*frames, f"close code {code}" if code else "the connection stays open"]
         room.turns()
         facts = {"sent": sent, "expected": expected, "got": got, "where": room.last_error()[1]}
         errors = [frame for frame in frames if frame.get("type") == "error"]
         require(bool(errors), "the model failed, but no error frame says so", **facts)
         require(
             all(frame.get("type") != "done" for frame in frames),
-            "the model failed, but a done arrives, too, as if the answer were complete",
+            "the model failed, but a done frame arrives, too, as if the answer were complete",
             **facts,
         )
         said = errors[0].get("message")
@@ -733,7 +733,8 @@ def test_when_the_model_fails_the_client_is_told(shared_room):
         )
         require(
             frames[-1] is errors[0] and len(texts(frames)) == count == len(frames) - 1,
-            "the model failed, and the frames are wrong: send the pieces so far, then the error frame, nothing else",
+            "the model failed, and the frames are wrong: send the pieces so far,"
+            " then the error frame, and nothing else",
             **facts,
         )
         mistake = f"the model failed, but the close code is {code} instead of 1011"
@@ -760,7 +761,7 @@ def test_when_the_model_fails_others_live_on(shared_room):
         pass
     room.turns()
     model.let("other", None)
-    frames = answers(other, what="the model failed on one connection, and another connection ended with it")[0]
+    frames = answers(other, what="the model failed on one connection, and another connection ended, too")[0]
     require_whole(began + frames, pieces["other"], "the model failed on one connection, and another was affected")
     again = connect(room, url)
     again.send({"prompt": "again"})
@@ -819,9 +820,9 @@ def test_who_leaves_takes_the_waiting_prompts_along(shared_room):
                 steps += model.steps_after_leaving(prompt, LONG)
         require(
             steps <= 3,
-            f"the client left, and the model still spent {steps} steps on waiting prompts",
+            f"the client left, but the model still spent {steps} steps on waiting prompts",
             expected="at most 3 steps: drop the waiting prompts",
-            got=f"{steps} steps that no one reads",
+            got=f"{steps} steps for an answer that no one reads",
         )
 
 
@@ -913,7 +914,7 @@ def require_no_traceback(room, moment, leave):
         f"a client left {moment.__name__.replace('_', ' ')}, and the log shows a traceback"
         + (f" ({never[0]})" if never else ""),
         sent="a close frame" if leave is Client.leave else "nothing: the connection broke",
-        expected="no traceback: people leave all the time, which is not an error",
+        expected="no traceback: clients leave all the time, and that is not an error",
         got=error,
         where=where,
     )

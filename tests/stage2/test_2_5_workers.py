@@ -277,7 +277,7 @@ def _require_serving(room, called):
     }
     if "as an import string" in output:
         raise Ended(
-            "uvicorn got an app object: it starts workers only from an import string, which each one imports",
+            "uvicorn got an app object: it starts workers only from an import string, which each worker imports",
             **facts | {"expected": "`app` is passed to uvicorn unchanged", "got": "an app object"},
             detail=output,
         )
@@ -305,7 +305,7 @@ def _require_serving(room, called):
     if called.listens:
         places = [f"{f'[{at}]' if ':' in at else at}:{port}" for at, port in called.listens]
         raise Ended(mistake, **facts, got=f"listening on {', '.join(places)}", detail=output)
-    raise room.hung(mistake, **facts, got=error or "main runs, but listens on no port")
+    raise room.hung(mistake, **facts, got=error or "main runs, but does not listen on any port")
 
 
 def _require_main_running(room, called):
@@ -346,7 +346,7 @@ def test_main_serves_the_app_that_it_is_given(seen):
     factories = {report["factory"] for report in seen.called.reports}
     require(
         factories == {"reporting_app:another"},
-        "main does not serve the app that it is given",
+        "main does not serve the app that it was given",
         sent='main(..., app="reporting_app:another")',
         expected="reporting_app:another",
         got=", ".join(sorted(factories)),
@@ -369,7 +369,7 @@ def test_as_many_processes_as_workers_answer(seen):
     )
     require(
         len(pids) >= CALLED_WITH or len(ports) == 1,
-        f"only {_processes(len(pids))} answers there: each process listens on its own port",
+        f"only {_processes(len(pids))} answers on the given port: each process listens on a port of its own",
         **facts | {"got": f"listening on {', '.join(map(str, ports))}"},
     )
     require(
@@ -492,7 +492,7 @@ def test_the_script_serves_with_4_workers_on_port_8000(seen):
     # where main does not do what `workers` says, that has been said above
     require(
         count == 4 or len(seen.called.pids()) != CALLED_WITH,
-        f"run as a script, {_processes(count)} {'answers' if count == 1 else 'answer'} instead of 4",
+        f"when the file runs as a script, {_processes(count)} {'answers' if count == 1 else 'answer'} instead of 4",
         sent=sent,
         expected="4 processes",
         got=_processes(count),

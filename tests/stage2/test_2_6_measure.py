@@ -207,8 +207,8 @@ def test_returns_a_measurement(shared_room):
     seen = measured(shared_room, whole(), scene=measuring_by_its_own_clock)
     require(
         seen.type == "Measurement" and seen.fields is not None,
-        "measure does not return a Measurement, which is a dataclass",
-        got=seen.type + (" (no dataclass)" if seen.fields is None else ""),
+        "measure should return a Measurement, which is a dataclass",
+        got=seen.type + (" (not a dataclass)" if seen.fields is None else ""),
     )
     require(
         seen.too_many == 0,
@@ -225,7 +225,7 @@ def test_returns_a_measurement(shared_room):
         require(
             type(seen.values[field]) in (int, float) and seen.values[field] >= 0,
             f"`{field}` is not a number",
-            sent=seen.sent + ", without a `clock` of the test's",
+            sent=seen.sent + ", without `clock`",
             got=seen.values[field],
         )
 
@@ -245,11 +245,11 @@ def test_all_clients_run_at_once(shared_room):
     with Lockstep(shared_room, measuring, clients=clients) as lockstep:
         arrived = lockstep.arrivals(clients)
         if len(arrived) < clients:
-            mistake = f"only {len(arrived)} of {clients} requests arrive before one is answered"
+            mistake = f"only {len(arrived)} of {clients} requests arrive before the first one is answered"
             if len(arrived) == 1:
                 mistake = "the requests are sent one after another: the second waits for the first one's answer"
             if len(arrived) == 100:
-                mistake = "only 100 requests run at once: by default, httpx opens no more connections"
+                mistake = "only 100 requests run at once: by default, httpx opens no more connections than that"
             if not arrived:
                 _result(lockstep)
             fail(mistake, sent=sent, expected=f"{clients} requests at once", got=len(arrived))
@@ -287,12 +287,12 @@ def test_ttft_is_from_sending_to_the_first_token(shared_room):
             seen,
             field,
             4.0,
-            "time to first token is wrong: it is the time from sending the request to the first token event",
+            "time to first token is wrong: it should be the time from sending the request to the first token event",
             [
                 (1.0, "time to first token ends at the headers: it should end at the first token event"),
                 (2.0, "time to first token ends at a comment (ping): it should end at the first token event"),
                 (3.0, "time to first token starts at the headers: it should start when the request is sent"),
-                (7.0, "nothing is read while the answer arrives: all token events have the same time"),
+                (7.0, "nothing is read while the answer arrives: all token events get the same time"),
                 (4000.0, "the times are not in seconds, the clock's unit"),
             ],
         )
@@ -316,7 +316,7 @@ def test_itl_is_between_token_events(shared_room):
     seen.sent = "tokens after 10, 12, 14 and 16 s, comments between them, done after 46 s"
     for field in ("itl_p50_s", "itl_p95_s"):
         got = seen.values[field]
-        mistake = "inter-token latency is wrong: it is the time from one token event to the next"
+        mistake = "inter-token latency is wrong: it should be the time from one token event to the next"
         if type(got) is float and got > 10:
             mistake = "the time before `done` is counted as an inter-token latency: `done` is not a token"
         elif type(got) is float and got > 2:
@@ -327,7 +327,7 @@ def test_itl_is_between_token_events(shared_room):
             2.0,
             mistake,
             [
-                (0.0, "nothing is read while the answer arrives: all token events have the same time"),
+                (0.0, "nothing is read while the answer arrives: all token events get the same time"),
                 (1.0, "a comment (ping) or a chunk of bytes from the network is counted as a token"),
             ],
         )
@@ -347,7 +347,7 @@ def test_requests_do_not_mix(shared_room):
             seen,
             field,
             4.0,
-            "inter-token latency is wrong: it is the time between token events of one request",
+            "inter-token latency is wrong: it should be the time between token events of one request",
             [(2.0, "tokens from different requests are mixed: measure the intervals within each request")],
         )
 
@@ -379,11 +379,11 @@ def require_p50_and_p95(seen, name, values, what):
     below, share = divmod(0.95 * (count - 1), 1)
     between = values[int(below)] + share * (values[int(below) + 1] - values[int(below)])
     got = seen.values[f"{name}_p95_s"]
-    mistake = f"p95 is wrong: it is the smallest value that 95% of all {what} do not exceed"
+    mistake = f"p95 is wrong: it should be the smallest value that 95% of all {what} do not exceed"
     if _is(got, values[-1]):
-        mistake = f"p95 is the largest value: 95% of all {what} do not exceed a smaller one"
+        mistake = f"p95 is the largest value: a smaller one already covers 95% of all {what}"
     elif type(got) is float and got > rank:
-        mistake = f"p95 is too large: 95% of all {what} do not exceed a smaller value"
+        mistake = f"p95 is too large: a smaller value already covers 95% of all {what}"
     elif type(got) is float and got < rank:
         mistake = f"p95 is too small: more than 5% of all {what} are larger"
     require(
@@ -415,7 +415,7 @@ def test_percentiles_of_time_to_first_token(shared_room):
     waits = [*map(float, range(1, 31)), 60.0, 200.0]
     seen = measured(shared_room, *(whole(at, 2, 300.0) for at in waits))
     seen.sent = "32 requests with a first token after 1, 2, ... 29, 30, 60 and 200 s"
-    require_p50_and_p95(seen, "ttft", waits, "requests")
+    require_p50_and_p95(seen, "ttft", waits, "times to first token")
 
 
 def test_a_piece_from_the_network_is_no_event(shared_room):
@@ -464,7 +464,7 @@ def test_what_is_a_token_event(shared_room):
         _counted(
             seen,
             count,
-            f"the tokens are miscounted: each event without a name is one, comments and `done` are not; {mistake}",
+            f"the tokens are miscounted: count each event without a name, but not comments or `done`; {mistake}",
         )
 
 
@@ -480,16 +480,25 @@ def test_tokens_per_s_is_of_the_whole_run(shared_room):
         ),
     )
     seen.sent = "3 requests: 2 tokens in 400 s, 4 in 700 s, 6 in 1100 s"
-    adds_up = "the requests' rates were added up: some requests end before others"
-    one_rate = "this is the rate of one request: the server's rate counts all of them"
+    adds_up = "the rates of the requests were added up, although some requests end before others"
+    one_rate = "tokens per second is the rate of one request: it should count the tokens of all requests"
     known = [(15 / seen.seconds, "`done` is counted as a token"), (12 / seen.seconds / 3, one_rate)]
     for rates in ([n / end for n, _, end in runs], [n / last for n, last, _ in runs]):
         known += [(sum(rates), adds_up), (sum(rates) / 3, one_rate)]
     known += [
-        (12 / (400 + 700 + 1100), "the requests' times were added up: they ran at the same time"),
-        (12 / 900, "the run ends too early: it ends when the last answer has its `done`"),
-        (12 / 800, "the run's start or end is wrong: it starts as the requests are sent and ends with the last `done`"),
-        (3 * MOST / seen.seconds, "max_new_tokens is counted: count the token events that arrived"),
+        (
+            12 / (400 + 700 + 1100),
+            "the durations of the requests were added up, although the requests ran at the same time",
+        ),
+        (12 / 900, "the run ends too early: it should end when the last answer has its `done`"),
+        (
+            12 / 800,
+            "the run's start or end is wrong: it should start when the requests are sent and end with the last `done`",
+        ),
+        (
+            3 * MOST / seen.seconds,
+            "max_new_tokens is used as the number of tokens: count the token events that arrived",
+        ),
     ]
     expected, got = 12 / seen.seconds, seen.values["tokens_per_s"]
     mistake = "tokens per second is wrong: divide all token events by the duration of the whole run"
@@ -515,7 +524,7 @@ def test_tokens_of_failed_requests_count(shared_room):
         require(
             not _is(got, count / seen.seconds),
             "the tokens of failed requests are not counted: the server did generate them",
-            sent="3 requests: 8 tokens and done, 5 tokens and an error event, 3 tokens and no end",
+            sent="3 requests: 8 tokens and done, 5 tokens and an error event, 3 tokens and no `done`",
             expected=f"tokens_per_s={16 / seen.seconds:g}: 16 tokens in {seen.seconds:g} s",
             got=f"tokens_per_s={got:g}: {count} tokens",
         )
@@ -619,7 +628,7 @@ def _failed(seen, errors, mistake, known=()):
     """Requires so many errors among all requests, each of which was sent once."""
     require(
         seen.too_many == 0,
-        "a failed request was sent again: it is an error, and each client sends one request",
+        "a failed request was sent again: count it as an error, because each client sends only one request",
         sent=seen.sent,
         expected=f"{seen.clients} requests",
         got=f"{seen.clients + seen.too_many} requests",
@@ -628,12 +637,14 @@ def _failed(seen, errors, mistake, known=()):
     if errors < seen.clients:
         known = [*known, (seen.clients, all_failed)]
     compare(seen, "errors", errors, mistake, known)
-    compare(seen, "requests", seen.clients, "`requests` is wrong: it counts all requests sent, including failed ones")
+    compare(
+        seen, "requests", seen.clients, "`requests` is wrong: it should count all requests sent, including failed ones"
+    )
     compare(
         seen,
         "clients",
         seen.clients,
-        "`clients` is wrong: it is the number passed to measure, however many requests failed",
+        "`clients` is wrong: it should be the number passed to measure, however many requests failed",
     )
 
 
@@ -654,7 +665,7 @@ def _ended_by_one(raised):
     )
 
 
-def _not_late(seen, mistake="the times include a failed request: it only counts in `errors`"):
+def _not_late(seen, mistake="the times include a failed request: it counts only in `errors`"):
     for field in ("ttft_p95_s", "itl_p95_s"):
         got = seen.values[field]
         late = type(got) in (int, float) and got > LATE / 20

@@ -141,7 +141,7 @@ class Lockstep:
         until = time.monotonic() + self.room.limit_s
         while not self._resting.check():
             if time.monotonic() > until:
-                raise self.room.hung("the answer never awaits anything that the server sends")
+                raise self.room.hung("your code never waits for anything from the server")
 
     def result(self):
         """What the scene returns."""

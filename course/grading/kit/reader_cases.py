@@ -10,14 +10,16 @@ from course.grading.mistakes import fail, require
 
 MOST_AFTER = 2
 """Steps that the model may make after its reader has left, not counting the one in progress."""
-MIXED = "concurrent answers get mixed up: one answer's data is stored where all of them share it (in self?)"
-WAITS = "a reader cannot leave until the model continues: closing the stream never finished while the model was paused"
+MIXED = (
+    "concurrent answers get mixed up: data that belongs to one answer is stored where all of them share it (in self?)"
+)
+WAITS = "a reader cannot leave until the model continues: closing the stream did not finish while the model was paused"
 GONE = "the reader leaves at once, and the model stops one step later"
 
 
 def what_comes_is_an_async_iterator(found, name, sent, needs=("__anext__", "aclose")):
     """`found`: {"type", "has": which of `needs`} of what the method `name` returned."""
-    expected = "an async iterator with aclose(), such as an `async def` with `yield` returns"
+    expected = "an async iterator with aclose(), such as the one that an `async def` with `yield` returns"
     if found["type"] == "coroutine":
         fail(
             f"{name} returns a coroutine: `async for` cannot iterate over that",
@@ -28,7 +30,7 @@ def what_comes_is_an_async_iterator(found, name, sent, needs=("__anext__", "aclo
     missing = [each for each in needs if each not in found["has"]]
     require(
         not missing,
-        f"what {name} returns cannot be read with `async for` and closed with `aclose()`",
+        f"what {name} returns must support both `async for` and `aclose()`",
         sent=sent,
         expected=expected,
         got=f"{found['type']}, without {', '.join(missing)}",

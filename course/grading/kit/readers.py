@@ -368,7 +368,7 @@ class Talk:
             got="nothing else ran in the event loop",
         )
 
-    def require_end(self, reader, text="", mistake="the answer is not complete", **facts):
+    def require_end(self, reader, text="", mistake="the answer is incomplete", **facts):
         """Requires that the answer came to its end, and with that text."""
         end, call = reader["end"], self.as_call(reader["ask"])
         if isinstance(end, dict):

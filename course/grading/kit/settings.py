@@ -64,4 +64,4 @@ def wanted(letters):
 def obeyed(settings):
     """What is said of an answer that obeys the first of them."""
     name = next(iter(settings))
-    return f"the checkpoint's {name} is used: generate takes whatever you do not pass from its generation_config"
+    return f"the checkpoint's {name} is used: whatever you do not pass to generate comes from its generation_config"

@@ -25,7 +25,7 @@ TEMPLATES = {
         "tokens": ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"],
         "trims": False,
     },
-    "with headers, which trims": {
+    "with headers that trims messages": {
         "template": (
             "{{ '<|begin_of_text|>' }}{% for message in messages %}"
             "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"

@@ -53,9 +53,9 @@ class Client:
             self._flush()
             response = self._next(time.monotonic() + limit_s)
         except TimeoutError:
-            raise room.hung(f"a connection to {path} was not accepted") from None
+            raise room.hung(f"the server did not accept a connection to {path}") from None
         except OSError as error:
-            raise room.broken(f"a connection to {path} broke at once: {error}") from None
+            raise room.broken(f"a connection to {path} broke immediately: {error}") from None
         except Closed:
             raise room.broken(f"a connection to {path} broke before it was accepted") from None
         if self._protocol.state is not State.OPEN:

@@ -1,4 +1,4 @@
-# caught by: test_what_does_not_exist_is_a_file_not_found_error | says: a file instead of a folder raises
+# caught by: test_what_does_not_exist_is_a_file_not_found_error | says: a path to a file raises
 import os
 
 import torch
