@@ -167,6 +167,14 @@ def test_the_command_line_speaks_chinese(tmp_path):
     assert "There is no exercise 9.9" in said("hint", "9.9", **environment | {"COURSE_LANG": "en"})
 
 
+def test_what_typer_itself_says_is_chinese(tmp_path):
+    environment = {"COURSE_LANG": "zh", "COURSE_WORK": str(tmp_path)}
+    for typed in ("serve --help", "chec", "check --jsn", "serve --port x", "reset", "report"):
+        shown = said(*typed.split(), **environment)
+        assert "用法：" in shown and not re.findall(r"\b[A-Z][a-z]+\b", shown), shown
+    assert "Usage: " in said("chec", **environment | {"COURSE_LANG": "en"})
+
+
 @pytest.mark.parametrize("said", ["JPY_SESSION_NAME", "cwd"])
 def test_a_chinese_notebook_speaks_chinese(monkeypatch, tmp_path, said):
     folder = tmp_path / "notebooks" / "zh"
