@@ -9,9 +9,10 @@ from commands import course
 from course import desk, notebook, words
 from course.grading import Verdict
 from course.grading import verdict as verdicts
-from course.manifest import exercises
+from course.manifest import ROOT, exercises
 from course.words.__main__ import brought_up_to_date, wrong_holes
 from course.words.findings import Findings
+from course.words.phrases import FACT_PHRASES
 
 CHINESE = re.compile("[\u4e00-\u9fff]")
 
@@ -44,6 +45,14 @@ def test_the_catalog_has_the_texts_of_the_code():
     there = {message.id for message in words.catalog() if message.id}
     wanted = {message.id for message in brought_up_to_date({}) if message.id}
     assert there == wanted, "python -m course.words"
+
+
+@pytest.mark.parametrize("file, phrases", FACT_PHRASES.items())
+def test_a_phrase_written_by_hand_is_made_of_words_of_its_file(file, phrases):
+    path = ROOT / file
+    source = "".join(each.read_text("utf-8") for each in ([path] if path.is_file() else path.rglob("*.py")))
+    words_of = {phrase: re.findall("[A-Za-z]{3,}", words.HOLE.sub("", phrase)) for phrase in phrases}
+    assert [phrase for phrase, used in words_of.items() if not all(each in source for each in used)] == []
 
 
 def test_no_text_lacks_its_chinese():
@@ -89,6 +98,12 @@ def test_a_verdicts_facts_are_chinese_and_its_json_english(chinese):
     for shown in (str(found), found._repr_html_(), "\n".join(found.full_lines())):
         assert "最多 3 步" in shown and "什么也没有" in shown and "第 5 行（ask 内）：a(b)" in shown
     assert "at most 3 steps" in found.as_json()["tests"][0]["message"]
+
+
+def test_a_list_of_events_is_chinese_event_by_event(chinese):
+    sent = "chat() is called, 'Hi' after 1 s, [1, 2], the end; the clock says 0.0 at the call"
+    assert words.fact(sent, events=True) == "调用 chat()，1 秒后 'Hi'，[1, 2]，结束；调用时，时钟为 0.0"
+    assert words.fact("aclose, the end") == "aclose, the end"
 
 
 def test_a_blank_stands_between_chinese_and_a_name_only(monkeypatch):
