@@ -54,6 +54,8 @@ def fact(text: str, events=False) -> str:
     english, held = message
     if len(HOLE.sub("", english).split()) == 1 and not all(each.isdigit() for each in held.values()):
         return text  # "3 steps" is a count; three words and "steps" may be an answer's own
+    if events and english[0] == "'" and any(", '" in each for each in held.values()):
+        return _one_by_one(text)  # a hole took two quoted texts for one
     values = {hole: fact(each, events) for hole, each in held.items()}
     # what stands in a finding's hole may stand in a fact's
     findings = _catalog()[0]
@@ -65,7 +67,7 @@ def _one_by_one(text):
     """What happened, one event after another. Between two that are data, the comma may be data, too."""
     for stop, chinese in (("; ", "；"), (", ", "，")):
         events = text.split(stop)
-        said = [fact(each, len(events) > 1) for each in events]
+        said = [fact(each, True) for each in events] if len(events) > 1 else events
         if said != events:
             data = [one == other for one, other in zip(said, events)]
             stops = ["", *(stop if one and other else chinese for one, other in zip(data, data[1:]))]

@@ -112,6 +112,7 @@ FACT_PHRASES = {
         "{name} differs from the file's by up to {off}",
         "lm_head.weight is not the one in the file",
         "not a model",
+        "training is True in the model itself, {names}",
     ],
     "tests/stage1/test_1_2_chat.py": [
         "; the model's generation_config has do_sample=False",
@@ -133,14 +134,21 @@ FACT_PHRASES = {
         "sends nothing",
         "goes silent after the headers",
         "goes silent in the middle of the body",
+        "the server answers 200 and `content-encoding: gzip`, but no gzip",
     ],
-    "tests/stage1/test_1_5_safe_prompt.py": [],
+    "tests/stage1/test_1_5_safe_prompt.py": [
+        "system says {text}",
+        "user says {text}",
+        "assistant says {text}",
+    ],
     "tests/stage2/test_2_1_model_handler.py": [
         "about 17 unlikely ones",
         "{many} streams at once",
         "of {value} tokens {counts}",
         "{count} tokens, the default",
         "broken at step {step}",
+        "of {value} tokens about 14 are the second likeliest, and hardly any are less likely",
+        "of {value} tokens {seconds} are the second likeliest, {unlikely} less likely",
     ],
     "tests/stage2/test_2_2_chat_stream.py": [
         "asyncio.sleep({delay}) between two pieces",
@@ -158,6 +166,7 @@ FACT_PHRASES = {
         "2 requests that are still streaming, then a third, under a limit of 2/day",
         "2 requests that break off in the middle of their bodies, then a third, under a limit of 2/day",
         "3 requests to one app, then one to another, both on memory://, under a limit of 2/day",
+        "{count} requests from one address in a row, under a limit of {limit}, the last one with {what}",
     ],
     "tests/stage2/test_2_4_websocket_chat.py": [
         "call aclose() on what generate returned",
@@ -201,6 +210,10 @@ FACT_PHRASES = {
         "{call}(..., {options}); the model says {said}, {count} times, each after one with seed=5",
         "words [{numbers}]: {why}",
         "words [{numbers}]",
+        "{call}(..., {options}); the model says one of {words} words at each step",
+        "{call}(..., {options}); the model says one of {words} words at each step, {count} times",
+        "{call}(..., {options}); the model says one of {words} words at each step, {count} times, "
+        "each after one with seed=5",
     ],
     "tests/stage3/test_3_1_four_actions.py": [
         "def actions",
@@ -252,6 +265,8 @@ FACT_PHRASES = {
         "one comes out",
         "one and two come out",
         "neither closed nor cancelled, {steps} steps",
+        "{kind}; the client leaves mid-stream",
+        "{kind}; the client leaves mid-stream, and a second passes",
     ],
     "tests/stage3/test_3_3_handler_factory.py": [
         "nothing is closed",
@@ -451,6 +466,16 @@ FACT_PHRASES = {
         "A runs and B waits, a {method} each; C arrives, a {method2}",
         "no response",
         "a request after a wait",
+        "A, B and C request {path}",
+        "A, B and C request {path}, D and E request {path2}",
+        "{names} in the app",
+        "{names} in the app; {names2} waiting",
+        "{names} in the app; {names2} refused",
+        "{names} in the app; {names2} gone",
+        "{names} in the app; {names2} waiting; {names3} refused",
+        "{names} in the app; {names2} waiting; {names3} gone",
+        "{names} gone; {names2} in the app",
+        "{names} gone; {names2} in the app; {names3} waiting",
     ],
     "tests/stage4/test_4_3_metrics.py": [
         "{many} answers at once",
@@ -478,8 +503,8 @@ FACT_PHRASES = {
         "none at all",
         "the reader has left",
         "'{text}' after {seconds} s",
-        "'{text}' with {reason} after {seconds} s",
-        "'{text}' with {reason}",
+        "'{text}' with '{reason}' after {seconds} s",
+        "'{text}' with '{reason}'",
     ],
     "tests/stage4/test_4_4_deployment.py": [
         "no stream",

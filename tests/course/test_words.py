@@ -69,7 +69,7 @@ def test_a_finished_sentence_finds_its_template(chinese):
     assert words.words("ask sends 3 requests, not one") == "ask 发送了 3 个请求，而不是一个"
     # the longest template that fits, and a phrase of the course's in its hole
     null = "a `text` that is null does not get 422: the sender should learn that the body is wrong"
-    assert words.words(null).startswith("text 为 null")
+    assert words.words(null).startswith("`text` 为 null")
     assert words.words("Nobody has said this yet") == "Nobody has said this yet"
 
 
@@ -78,7 +78,7 @@ def test_why_is_added_in_chinese_too(chinese):
     assert (
         words.words(f"{mistake}: an answer that was cut off says stop")
         == words.words(mistake) + words.words(": an answer that was cut off says stop")
-        == "`finish_reason` 不是最后一个片段里的：回答是截断的，却说 stop"
+        == "`finish_reason` 不是最后一个片段里的：回答被截断了，却写着 stop"
     )
 
 
