@@ -267,6 +267,7 @@ FACT_PHRASES = {
         "neither closed nor cancelled, {steps} steps",
         "{kind}; the client leaves mid-stream",
         "{kind}; the client leaves mid-stream, and a second passes",
+        "a subclass of HTTPException",
     ],
     "tests/stage3/test_3_3_handler_factory.py": [
         "nothing is closed",
@@ -305,6 +306,7 @@ FACT_PHRASES = {
         "after a request that failed",
         "after a WebSocket connection",
         "{count} whole lines in {name}",
+        "setup_logging({first}), then setup_logging({second})",
     ],
     "tests/stage3/test_3_5_sequence.py": [
         "created at once",
@@ -316,6 +318,8 @@ FACT_PHRASES = {
         "a ValueError with {numbers} in its message",
         "the likeliest word each time",
         "what the window holds",
+        "chat(..., {options}) with {settings} in generation_config",
+        "a ValueError with {number} and {number2} in its message",
     ],
     "tests/stage3/test_3_7_chat_completions.py": [
         "in one piece",
@@ -476,6 +480,8 @@ FACT_PHRASES = {
         "{names} in the app; {names2} waiting; {names3} gone",
         "{names} gone; {names2} in the app",
         "{names} gone; {names2} in the app; {names3} waiting",
+        "A's call {how}; B and C arrive",
+        "A's call raises; B and C arrive",
     ],
     "tests/stage4/test_4_3_metrics.py": [
         "{many} answers at once",
