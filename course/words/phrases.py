@@ -22,6 +22,8 @@ PHRASES = {
     "tests/stage3/test_3_6_chat_model.py": ["chat yields"],
     "tests/stage3/test_3_7_chat_completions.py": [
         "a truncated body",
+        "the answer shows the exception's type: that belongs in the server's log",
+        "the answer shows the exception's text: that belongs in the server's log",
         "the model fails during the call to `chat`",
         "the model failed during the call to `chat`, but the status is {status}",
     ],
