@@ -11,6 +11,7 @@ import typer
 from course import asking, desk
 from course.report import WRITERS
 from course.words import words
+from course.words.commands import translate
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -253,22 +254,12 @@ def _typed(command, id, anyway=False):
     return f"course {command} {id}" + " --anyway" * anyway
 
 
-def _translate(command):
-    """What `--help` says, in the reader's language."""
-    command.help = words(command.help)
-    for parameter in command.params:
-        if help := getattr(parameter, "help", None):
-            parameter.help = words(help)
-    for each in getattr(command, "commands", {}).values():
-        _translate(each)
-
-
 def main():
     for stream in (sys.stdout, sys.stderr):
         # a terminal of another encoding than UTF-8, or a pipe: an emoji must not cost a verdict
         stream.reconfigure(errors="backslashreplace")
     command = typer.main.get_command(app)
-    _translate(command)
+    translate(command)
     try:
         command()
     except desk.Refused as refused:

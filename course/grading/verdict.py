@@ -334,7 +334,7 @@ def _shown(name, fact):
         return fact
     if name == "where":
         return PLACE.sub(lambda found: words("line {number}, in {name}: ", number=found[1], name=found[2]), fact)
-    return fact_words(fact)
+    return fact_words(fact, events=name == "sent")
 
 
 def _short(fact):

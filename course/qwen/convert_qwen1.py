@@ -36,6 +36,7 @@ from course.qwen.qwen1 import (
     read_sampling,
     read_shards,
 )
+from course.words import words
 
 
 class ConversionError(Exception):
@@ -54,11 +55,13 @@ def convert(source: str | os.PathLike, target: str | os.PathLike) -> Path:
     """
     source, target = Path(source).expanduser(), Path(target).expanduser()
     if os.path.lexists(target):
-        raise ConversionError(f"{target} already exists and was not changed. Choose another name or remove it.")
+        raise ConversionError(
+            words("{target} already exists and was not changed. Choose another name or remove it.", target=target)
+        )
     if not source.is_dir():
         raise ConversionError(
-            f"{source} is not a folder. Download the checkpoint first:\n"
-            f"    hf download Qwen/Qwen-1_8B-Chat --local-dir {source}"
+            words("{source} is not a folder. Download the checkpoint first:", source=source)
+            + f"\n    hf download Qwen/Qwen-1_8B-Chat --local-dir {source}"
         )
 
     problems: list[str] = []
@@ -69,8 +72,8 @@ def convert(source: str | os.PathLike, target: str | os.PathLike) -> Path:
     sampling = read_sampling(source, config, ranks, problems)
     if problems:
         raise ConversionError(
-            f"{source} is not a complete Qwen-1 checkpoint. What is wrong:\n"
-            + "\n".join(f"- {problem}" for problem in problems)
+            words("{source} is not a complete Qwen-1 checkpoint. What is wrong:", source=source)
+            + "".join(f"\n- {problem}" for problem in problems)
         )
 
     # next to the target, because a rename is atomic only within one file system
@@ -84,11 +87,12 @@ def convert(source: str | os.PathLike, target: str | os.PathLike) -> Path:
         for file in partial.iterdir():
             file.chmod(0o644)  # safetensors writes files that only their owner may read
         if os.path.lexists(target):
-            raise ConversionError(f"{target} was created in the meantime and was not changed.")
+            raise ConversionError(words("{target} was created in the meantime and was not changed.", target=target))
         partial.rename(target)
     except (OSError, SafetensorError) as error:
+        values = {"target": target, "error": error}
         raise ConversionError(
-            f"Writing {target} failed, and everything written so far has been removed: {error}"
+            words("Writing {target} failed, and everything written so far has been removed: {error}", **values)
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

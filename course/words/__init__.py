@@ -44,18 +44,35 @@ def words(text: str, **values) -> str:
     return HOLE.sub(lambda hole: str(values[hole[1]]), text) if values else text
 
 
-def fact(text: str) -> str:
-    """A fact of a verdict in the reader's language, if it is a text of a test's own: others are data, and stay."""
-    if language() != "zh" or not (" " in text or text in NOTHING) or (message := message_of(text, FACT)) is None:
+def fact(text: str, events=False) -> str:
+    """A fact of a verdict in the reader's language, if it is a text of a test's own: others are data, and stay.
+    `events`: it may be a list of such texts."""
+    if language() != "zh" or not (" " in text or text in NOTHING):
         return text
+    if (message := message_of(text, FACT)) is None:
+        return _one_by_one(text) if events else text
     english, held = message
     if len(HOLE.sub("", english).split()) == 1 and not all(each.isdigit() for each in held.values()):
         return text  # "3 steps" is a count; three words and "steps" may be an answer's own
-    values = {hole: fact(each) for hole, each in held.items()}
+    if events and english[0] == "'" and any(", '" in each for each in held.values()):
+        return _one_by_one(text)  # a hole took two quoted texts for one
+    values = {hole: fact(each, events) for hole, each in held.items()}
     # what stands in a finding's hole may stand in a fact's
     findings = _catalog()[0]
     values |= {hole: findings[each] for hole, each in held.items() if " " in each and each in findings}
     return _filled(_catalog(FACT)[0][english], values)
+
+
+def _one_by_one(text):
+    """What happened, one event after another. Between two that are data, the comma may be data, too."""
+    for stop, chinese in (("; ", "；"), (", ", "，")):
+        events = text.split(stop)
+        said = [fact(each, True) for each in events] if len(events) > 1 else events
+        if said != events:
+            data = [one == other for one, other in zip(said, events)]
+            stops = ["", *(stop if one and other else chinese for one, other in zip(data, data[1:]))]
+            return "".join(before + each for before, each in zip(stops, said))
+    return text
 
 
 def marked(text: str) -> str:

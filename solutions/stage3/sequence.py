@@ -51,8 +51,8 @@ class Sequence:
     After each `take`, all text up to and including the last space (U+0020), newline or Chinese
     character has been returned, except for what may still be the beginning of a stop sequence. (If a
     token ends in the middle of a character, all of its text may wait for the rest of that character.
-    So if a token contains "一 " and the first byte of "龘", "一 " may wait, too.) Not promised: what happens with bytes that do not form a
-    character, and with a U+FFFD that the model itself produces.
+    So if a token contains "一 " and the first byte of "龘", "一 " may wait, too.) Not promised: what
+    happens with bytes that do not form a character, and with a U+FFFD that the model itself produces.
 
     Sequences that share a tokenizer do not interfere with each other, even in different threads. Each
     sequence is used by only one thread at a time. A `take` late in a long answer costs about as much as

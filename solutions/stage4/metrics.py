@@ -27,9 +27,9 @@ class MeasuredChat:
     counts once, however often it is closed.
 
     An answer ends when the object with the `finish_reason` is handed out or, if you prefer, when the inner answer
-    ends after that; when an error is raised; or when the reader leaves. From then on, the gauge is one lower, and everything about the
-    answer has been counted. An answer that no one began to read is not counted anywhere. Each histogram has a bucket
-    boundary from 1 ms to below 2 ms and one from 10 s to below 30 s.
+    ends after that; when an error is raised; or when the reader leaves. From then on, the gauge is one lower, and
+    everything about the answer has been counted. An answer that no one began to read is not counted anywhere. Each
+    histogram has a bucket boundary from 1 ms to below 2 ms and one from 10 s to below 30 s.
 
     Not graded: an answer that is dropped without `aclose()`; one that ends without a `finish_reason`; an error
     after the object with the `finish_reason`, or while the answer is being closed; an inner answer that itself

@@ -9,9 +9,10 @@ from commands import course
 from course import desk, notebook, words
 from course.grading import Verdict
 from course.grading import verdict as verdicts
-from course.manifest import exercises
+from course.manifest import ROOT, exercises
 from course.words.__main__ import brought_up_to_date, wrong_holes
 from course.words.findings import Findings
+from course.words.phrases import FACT_PHRASES
 
 CHINESE = re.compile("[\u4e00-\u9fff]")
 
@@ -46,6 +47,14 @@ def test_the_catalog_has_the_texts_of_the_code():
     assert there == wanted, "python -m course.words"
 
 
+@pytest.mark.parametrize("file, phrases", FACT_PHRASES.items())
+def test_a_phrase_written_by_hand_is_made_of_words_of_its_file(file, phrases):
+    path = ROOT / file
+    source = "".join(each.read_text("utf-8") for each in ([path] if path.is_file() else path.rglob("*.py")))
+    words_of = {phrase: re.findall("[A-Za-z]{3,}", words.HOLE.sub("", phrase)) for phrase in phrases}
+    assert [phrase for phrase, used in words_of.items() if not all(each in source for each in used)] == []
+
+
 def test_no_text_lacks_its_chinese():
     lacking = [message.id for message in words.catalog() if message.id and not message.string]
     assert lacking == [], "python -m course.words --missing"
@@ -60,7 +69,7 @@ def test_a_finished_sentence_finds_its_template(chinese):
     assert words.words("ask sends 3 requests, not one") == "ask 发送了 3 个请求，而不是一个"
     # the longest template that fits, and a phrase of the course's in its hole
     null = "a `text` that is null does not get a 422: the sender should learn that the body is wrong"
-    assert words.words(null).startswith("text 为 null")
+    assert words.words(null).startswith("`text` 为 null")
     assert words.words("Nobody has said this yet") == "Nobody has said this yet"
 
 
@@ -69,7 +78,7 @@ def test_why_is_added_in_chinese_too(chinese):
     assert (
         words.words(f"{mistake}: an answer that was cut off says stop")
         == words.words(mistake) + words.words(": an answer that was cut off says stop")
-        == "`finish_reason` 不是最后一个片段里的：回答是截断的，却说 stop"
+        == "`finish_reason` 不是最后一个片段里的：回答被截断了，却写着 stop"
     )
 
 
@@ -89,6 +98,12 @@ def test_a_verdicts_facts_are_chinese_and_its_json_english(chinese):
     for shown in (str(found), found._repr_html_(), "\n".join(found.full_lines())):
         assert "最多 3 步" in shown and "什么也没有" in shown and "第 5 行（ask 内）：a(b)" in shown
     assert "at most 3 steps" in found.as_json()["tests"][0]["message"]
+
+
+def test_a_list_of_events_is_chinese_event_by_event(chinese):
+    sent = "chat() is called, 'Hi' after 1 s, [1, 2], the end; the clock says 0.0 at the call"
+    assert words.fact(sent, events=True) == "调用 chat()，1 秒后 'Hi'，[1, 2]，结束；调用时，时钟为 0.0"
+    assert words.fact("aclose, the end") == "aclose, the end"
 
 
 def test_a_blank_stands_between_chinese_and_a_name_only(monkeypatch):
@@ -165,6 +180,14 @@ def test_the_command_line_speaks_chinese(tmp_path):
     assert "退出码才是 0" in said("check", "--help", **environment)
     assert "没有练习 9.9" in said("hint", "9.9", **environment)
     assert "There is no exercise 9.9" in said("hint", "9.9", **environment | {"COURSE_LANG": "en"})
+
+
+def test_what_typer_itself_says_is_chinese(tmp_path):
+    environment = {"COURSE_LANG": "zh", "COURSE_WORK": str(tmp_path)}
+    for typed in ("serve --help", "chec", "check --jsn", "serve --port x", "reset", "report"):
+        shown = said(*typed.split(), **environment).replace("Ctrl-C", "")
+        assert "用法：" in shown and not re.findall(r"\b[A-Z][a-z]+\b", shown), shown
+    assert "Usage: " in said("chec", **environment | {"COURSE_LANG": "en"})
 
 
 @pytest.mark.parametrize("said", ["JPY_SESSION_NAME", "cwd"])
