@@ -280,8 +280,11 @@ def test_the_error_says_what_the_server_said(shared_room):
         message = outcome.get("message", "")
         missing = [each for each in words if each not in message]
         if missing:
+            mistake = "the ChatError does not contain what the server said"
+            if missing == [body] and '"detail"' in body:
+                mistake = "the ChatError does not contain the body as it was sent: `detail` is not text here"
             fail(
-                "the ChatError does not contain what the server said",
+                mistake,
                 sent=f"the server answers {status} {body}",
                 expected=f"a message that contains {' and '.join(missing)}",
                 **described(outcome),

@@ -251,6 +251,8 @@ def require_the_templates_ids(sent, result):
     added = result["added_by_the_tokenizer"]
     if added and found.count(added) > wanted.count(added):
         mistake = f"the tokenizer added its own {added} in front of the text: pass add_special_tokens=False"
+    elif result["text"] and result["text"] != expected["text"] and expected["text"].endswith(result["text"]):
+        mistake = "what the template puts before the messages is missing, such as its own system message"
     elif result["text"] != expected["text"]:
         mistake = "for messages without control tokens, the ids do not decode to what the template renders"
     elif result["pieces"] == expected["pieces"]:

@@ -318,7 +318,7 @@ def test_the_model_is_given_the_chat_template(shared_room):
         elif sorted(result["ids"]) == sorted(result["expected"]):
             mistake = "the messages reach the model in a different order"
         elif result["text"].count("<|im_start|>system") > result["rendered"].count("<|im_start|>system"):
-            mistake = "a system line is added to the messages: the template adds it itself"
+            mistake = "a system message is added to the messages: the template adds it itself"
         require(
             result["ids"] == result["expected"],
             mistake,

@@ -1299,7 +1299,7 @@ def require_stopped(room, stream, pieces):
         else f"the client left {what}, but the model kept working",
         sent=f"{what} whose client leaves {when}",
         expected=f"at most {MOST_STEPS} steps: close what chat returned, or cancel its reader",
-        got=f"{after} steps of an answer that no one reads",
+        got=f"{after} steps for an answer that no one reads",
     )
     room.wait(
         lambda: chat.talk("hi")["left"],
