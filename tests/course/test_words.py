@@ -78,7 +78,7 @@ def test_why_is_added_in_chinese_too(chinese):
     assert (
         words.words(f"{mistake}: an answer that was cut off says stop")
         == words.words(mistake) + words.words(": an answer that was cut off says stop")
-        == "`finish_reason` 不是最后一个片段里的：回答被截断了，却写着 stop"
+        == "`finish_reason` 与最后一个片段里的不一致：回答被截断了，却写着 stop"
     )
 
 
