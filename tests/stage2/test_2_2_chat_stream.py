@@ -717,3 +717,14 @@ def test_what_is_asked_reaches_the_handler(shared_room):
         accepted(shared_room, stream)
         stream.reply()
         model.require_asked(body, number, max_new_tokens, temperature)
+    url = shared_room.serve(app, answers={"hi": ["first"]})
+    shared_room.serve(app, answers={"hi": ["second"]})
+    stream = Stream(shared_room, url, asked("hi"))
+    reply = whole(shared_room, stream)
+    require(
+        "second" not in reply.text,
+        "an app asks another app's handler: keep it in create_app, not in the module",
+        sent="a request to an app, after create_app was called once more, with another handler",
+        expected='data: {"token": "first"}',
+        got=reply.text,
+    )
