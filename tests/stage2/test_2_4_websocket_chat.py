@@ -539,6 +539,10 @@ LATER_STOPS = {
     "again": ([STOP], "only the first stop on a connection works: it should be possible to stop later answers, too"),
     "twice": ([STOP, STOP], "neither of two stops during an answer works"),
     "changed": ([STOP, NEXT], "a prompt right after stop cancels the stop: the answer in progress goes on"),
+    "invalid": (
+        [STOP, "no JSON"],
+        "an invalid frame right after stop cancels the stop: the answer in progress goes on",
+    ),
 }
 """{a prompt: (what is sent during its answer, what is wrong if that goes on)}."""
 
@@ -721,11 +725,19 @@ def test_when_the_model_fails_the_client_is_told(shared_room):
         "an OSError": [1, message, "ConnectionResetError"],
         "a long message": [1, "out of memory, " * 20],
     }
-    url = room.serve(app, answers=dict.fromkeys(fails, ["one ", "two ", "three "]), fails=fails)
+    waited_for = "a long message"
+    url = room.serve(app, answers=dict.fromkeys(fails, ["one ", "two ", "three "]), fails=fails, held=[waited_for])
+    model = Model(room)
     for prompt, (count, *_) in fails.items():
         client = connect(room, url)
         client.send({"prompt": prompt})
         sent = f"a model that fails after {count} pieces"
+        if prompt == waited_for:
+            sent += ", while another prompt is waiting"
+            client.send({"prompt": "waits"})
+            model.asked(prompt, limit_s=WAIT_S)
+            room.turns()
+            model.let(prompt, None)
         expected = f"{count} token frames, an error frame, and the close code 1011"
         frames, code = [], None
         try:

@@ -1,4 +1,4 @@
-# caught by: test_no_traceback_when_a_client_leaves | says: and the log shows a traceback
+# caught by: test_no_traceback_when_a_client_leaves, test_a_wrong_frame_is_an_error_frame | says: and the log shows a traceback
 import asyncio
 import json
 import logging

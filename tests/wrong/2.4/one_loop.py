@@ -1,4 +1,4 @@
-# caught by: test_stop_ends_the_answer, test_stop_stops_the_model, test_stop_stops_the_real_model, test_a_wrong_frame_during_an_answer | says: a stop mid-answer was ignored
+# caught by: test_stop_ends_the_answer, test_stop_stops_the_model, test_stop_stops_the_real_model, test_a_wrong_frame_during_an_answer, test_a_wrong_frame_is_an_error_frame | says: a stop mid-answer was ignored
 import json
 from contextlib import aclosing
 
