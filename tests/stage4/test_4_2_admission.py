@@ -555,7 +555,7 @@ async def is_cancelled_in_a_stream(client):
 
 
 async def is_cancelled_again_and_again(client):
-    """As anyio's scopes do, which stand around the app behind some middleware: once a turn, until the call has ended."""
+    """As anyio cancels an app behind some middleware: once a turn of the loop, until the call has ended."""
 
     async def once_a_turn():
         while not client._task.done():
