@@ -163,11 +163,12 @@ class Hall:
     def inside(self):
         return sum(client.place == APP for client in self.clients.values())
 
-    def come(self, names, path=PATH, messages=(BODY,), **scope):
-        """Requests, one after the other; the last one's Client."""
-        scope.setdefault("method", "POST")
+    def come(self, names, path=PATH, messages=(BODY,), kind=http, **scope):
+        """Requests, one after the other; the last one's Client. With `kind=websocket`, WebSockets."""
+        if kind is http:
+            scope.setdefault("method", "POST")
         for name in names:
-            client = self.clients[name] = Client(self, name, http(path, **scope))
+            client = self.clients[name] = Client(self, name, kind(path, **scope))
             client.give(*messages).start()
         return client
 
@@ -553,6 +554,19 @@ async def is_cancelled_in_a_stream(client):
     await is_cancelled(client)
 
 
+async def is_cancelled_again_and_again(client):
+    """As anyio cancels an app behind some middleware: once a turn of the loop, until the call has ended."""
+
+    async def once_a_turn():
+        while not client._task.done():
+            client._task.cancel()
+            await asyncio.sleep(0)
+
+    client.left = True
+    client.canceller = asyncio.create_task(once_a_turn())
+    await asyncio.get_running_loop().create_future()
+
+
 async def is_left_and_returns(client):
     client.give(DISCONNECT)
     while (await client.receive())["type"] != "http.disconnect":
@@ -567,6 +581,7 @@ ENDS = {
     "raises mid-answer": fails_in_a_stream,
     "is cancelled": is_cancelled,
     "is cancelled mid-answer": is_cancelled_in_a_stream,
+    "is cancelled again and again": is_cancelled_again_and_again,
     "raises a CancelledError": fails_like_a_cancellation,
     "ends after its client has left": is_left_and_returns,
 }
@@ -1040,6 +1055,18 @@ async def other_paths(answer, inside):
     return hall.told
 
 
+async def sockets(answer, inside):
+    """WebSockets to the path take no place, and free none."""
+    async with Hall(answer, 1, 1) as hall:
+        hall.come("V", kind=websocket)
+        await hall.stand("V, a WebSocket, is open", runs="V")
+        hall.come("AW")
+        await hall.stand("V, a WebSocket, is open; A and W arrive", runs="AV", waits="W")
+        hall.clients["V"].end()
+        await hall.stand("A runs and W waits; V, a WebSocket, ends", runs="A", waits="W", gone="V")
+    return hall.told
+
+
 RECEIVED = {
     "http": parts(b"one", b"two", more=False),
     "websocket": [
@@ -1335,6 +1362,9 @@ async def paths(answer, inside):
         await hall.stand(f"A, B and C request {PATH}", runs="A", waits="B", refused="C")
         hall.come("DE", path="/chat")
         await hall.stand(f"A, B and C request {PATH}, D and E request /chat", runs="ADE", waits="B", refused="C")
+        for names, other in (("FG", f"{PATH}/7/messages"), ("HI", f"/more{PATH}")):
+            hall.come(names, path=other)
+            await hall.stand(f"{names[0]} and {names[1]} request {other}", runs=names)
     return hall.told
 
 
@@ -1646,7 +1676,7 @@ def test_an_error_gives_its_place_back(shared_room):
 
 
 def test_a_cancellation_gives_its_place_back(shared_room):
-    for how in ("is cancelled", "is cancelled mid-answer", "raises a CancelledError"):
+    for how in ("is cancelled", "is cancelled mid-answer", "is cancelled again and again", "raises a CancelledError"):
         play_ending(shared_room, how, "a call to the app that is cancelled does not free its place")
 
 
@@ -1810,6 +1840,8 @@ def test_requests_for_other_paths_are_not_touched(shared_room):
 
 def test_websockets_pass(shared_room):
     require_passing(shared_room, "a WebSocket")
+    mistakes = {(APP, WAITS): "a WebSocket takes a place", (WAITS, APP): "the end of a WebSocket frees a place"}
+    play(shared_room, sockets, mistakes)
 
 
 def test_lifespan_passes(shared_room):
