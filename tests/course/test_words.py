@@ -76,9 +76,9 @@ def test_a_finished_sentence_finds_its_template(chinese):
 def test_why_is_added_in_chinese_too(chinese):
     mistake = "`finish_reason` is not the last piece's"
     assert (
-        words.words(f"{mistake}: an answer that was cut off says stop")
-        == words.words(mistake) + words.words(": an answer that was cut off says stop")
-        == "`finish_reason` 与最后一个片段里的不一致：回答被截断了，却写着 stop"
+        words.words(f"{mistake}: an answer that was cut off says `stop`")
+        == words.words(mistake) + words.words(": an answer that was cut off says `stop`")
+        == "`finish_reason` 与最后一个片段里的不一致：回答被截断了，却写着 `stop`"
     )
 
 

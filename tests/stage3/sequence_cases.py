@@ -149,7 +149,7 @@ class Driver:
         found = []
         for each, result in zip(asks, self.play(list(asks), at_once, disturbed), strict=True):
             sent = self.shown({**each, "limit": result.pop("limit")}) + (
-                f", and {len(asks) - 1} more at once" if at_once else ""
+                f", and {len(asks) - 1} others at the same time" if at_once else ""
             )
             if raised := result.pop("raised", None):
                 fail(
@@ -489,7 +489,7 @@ def temperature_0_is_greedy(drive):
             len(answer.drawn) >= 5 and others == 0,
             "at temperature 0, the likeliest token is not always chosen: tokens are still drawn at random",
             sent=answer.sent,
-            expected="the likeliest at each step",
+            expected="the likeliest token at each step",
             got=f"{others} of {len(answer.drawn)} tokens were different",
         )
 
@@ -532,9 +532,9 @@ def tokens_are_drawn_at_the_temperature(drive):
 def tokens_are_drawn_from_top_p(drive):
     thirds = [-0.69, -1.2, -1.9, -3.0]
     cases = [
-        ({"top_p": 0.6}, {0, 1}, "0.50 + 0.30 reach it"),
-        ({"top_p": 0.4}, {0}, "0.50 reaches it"),
-        ({"top_p": 0.7, "temperature": 2.0}, {0, 1, 2}, "at temperature 2, 0.38 + 0.29 do not reach it"),
+        ({"top_p": 0.6}, {0, 1}, "0.50 + 0.30 reach top_p"),
+        ({"top_p": 0.4}, {0}, "0.50 reaches top_p"),
+        ({"top_p": 0.7, "temperature": 2.0}, {0, 1, 2}, "at temperature 2, 0.38 + 0.29 do not reach top_p"),
     ]
     for options, expected, why in cases:
         answer, words = drawn_from(drive, draws=thirds, limit=22, **options)
@@ -542,8 +542,8 @@ def tokens_are_drawn_from_top_p(drive):
             words is None or len(words) >= 20 and set(words) == expected,
             "the tokens are not drawn from the likeliest ones that together reach `top_p`",
             sent=f"{answer.sent}, with probabilities 0.50, 0.30, 0.15, 0.05 at temperature 1",
-            expected=f"words {sorted(expected)}: {why}",
-            got=f"words {sorted(set(words or []))}",
+            expected=f"words numbered {sorted(expected)}: {why}",
+            got=f"words numbered {sorted(set(words or []))}",
         )
 
 
@@ -553,7 +553,7 @@ FLAT = [0.0] * 50
 def equal_seeds_draw_alike(drive):
     for seed in (7, 2**32 - 1, 0):
         first, second = (answer.said for answer in drive(*[ask(draws=FLAT, limit=8, seed=seed)] * 2))
-        sent = f"twice {drive.shown(ask(draws=FLAT, limit=8, seed=seed))}"
+        sent = f"{drive.shown(ask(draws=FLAT, limit=8, seed=seed))}, 2 times"
         mistake = "seed 0 is treated as no seed" if seed == 0 else "the same seed does not give the same tokens"
         require(first == second and len(first) > 0, mistake, sent=sent, expected=repr(first), got=repr(second))
     short, longer = ask(draws=FLAT, limit=8, seed=7), ask(draws=FLAT, limit=9, seed=7)
@@ -562,7 +562,7 @@ def equal_seeds_draw_alike(drive):
     # how many tokens there are is another rule's concern
     alike = longer_prompt.startswith(first) or first.startswith(longer_prompt)
     require(alike, "the tokens drawn with a seed depend on the prompt", **facts, got=repr(longer_prompt))
-    facts = {"sent": f"{drive.shown(short)}, then {drive.limit}=9", "expected": f"{first!r}, and one more"}
+    facts = {"sent": f"{drive.shown(short)}, then with {drive.limit}=9", "expected": f"{first!r}, and one more token"}
     mistake = f"the tokens drawn with a seed depend on `{drive.limit}`"
     require(longer_answer.startswith(first), mistake, **facts, got=repr(longer_answer))
 
@@ -582,7 +582,9 @@ def nothing_else_changes_what_a_seed_draws(drive):
     seeded, unseeded = ask(draws=FLAT, limit=8, seed=5), ask(draws=FLAT, limit=8)
     alone = drive.one(seeded).said
     disturbed = drive(seeded, disturbed=True)[0]
-    facts = {"sent": disturbed.sent, "expected": f"{alone!r}, as without it", "got": repr(disturbed.said)}
+    sent = f"{disturbed.sent}, while torch.manual_seed is called elsewhere"
+    expected = f"{alone!r}, the same as without the call to torch.manual_seed"
+    facts = {"sent": sent, "expected": expected, "got": repr(disturbed.said)}
     require(
         disturbed.said == alone,
         "calling torch.manual_seed elsewhere changes the tokens drawn with a seed: the global generator is used",
@@ -612,7 +614,7 @@ def other_seeds_and_none_draw_differently(drive):
         got=list(said.values()),
     )
     unseeded, seeded = ask(draws=FLAT, limit=8), ask(draws=FLAT, limit=8, seed=5)
-    for asks, between in (([unseeded] * 3, ""), ([seeded, unseeded] * 2, ", each after one with seed=5")):
+    for asks, between in (([unseeded] * 3, ""), ([seeded, unseeded] * 2, "; each after an answer with seed=5")):
         answers = [answer for answer, each in zip(drive(*asks), asks, strict=True) if each is unseeded]
         if len({tuple(answer.drawn) for answer in answers}) > 1 and all(
             len(set(answer.drawn)) == 1 for answer in answers
@@ -623,6 +625,6 @@ def other_seeds_and_none_draw_differently(drive):
             len(set(answers)) == len(answers),
             "without a seed, two answers are the same: torch.Generator() always starts with the same seed",
             sent=f"{drive.shown(unseeded)}, {len(answers)} times{between}",
-            expected="answers that differ",
+            expected="different answers",
             got=answers,
         )

@@ -25,8 +25,8 @@ LEFT_OPEN = "run's stream is not closed when {}: its `finally` never runs"
 KINDS = ("def generator", "async generator", "object", "object with an iterator")
 """What `run` gives in the tests about leaving."""
 CLOSED = {
-    "def generator": ["its finally"],
-    "async generator": ["its finally"],
+    "def generator": ["its `finally`"],
+    "async generator": ["its `finally`"],
     "object": ["the object"],
     "object with an iterator": ["the iterator", "the object"],
 }
@@ -248,7 +248,7 @@ class Work:
         finally:
             if self.held_finally:
                 self.finally_held()
-            self.closed.append("its finally")
+            self.closed.append("its `finally`")
 
     async def step(self):
         self._count()
@@ -265,7 +265,7 @@ class Work:
             if self.held_finally:
                 for _ in range(20):
                     await asyncio.sleep(0)
-            self.closed.append("its finally")
+            self.closed.append("its `finally`")
 
 
 class Iterator:
@@ -923,7 +923,7 @@ def held_at_two(held, asynchronous):
 
 @on_a_loop
 async def leave_in_post_process_before_a_held_finally(stage, asynchronous, scope):
-    """Cancels a reader of a def generator while post_process works on the second piece; its finally is then
+    """Cancels a reader of a def generator while post_process works on the second piece; its `finally` is then
     held; whether the reader was gone."""
     held, work = Held(stage), Work(stage, "def generator", held_finally=True)
     stream = await stage.begun(work, 1, held_at_two(held, asynchronous))
@@ -955,7 +955,7 @@ async def leave_in_post_process(stage, kind, asynchronous, scope):
 
 @on_a_loop
 async def close_in_a_cancelled_scope(stage, kind):
-    """A reader is cancelled by anyio between two pieces and calls aclose in its finally."""
+    """A reader is cancelled by anyio between two pieces and calls aclose in its `finally`."""
     work = Work(stage, kind)
     stream = await stage.begun(work, 2)
 
@@ -1052,7 +1052,6 @@ def play(room, scene, **arguments):
     if "blocked" in told:
         raise room.hung(
             "the event loop is blocked: something in process waits without `await`, or never ends",
-            sent=scene.__name__.replace("_", " "),
         )
     return told["result"]
 
@@ -1060,7 +1059,8 @@ def play(room, scene, **arguments):
 def said(told):
     """What came of a call, in words."""
     if told is None or isinstance(told, str):
-        return told or "no end"
+        words = {None: "no error", "end": "a normal end, without an error", "hangs": "nothing: it hangs"}
+        return words.get(told, told)
     if "hangs" in told:
         return "nothing: it hangs"
     if "raised" in told:
@@ -1074,7 +1074,11 @@ def where(told):
 
 def shown(note):
     """What a reader has got, in words."""
-    end = {"end": "the end", None: "no end"}.get(note["end"]) if not isinstance(note["end"], dict) else None
+    end = (
+        {"end": "the end", None: "the test stopped reading"}.get(note["end"])
+        if not isinstance(note["end"], dict)
+        else None
+    )
     return f"pieces {note['pieces']}, then {end or said(note['end'])}"
 
 
@@ -1124,9 +1128,16 @@ def require_closed(room, closed, needed, when, sent):
     fail(
         mistake,
         sent=sent,
-        expected=f"{' and '.join(needed)} {'runs' if needed == ['its finally'] else 'closed'}",
-        got=f"closed: {', '.join(closed) or 'nothing'}",
+        expected=all_closed(needed),
+        got=f"only {closed[0]} was closed" if closed else "nothing was closed",
     )
+
+
+def all_closed(needed):
+    """What has to be closed, in words."""
+    if needed == ["its `finally`"]:
+        return "its `finally` runs"
+    return "the object is closed" if needed == ["the object"] else "the iterator and the object are closed"
 
 
 # the tests
@@ -1209,10 +1220,11 @@ def test_lists_and_strings_are_results(shared_room):
             if told["raised"]:
                 fail(mistake, sent=sent, expected=expected, got=said(told["raised"]), where=told["raised"]["where"])
             if not told["same"] and told["returned"] in ("async_generator", "generator"):
-                fail(mistake, sent=sent, expected=expected, got=f"process returned an {told['returned']}")
+                a_stream = "a generator" if told["returned"] == "generator" else "an async generator"
+                fail(mistake, sent=sent, expected=expected, got=f"process returned {a_stream}")
             if not told["same"] and not told["given"]:
                 mistake = f"when run returns {name}, post_process is not called"
-            got = f"post_process was called with: {', '.join(told['given']) or 'nothing'}"
+            got = f"post_process was called with: {', '.join(told['given'])}" if told["given"] else "it was not called"
             require(told["same"], mistake, sent=sent, expected=expected, got=got)
             require(
                 told["out"] == "the result",
@@ -1251,7 +1263,7 @@ def test_async_actions_run_on_the_loop(shared_room):
         require(
             on_the_loop,
             f"an async def {name} does not run on the caller's event loop",
-            expected="it is awaited where process runs",
+            expected="it is awaited on the event loop that process runs on",
             got="it ran on another loop: asyncio.run in a thread, perhaps",
         )
 
@@ -1260,21 +1272,21 @@ def test_context_variables_are_seen_in_every_action(shared_room):
     for asynchronous, stream in ((False, False), (True, False), (False, True), (True, True)):
         told = play(shared_room, context_variables, asynchronous=asynchronous, stream=stream)
         kind = "async def" if asynchronous else "def"
-        sent = f"{kind} actions{', run returns a generator' if stream else ''}"
+        sent = f"all three actions are {kind}{', and run returns a generator' if stream else ''}"
         settled(shared_room, told, "the actions never finish", sent=sent)
         for what, value in told["found"]:
             require(
                 value == "set",
                 f"a context variable is lost in {what}: a thread starts without the caller's context",
-                sent=f"a variable set before process was called; {sent}",
-                expected="'set' (contextvars.copy_context().run, or asyncio.to_thread, which does this for you)",
+                sent=f"a context variable is set before process is called; {sent}",
+                expected="'set': asyncio.to_thread carries context variables along, and so does copy_context().run",
                 got=repr(value),
             )
 
 
 def test_what_run_gives_decides_about_a_stream(shared_room):
     for note in play(shared_room, streams):
-        sent, facts = note["way"], {"expected": "an async iterator of 1, 2, 3"}
+        sent, facts = note["way"], {"expected": "an async iterator that yields 1, 2 and 3"}
         if note["type"] is None:
             if note["end"] == "hangs":
                 raise shared_room.hung("process hangs when run returns a stream", sent=sent, **facts)
@@ -1334,7 +1346,7 @@ def test_a_piece_comes_out_as_soon_as_it_is_there(shared_room):
         if early["pieces"] == [1, 2]:
             continue
         facts = {"sent": f"{as_written(kind)}, paused before its third piece; the reader asks for two"}
-        facts |= {"expected": "1 and 2 come out meanwhile", "got": shown(early)}
+        facts |= {"expected": "1 and 2 come out during the pause", "got": shown(early)}
         if isinstance(early["end"], dict):
             fail("reading a stream fails", where=where(early["end"]), **facts)
         raise shared_room.hung("pieces wait for later ones: the stream is buffered or delayed", **facts)
@@ -1349,7 +1361,7 @@ def test_run_is_asked_for_a_piece_only_when_the_reader_asks(shared_room):
             steps == [1, 2, 3],
             "run is asked for pieces that the reader has not asked for",
             sent=f"{as_written(kind)}; the reader takes three pieces, with a pause after each",
-            expected="1, 2 and 3 pieces made by then",
+            expected="at the three pauses, run has yielded 1, 2 and 3 pieces",
             got=", ".join(map(str, steps)),
         )
 
@@ -1376,11 +1388,13 @@ def test_a_stream_is_read_in_scopes_and_tasks(shared_room):
             continue
         holds = note["pieces"] == [1, 2, 3, 4, 5, 6] and note["end"] == "end"
         facts = {"got": shown(note), "where": where(note["end"])}
-        sent = f"{as_written(kind)}; process and the first piece in one anyio scope, the rest in another task"
+        sent = (
+            f"{as_written(kind)}; one anyio scope awaits process and reads the first piece, another task reads the rest"
+        )
         mistake = "a stream cannot be continued in another task or another anyio scope"
         if note["end"] == "hangs":
             raise shared_room.hung(mistake, sent=sent, got=facts["got"])
-        require(holds, mistake, sent=sent, expected="all six pieces", **facts)
+        require(holds, mistake, sent=sent, expected="all six pieces arrive", **facts)
 
 
 def test_an_error_reaches_the_caller(shared_room):
@@ -1421,19 +1435,20 @@ def test_a_cancelled_async_action_is_cancelled(shared_room):
     for name in ("pre_process", "run", "post_process"):
         for scope in (False, True):
             told = play(shared_room, cancelled_action, name=name, asynchronous=True, scope=scope)
-            sent = f"async def {name}; {by(scope)}"
+            sent = f"process awaits an async def {name}, and {by(scope)}"
             require_gone(shared_room, told, sent)
             require(
                 told["saw"] != [],
                 "an async def action keeps running when process is cancelled",
                 sent=sent,
-                expected="CancelledError at its `await`",
-                got="it was not cancelled",
+                expected="CancelledError at the action's `await`",
+                got="the action was not cancelled",
             )
 
 
-def by(scope):
-    return "an anyio scope cancels it, again and again" if scope else "its task is cancelled"
+def by(scope, who="it"):
+    whose = "its" if who == "it" else f"{who}'s"
+    return f"an anyio scope cancels {who}, again and again" if scope else f"{whose} task is cancelled"
 
 
 def require_gone(room, told, sent):
@@ -1442,7 +1457,7 @@ def require_gone(room, told, sent):
         raise room.hung(
             "a cancelled caller is not released: it waits for the action in progress",
             sent=sent,
-            expected="it is released at once",
+            expected="the caller is released at once",
         )
     mistake = "cancellation is swallowed: let CancelledError through"
     if "already executing" in str(told["end"]):
@@ -1468,7 +1483,7 @@ def test_a_cancelled_caller_does_not_wait_for_a_def_action(shared_room):
         for scope in (False, True):
             told = play(shared_room, cancelled_action, name=name, asynchronous=False, scope=scope)
             if not told["on the loop"]:  # that is another test's concern
-                require_gone(shared_room, told, f"def {name}, which is running; {by(scope)}")
+                require_gone(shared_room, told, f"process awaits a def {name}, and {by(scope)}")
 
 
 def test_aclose_closes_what_run_gave(shared_room):
@@ -1488,8 +1503,8 @@ def require_close(room, kind, needed):
         set(needed) <= set(told["at once"]),
         "aclose() returns before run's stream is closed",
         sent=sent,
-        expected=f"{' and '.join(needed)} first",
-        got=f"closed by then: {', '.join(told['at once']) or 'nothing'}",
+        expected=f"{all_closed(needed)} before aclose() returns",
+        got=f"only {told['at once'][0]} was closed" if told["at once"] else "nothing was closed",
     )
     require(
         told["steps"] == 2,
@@ -1503,7 +1518,7 @@ def require_close(room, kind, needed):
 def test_an_object_with_aiter_is_closed_however_it_can_be(shared_room):
     require_close(shared_room, "object with close", ["the object"])
     require_close(shared_room, "object with async close", ["the object"])
-    require_close(shared_room, "object with an async generator", ["its finally"])
+    require_close(shared_room, "object with an async generator", ["its `finally`"])
 
 
 def test_aclose_waits_for_the_finally(shared_room):
@@ -1511,15 +1526,15 @@ def test_aclose_waits_for_the_finally(shared_room):
         told = play(shared_room, close_with_a_long_finally, kind=kind)
         if told is None:
             continue
-        sent = f"{as_written(kind)} whose finally takes a while; aclose() after two pieces"
+        sent = f"{as_written(kind)} whose `finally` takes a while; aclose() after two pieces"
         mistake = "aclose() hangs" if "hangs" in told["told"] else "aclose() raises"
         settled(shared_room, told["told"], mistake, sent=sent)
         require(
-            told["closed"] == ["its finally"],
+            told["closed"] == ["its `finally`"],
             "aclose() returns before the `finally` of run's stream has finished",
             sent=sent,
-            expected="first the finally, then aclose() returns",
-            got="aclose() had already returned",
+            expected="the `finally` finishes first, and then aclose() returns",
+            got="aclose() returned before the `finally` had finished",
         )
 
 
@@ -1536,17 +1551,18 @@ def test_after_aclose_the_stream_is_at_its_end(shared_room):
             len(told["closed at last"]) == len(told["closed"]),
             "a second aclose() closes run's stream again",
             sent=sent,
-            expected="it does nothing",
-            got={each: told["closed at last"].count(each) for each in told["closed"]},
+            expected="the second aclose() does nothing",
+            got=f"closed again: {', '.join(told['closed at last'][len(told['closed']) :])}",
         )
-        require_at_the_end(shared_room, told, sent.replace("another one", "__anext__()"))
+        sent = f"run returns {as_written(kind)}; aclose() after two pieces, then __anext__()"
+        require_at_the_end(shared_room, told, sent)
 
 
 def require_at_the_end(room, told, sent):
     """Requires that `__anext__` ends the iteration after the reader has left."""
     note = told["afterwards"]
     facts = {"sent": sent, "expected": "StopAsyncIteration, and no further step", "got": shown(note)}
-    mistake = "after its reader has left, a stream has not ended: __anext__"
+    mistake = "a stream does not end after its reader leaves: `__anext__`"
     if note["end"] == "hangs":
         raise room.hung(f"{mistake} hangs", **facts)
     if isinstance(note["end"], dict):
@@ -1562,26 +1578,26 @@ def test_a_cancelled_reader_leaves_a_def_generator_at_once(shared_room):
         sent = f"a def generator paused in its third step; the reader waits, and {by(scope)}"
         if not told["gone"]:
             mistake = "a cancelled reader is not released: it waits for the step in progress"
-            raise shared_room.hung(mistake, sent=sent, expected="it is released at once")
+            raise shared_room.hung(mistake, sent=sent, expected="the reader is released at once")
         require_gone(shared_room, told, sent)
         told = play(shared_room, leave_a_held_finally, scope=scope)
-        sent = f"a def generator whose finally takes a while; the reader waits, and {by(scope)}"
+        sent = f"a def generator whose `finally` takes a while; the reader waits, and {by(scope)}"
         if not told["gone"]:
-            mistake = "a cancelled reader is not released: it waits for the generator's finally"
-            raise shared_room.hung(mistake, sent=sent, expected="it is released at once")
+            mistake = "a cancelled reader is not released: it waits for the generator's `finally`"
+            raise shared_room.hung(mistake, sent=sent, expected="the reader is released at once")
         require_gone(shared_room, told, sent)
     for asynchronous, scope in ((False, False), (True, False), (True, True)):
         arguments = {"asynchronous": asynchronous, "scope": scope}
         told = play(shared_room, leave_in_post_process_before_a_held_finally, **arguments)
         if told is None or told["on the loop"]:
             continue
-        way = "async def" if asynchronous else "def"
-        sent = f"a def generator whose finally takes a while; {way} post_process is running, and {by(scope)}"
+        way, how = "async def" if asynchronous else "def", by(scope, "the reader")
+        sent = f"a def generator whose `finally` takes a while; {way} post_process is running, and {how}"
         if not told["gone"]:
             mistake = (
-                "a reader cancelled while post_process is running is not released: it waits for a generator's finally"
+                "a reader cancelled while post_process is running is not released: it waits for a generator's `finally`"
             )
-            raise shared_room.hung(mistake, sent=sent, expected="it is released at once")
+            raise shared_room.hung(mistake, sent=sent, expected="the reader is released at once")
 
 
 def test_a_cancelled_reader_closes_a_def_generator(shared_room):
@@ -1597,7 +1613,7 @@ def require_left(room, told, kind, sent, steps, when=None):
     """Requires that it is closed after a reader was cancelled, and stands at its end."""
     if "already executing" in str(told["end"]):
         mistake = "the generator is closed in the middle of a step: that raises ValueError"
-        fail(mistake, sent=sent, expected="CancelledError; closed after the step", got=told["end"])
+        fail(mistake, sent=sent, expected="CancelledError, and the generator is closed after its step", got=told["end"])
     when = when or "the reader is cancelled while it waits"
     if "again and again" in sent:
         when += ", again and again"
@@ -1637,7 +1653,7 @@ def test_a_reader_cancelled_in_post_process_closes_too(shared_room):
             arguments = {"kind": kind, "asynchronous": asynchronous, "scope": scope}
             told = play(shared_room, leave_in_post_process, **arguments)
             way = "async def" if asynchronous else "def"
-            sent = f"run returns {as_written(kind)}; {way} post_process is running, and {by(scope)}"
+            sent = f"run returns {as_written(kind)}; {way} post_process is running, and {by(scope, 'the reader')}"
             if told and told["gone"] and told["end"] == "CancelledError":  # else another test's concern
                 when = "the reader is cancelled while post_process is running"
                 require_left(shared_room, told, kind, sent, steps=2, when=when)
@@ -1648,7 +1664,7 @@ def test_aclose_in_a_cancelled_scope_closes_too(shared_room):
         told = play(shared_room, close_in_a_cancelled_scope, kind=kind)
         if told is None:
             continue
-        sent = f"run returns {as_written(kind)}; aclose() in the finally of a reader that anyio cancels"
+        sent = f"run returns {as_written(kind)}; aclose() is called in the `finally` of a reader that anyio cancels"
         if not told["gone"]:
             raise shared_room.hung("aclose() hangs in a cancelled anyio scope", sent=sent)
         when = "aclose() is called in a cancelled anyio scope"
@@ -1678,7 +1694,7 @@ def test_a_failing_post_process_closes_too(shared_room):
 def test_64_at_once_all_finish(shared_room):
     told = play(shared_room, many_actions)
     hanging = sum("hangs" in each for each in told)
-    sent = f"{MANY} calls to process at once, def actions; the default pool has {POOL} threads"
+    sent = f"{MANY} calls to process at once, all with def actions; the default pool has {POOL} threads"
     if hanging:
         raise shared_room.hung(f"{MANY} concurrent calls hang", sent=sent, got=f"{MANY - hanging} have finished")
     for number, each in enumerate(told):
@@ -1695,7 +1711,9 @@ def test_64_at_once_all_finish(shared_room):
 def test_64_streams_at_once_all_finish(shared_room):
     for in_step in (True, False):
         told = play(shared_room, many_streams, in_step=in_step)
-        order = "read in turn, a piece each" if in_step else "all started, then the last one is read first"
+        order = (
+            "read in turn, one piece at a time" if in_step else "all started, then read to the end, the last one first"
+        )
         sent = f"{MANY} streams of def generators, {order}; the default pool has {POOL} threads"
         if told is None:
             continue

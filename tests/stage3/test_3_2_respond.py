@@ -25,6 +25,11 @@ LEAKS = re.compile(r"Boom|KeyError|4711|Traceback|four_actions|\.py|File \"|line
 """What may not stand in the answer to a failed request."""
 EARLY_STATUS = "a stream's status is sent before its first piece exists: if that piece fails, the client sees a 200"
 STREAMS = ("def generator", "async generator", "object")
+AS_RETURNED = {
+    "def generator": "a def generator",
+    "async generator": "an async generator",
+    "object": "an object with __aiter__ and __anext__",
+}
 NUMBERS = itertools.count()
 WITH_A_TASK = "a Response with a background task"
 
@@ -211,7 +216,7 @@ def _make():
         "a tuple": (1, 2),
         "a Response": PlainTextResponse("as it is", status_code=201, headers={"X-Own": "yes"}),
         "a JSONResponse": JSONResponse({"error": "teapot"}, status_code=418),
-        "an object that is not JSON": object(),
+        "an object that cannot be written as JSON": object(),
         "a dict keyed by alias": {"answerText": "hi", "count": 2},
         "a dict without the optional field": {"answerText": "hi"},
         "a dict with an extra field": {"answerText": "hi", "count": 2, "secret": SECRET},
@@ -219,8 +224,8 @@ def _make():
         "an instance of a subclass": Longer(answerText="hi", count=4),
         "a dict that lacks a field": {"count": 2},
         "an empty dict": {},
-        "a dict with a wrong type": {"answerText": "hi", "count": "many"},
-        "another type": [1, 2],
+        "a dict with a field of the wrong type": {"answerText": "hi", "count": "many"},
+        "a list instead of a dict": [1, 2],
         "a dict that contains an instance of a subclass": {"answers": [Longer(answerText="hi", count=5)]},
         "an instance that contains an instance of a subclass": Page(answers=[Longer(answerText="hi", count=6)]),
         "a dict with a date": {"onDay": date(2024, 2, 7)},
@@ -439,7 +444,7 @@ def require_logged(room, before, sent, service):
     if any(log["traceback"] for log in logs):
         mistake = f"a failure is logged at level {logs[0]['level']}: it should be ERROR"
     elif logs:
-        mistake = "a failure is logged without its traceback: logger.exception, or exc_info=True"
+        mistake = "a failure is logged without its traceback: use logger.exception, or exc_info=True"
     got = logs[0]["text"].partition("\n")[0] if logs else "no record"
     fail(mistake, sent=sent, expected="a record at level ERROR with the traceback", got=got)
 
@@ -454,17 +459,29 @@ def has_come(stream, text):
 
 def as_sent(script):
     """A script, in words."""
-    fails = script.get("fails")
-    words = [script.get("kind", "result")]
-    if script.get("result"):
-        words.append(f"run returns {script['result']}")
+    action, piece, error = script.get("fails", [None, 0, ""])
+    kind = AS_RETURNED.get(script.get("kind"))
+    words = []
+    if kind or (script.get("result") and action != "run"):
+        words.append(f"run returns {kind or script['result']}")
     if script.get("context"):
         words.append(f"response_context={script['context']}")
-    if fails:
-        words.append(f"{script.get('way', 'def')} {fails[0]} raises {fails[2]}")
-        if script["kind"] != "result":
-            words[-1] += f" at piece {fails[1]}"
+    if {"piece": "not JSON"} in script.get("pieces", []):
+        words.append("a piece cannot be written as JSON")
+    if action == "run" and kind:
+        words[0] += f" that raises {error} at piece {piece}"
+    elif action:
+        words.append(f"{script.get('way', 'def')} {action} raises {error}")
+        if kind:
+            words[-1] += f" at piece {piece}"
     return ", ".join(words)
+
+
+def as_work(script):
+    """What a script has to do while its client leaves, in words."""
+    if script["kind"] in AS_RETURNED:
+        return f"run returns {AS_RETURNED[script['kind']]}"
+    return f"{script['way']} run takes a long time"
 
 
 # the tests
@@ -537,7 +554,7 @@ def test_a_response_goes_out_as_it_is(shared_room):
             service(shared_room).until(script["id"], lambda note: "background" in note["began"]),
             "a Response is changed before it is sent: its background task never runs",
             sent=as_sent({"result": WITH_A_TASK, "context": context}),
-            expected="after the answer, its BackgroundTask runs",
+            expected="the Response's BackgroundTask runs after the answer",
             got=str(reply),
         )
 
@@ -575,7 +592,13 @@ def test_response_context_shapes_the_result(shared_room):
 
 
 def test_a_result_that_does_not_fit_is_a_500(shared_room):
-    for name in ("a dict that lacks a field", "an empty dict", "a dict with a wrong type", "another type", "None"):
+    for name in (
+        "a dict that lacks a field",
+        "an empty dict",
+        "a dict with a field of the wrong type",
+        "a list instead of a dict",
+        "None",
+    ):
         script = {"result": name, "context": "Answer"}
         before = len(service(shared_room).logs())
         reply = service(shared_room).ask(**script)
@@ -599,7 +622,7 @@ def test_each_piece_is_an_event(shared_room):
         stream = service(shared_room).stream(kind=kind, pieces=["one", {"n": 2}, [3]])
         reply = service(shared_room).whole(stream)
         content_type = reply.headers.get("content-type", "").split(";")[0].strip()
-        facts = {"sent": f"run returns a stream: {kind}"}
+        facts = {"sent": f"run returns {AS_RETURNED[kind]}"}
         require(
             content_type == "text/event-stream",
             "the content type of a stream is not text/event-stream",
@@ -643,7 +666,7 @@ def test_any_piece_survives(shared_room):
         events == [("delta", {"a": 1}), ("", "[DONE]"), ("", {"text": "hi"}), ("", {"x": 1, "y": [2]})]
         and "id: 7" in stream.text,
         "a piece that is a ServerSentEvent, a model or a dataclass is not encoded the way encode_event encodes it",
-        expected="event: delta, id: 7, data {'a': 1}; then data: [DONE]; then two JSON objects",
+        expected='event: delta, id: 7, data: {"a": 1}; then data: [DONE]; then two JSON objects',
         got=stream.text,
     )
 
@@ -652,10 +675,15 @@ def test_a_stream_without_pieces_is_a_200(shared_room):
     for kind in STREAMS:
         stream = service(shared_room).stream(kind=kind, pieces=[])
         if not stream.begun():
-            raise shared_room.hung("a request for a stream without pieces gets no answer", sent=kind)
+            raise shared_room.hung(
+                "a request for a stream without pieces gets no answer", sent=f"run returns {AS_RETURNED[kind]}"
+            )
         reply = stream.reply()
         mistake = "a stream without pieces is not answered with a 200 that contains no events"
-        facts = {"sent": f"{kind} without pieces", "expected": "200 text/event-stream with an empty body"}
+        facts = {
+            "sent": f"run returns {AS_RETURNED[kind]} without pieces",
+            "expected": "200 text/event-stream with an empty body",
+        }
         kind = reply.headers.get("content-type", "").split(";")[0]
         require(reply.status == 200 and kind == "text/event-stream", mistake, **facts, got=str(reply))
         require(not stream.events, mistake, **facts, got=reply.text)
@@ -666,8 +694,8 @@ def test_a_stream_without_pieces_is_a_200(shared_room):
 
 def test_each_piece_is_sent_as_soon_as_it_is_there(shared_room):
     held = {
-        3: ("two", "pieces wait for later ones", "paused before its third piece", "one and two come out"),
-        2: ("one", "the first piece waits for the second", "paused before its second piece", "one comes out"),
+        3: ("two", "pieces wait for later ones", "paused before its third piece", '"one" and "two" come out'),
+        2: ("one", "the first piece waits for the second", "paused before its second piece", '"one" comes out'),
     }
     for kind, (hold, (last, mistake, where, expected)) in itertools.product(STREAMS, held.items()):
         stream = service(shared_room).stream(kind=kind, hold=hold)
@@ -677,7 +705,7 @@ def test_each_piece_is_sent_as_soon_as_it_is_there(shared_room):
         if not came:
             raise shared_room.hung(
                 f"{mistake}: send each one as soon as it is ready",
-                sent=f"{kind}, {where}",
+                sent=f"run returns {AS_RETURNED[kind]}, {where}",
                 expected=expected,
                 got=got,
             )
@@ -724,7 +752,7 @@ def test_an_http_exception_decides_the_status(shared_room):
 def other_failures():
     yield from failures("Boom")
     yield {"kind": "result", "result": "a dict", "fails": ["run", 0, "KeyError"]}
-    yield {"kind": "result", "result": "an object that is not JSON"}
+    yield {"kind": "result", "result": "an object that cannot be written as JSON"}
     yield {"kind": "def generator", "pieces": [{"piece": "not JSON"}]}
 
 
@@ -824,9 +852,9 @@ def test_a_failed_stream_is_closed(shared_room):
             require(
                 service(shared_room).until(stream.id, lambda note: "finally" in note.get("closed", [])),
                 "a stream that failed is left open: run's generator is never closed",
-                sent=as_sent(script) + (", a piece is not JSON" if "fails" not in script else ""),
-                expected="its finally runs",
-                got="it does not",
+                sent=as_sent(script),
+                expected="the stream is closed",
+                got="it is never closed",
             )
 
 
@@ -872,14 +900,14 @@ def test_the_work_stops_when_the_client_leaves(shared_room):
             shared_room.set(stream.id)
         stops = service(shared_room).until(stream.id, functools.partial(stopped, script))
         shared_room.set(stream.id)
-        sent = f"{script.get('way', '')} {script['kind']}; the client leaves {when}".strip()
+        sent = f"{as_work(script)}; the client leaves {when}"
         steps = service(shared_room).note(stream.id)["steps"]
         require(
             stops and steps <= script["hold"],
             f"when the client leaves {when}, the work goes on",
             sent=sent,
-            expected=f"the generator is closed, an async def action is cancelled, at most {script['hold']} steps",
-            got=f"{'stopped' if stops else 'neither closed nor cancelled'}, {steps} steps",
+            expected=f"the stream is closed, or the async def action cancelled, after at most {script['hold']} steps",
+            got=f"stopped after {steps} steps" if stops else f"neither closed nor cancelled, after {steps} steps",
         )
     for script, when in leaving():
         if script["kind"] in ("def generator", "object"):
@@ -888,9 +916,9 @@ def test_the_work_stops_when_the_client_leaves(shared_room):
         found = shared_room.play(gone_for_a_second, script=script)
         require(
             found["stops"] or not found["begun"],
-            "it is noticed too late that the client has left: the work must stop within a second",
-            sent=f"{script['way']} {script['kind']}; the client leaves {when}, and a second passes",
-            expected="the generator is closed, an async def action is cancelled",
+            "respond notices too late that the client has left: the work must stop within a second",
+            sent=f"{as_work(script)}; the client leaves {when}, and a second passes",
+            expected="the stream is closed, or the async def action cancelled",
             got="neither closed nor cancelled: nothing checked meanwhile whether the client was still there",
         )
 
@@ -903,7 +931,7 @@ def test_nobody_waits_for_a_def_action_of_one_who_left(shared_room):
     if not returned:
         raise shared_room.hung(
             "respond waits for a def action whose client has left",
-            sent="def run, which takes a long time; the client leaves",
+            sent="def run takes a long time; the client leaves",
             expected="respond returns any Response at once",
         )
 
@@ -918,7 +946,7 @@ def test_respond_returns_a_response_when_the_client_has_left(shared_room):
         returned = service(shared_room).until(stream.id, lambda note: {"returned", "raised"} & set(note))
         note = service(shared_room).note(stream.id)
         shared_room.set(stream.id)
-        sent = f"{script['kind']}; the client leaves {when}"
+        sent = f"{as_work(script)}; the client leaves {when}"
         mistake = "when the client has left, respond does not return"
         require(returned, mistake, sent=sent, expected="any Response", got="nothing")
         right = "raised" not in note and note["returned"] != "CancelledError"
@@ -941,7 +969,7 @@ def test_nothing_is_logged_because_a_client_left(shared_room):
         require(
             not logs,
             "a traceback is logged because a client left",
-            sent=f"{script['kind']}; the client leaves {when}",
+            sent=f"{as_work(script)}; the client leaves {when}",
             expected="no traceback",
             got=f"{logs[0]['logger']}: {logs[0]['text']}" if logs else "",
         )

@@ -161,19 +161,19 @@ async def refused(answer, inside, case):
             return "<the stranger>"
 
     wrong = {
-        "no slash": ("chat", Config, Handler),
+        "a path without a slash": ("chat", Config, Handler),
         "an empty path": ("", Config, Handler),
-        "twice": (twice, Config, Handler),
-        "a config class of another kind": (path, Stranger, Handler),
-        "a handler class of another kind": (path, Config, Stranger),
-        "both the wrong way round": (path, Handler, Config),
+        "the same path twice": (twice, Config, Handler),
+        "a config class that is not a ConfigHandler": (path, Stranger, Handler),
+        "a handler class that is not a RequestHandler": (path, Config, Stranger),
+        "the two classes swapped": (path, Handler, Config),
         "an instance as the config class": (path, Config(), Handler),
         "an object as the config class": (path, Stranger(), Handler),
         "an object as the handler class": (path, Config, Stranger()),
         "None as the handler class": (path, Config, None),
         "a function as the config class": (path, print, Handler),
     }[case]
-    if case == "twice":
+    if case == "the same path twice":
         register(twice, Config, Handler)
     told = inside.outcome(register, *wrong)
     after = inside.outcome(register, path, Config, Handler)
@@ -447,7 +447,11 @@ def test_registering_only_notes(shared_room):
 def require_refused(room, case, kind, name):
     """Requires that a registration is refused with an error of that kind that contains the name."""
     told = room.play(refused, case=case)["told"]
-    facts = {"sent": f"register_handler, {case}", "expected": f"{kind} that names {name}", "got": shown(told)}
+    facts = {
+        "sent": f"register_handler with {case}",
+        "expected": f"a {kind} that names {name}" if name else f"a {kind}",
+        "got": shown(told),
+    }
     if "raised" not in told:
         fail("an invalid registration is not refused", **facts)
     mistake = f"an invalid registration is refused with an error other than {kind}"
@@ -456,16 +460,16 @@ def require_refused(room, case, kind, name):
 
 
 def test_a_wrong_path_is_a_value_error(shared_room):
-    require_refused(shared_room, "no slash", "ValueError", "chat")
+    require_refused(shared_room, "a path without a slash", "ValueError", "chat")
     require_refused(shared_room, "an empty path", "ValueError", "")
-    require_refused(shared_room, "twice", "ValueError", "/twice-")
+    require_refused(shared_room, "the same path twice", "ValueError", "/twice-")
 
 
 def test_a_wrong_class_is_a_type_error(shared_room):
     for case, name in {
-        "a config class of another kind": "Stranger",
-        "a handler class of another kind": "Stranger",
-        "both the wrong way round": "Handler",
+        "a config class that is not a ConfigHandler": "Stranger",
+        "a handler class that is not a RequestHandler": "Stranger",
+        "the two classes swapped": "Handler",
         "an object as the config class": "<the stranger>",
         "an object as the handler class": "<the stranger>",
         "None as the handler class": "None",
@@ -476,13 +480,18 @@ def test_a_wrong_class_is_a_type_error(shared_room):
 
 
 def test_what_was_refused_leaves_nothing_behind(shared_room):
-    for case in ("no slash", "a config class of another kind", "a handler class of another kind", "twice"):
+    for case in (
+        "a path without a slash",
+        "a config class that is not a ConfigHandler",
+        "a handler class that is not a RequestHandler",
+        "the same path twice",
+    ):
         found = shared_room.play(refused, case=case)
         mistake = "after a refused registration, the path counts as registered"
-        facts = {"sent": f"register_handler, {case}; then a valid one for /path"}
+        facts = {"sent": f"register_handler with {case}, then a valid registration of /path"}
         if "raised" in found["after"]:
             fail(mistake, **facts, expected="it is accepted", got=shown(found["after"]))
-        expected = ["/twice", "/path"] if case == "twice" else ["/path"]
+        expected = ["/twice", "/path"] if case == "the same path twice" else ["/path"]
         require(
             sorted(found["paths"]) == sorted(expected),
             "a refused registration ends up in the app",
@@ -509,8 +518,8 @@ def test_create_app_leaves_the_registry_empty(shared_room):
     require(
         found["paths"] == [["/one"], ["/one", "/two"]],
         "an app does not have exactly the paths that were registered for it",
-        sent="/one, create_app(); /one and /two, create_app()",
-        expected="/one; /one and /two",
+        sent="/one is registered, create_app(); then /one and /two are registered, create_app()",
+        expected="the first app has /one, the second has /one and /two",
         got=found["paths"],
     )
 
@@ -529,10 +538,10 @@ def test_configs_are_initialised_once_each_in_order(shared_room):
     plain = ("def", "def", "def")
     for ways, subclass in ((plain, False), (("async def", "def", "async def"), False), (plain, True)):
         found = shared_room.play(start_and_stop, ways=ways, subclass=subclass)
-        facts = {"sent": f"A on /n and /x, B on /b, C on /c; initialize is {', '.join(ways)}; the app starts"}
+        sent = f"config A for /n and /x, B for /b, C for /c; their initialize is {', '.join(ways)}; the app starts"
         if subclass:
-            facts["sent"] += "; C is a subclass of A"
-        facts |= {"got": ", ".join(found["at start"]) or "nothing"}
+            sent = "config A for /n and /x, B for /b, C (a subclass of A) for /c; the app starts"
+        facts = {"sent": sent, "got": ", ".join(found["at start"]) or "nothing"}
         require(found["started"] == "complete", "the app does not start", **facts)
         initialized = [event for event in found["at start"] if event.endswith("initialized")]
         expected = ["A initialized", "B initialized", "C initialized"]
@@ -613,7 +622,10 @@ def test_configs_are_closed_in_reverse_order(shared_room):
             mistake = "a config is closed twice"
         elif len(closed) < 3:
             mistake = "an `async def close` is not awaited" if "async def" in ways else "a config is not closed"
-        facts = {"sent": f"close is {', '.join(ways)}; the app stops", "expected": ", ".join(expected)}
+        facts = {
+            "sent": f"the close of A, B and C is {', '.join(ways)}; the app stops",
+            "expected": ", ".join(expected),
+        }
         require(closed == expected, mistake, **facts, got=", ".join(closed) or "nothing")
 
 
@@ -671,7 +683,7 @@ def test_each_request_has_a_handler_of_its_own(shared_room):
     reply = first.reply()
     facts = {"sent": "two requests at once; the handler keeps their text in self"}
     if reply.status != 200 or second.status != 200:
-        fail("a request fails", **facts, **http.facts(second if reply.status == 200 else reply))
+        fail("one of two concurrent requests fails", **facts, **http.facts(second if reply.status == 200 else reply))
     texts = [reply.data.get("text"), second.data.get("text")]
     mistake = "two requests share one handler: what one keeps in self, the other overwrites"
     require(texts == ["first", "second"], mistake, **facts, expected="first, second", got=texts)
@@ -728,7 +740,7 @@ def test_without_request_context_any_json_arrives(shared_room):
     for value in ({"text": "hi"}, [1, "two"], "text", 7, 0.5, False, 0, "", [], {}, "你好"):
         content = json.dumps(value, ensure_ascii=False).encode()
         reply = served(shared_room).post("/json", content=content, headers={"content-type": "application/json"})
-        facts = {"sent": f"{value!r}, no request_context", "expected": f"pre_process gets {value!r}"}
+        facts = {"sent": f"{value!r}, without request_context", "expected": f"pre_process gets {value!r}"}
         mistake = "without request_context, the JSON value does not reach pre_process"
         require(reply.status == 200, mistake, **facts, **served(shared_room).facts(reply))
         got = reply.data.get("value")
@@ -746,9 +758,14 @@ def actions_called(room, http, path, **request):
 def test_a_body_that_is_not_json_is_422(shared_room):
     http = served(shared_room)
     headers = {"content-type": "application/json"}
-    for body, what in ((b"{", "half an object"), (b"hello", "no JSON"), (b"", "no body"), (b'"\xe4"', "no text")):
+    for body, what in (
+        (b"{", "a truncated JSON object"),
+        (b"hello", "text that is not JSON"),
+        (b"", "an empty body"),
+        (b'"\xe4"', "bytes that are not UTF-8"),
+    ):
         reply, events = actions_called(shared_room, http, "/json", content=body, headers=headers)
-        allowed = (422, 400) if what == "no text" else (422,)
+        allowed = (422, 400) if what == "bytes that are not UTF-8" else (422,)
         facts = {"sent": f"{what}: {body!r}", "expected": "422"}
         mistake = "a body that is not JSON does not get a 422"
         require(reply.status in allowed, mistake, **facts, **http.facts(reply))
@@ -838,7 +855,7 @@ def test_respond_answers(shared_room):
     require(holds, mistake, sent="run raises HTTPException(418)", **http.facts(reply))
     reply = http.post("/fails", json={"what": "other"})
     holds = reply.status == 500 and "secret" not in reply.text and "KeyError" not in reply.text
-    mistake = "any other error is not answered the way respond answers it, with a plain 500"
+    mistake = "an error other than HTTPException is not answered the way respond answers it, with a plain 500"
     require(holds, mistake, sent="run raises KeyError", got=str(reply))
 
 
@@ -853,7 +870,7 @@ def test_a_client_that_leaves_stops_the_work(shared_room):
         until(lambda: "cancelled" in shared_room.notes()["events"], limit_s),
         "when the client leaves, its action keeps running: pass the request itself to respond, which stops the work",
         expected="the async def action is cancelled",
-        got="it is not",
+        got="the action keeps running",
     )
 
 
@@ -912,7 +929,7 @@ def test_start_app_serves_until_ctrl_c(shared_room):
     reply = Http(shared_room, f"http://{HOST}:{service.port}").post("/ask", json={"text": "hi"})
     mistake = "start_app does not serve what was registered"
     holds = reply.data == {"got": {"text": "hi"}}
-    require(holds, mistake, sent="POST /ask", expected="its answer", got=str(reply))
+    require(holds, mistake, sent="POST /ask", expected="the answer of the registered handler", got=str(reply))
     if not service.send(signal.SIGINT, lambda notes: any("returned" in note for note in notes)):
         raise shared_room.hung("start_app does not return after Ctrl-C", sent="SIGINT", expected="it returns the app")
     notes = service.notes()
@@ -939,4 +956,10 @@ def test_sigterm_closes_everything(shared_room):
     notes = service.notes()
     mistake = "after SIGTERM, the configs are not closed"
     got = ", ".join(notes)
-    require(service.open_configs() == 0, mistake, sent="SIGTERM", expected="closed again", got=got)
+    require(
+        service.open_configs() == 0,
+        mistake,
+        sent="SIGTERM",
+        expected="each `initialized` is followed by a `closed`",
+        got=got,
+    )

@@ -734,7 +734,7 @@ async def left_behind(answer, inside):
         raise RuntimeError("as it should")
 
     async def starts_up(scope, receive, send):
-        note("in the app's start-up (a scope of type lifespan)")
+        note("during the app's start-up (a scope of type lifespan)")
 
     note("before any request")
     with contextlib.suppress(Exception):  # that it gets there has a test
@@ -1208,7 +1208,7 @@ def test_files_are_not_rotated(background):
     require(
         seen["files"] == sorted([LOG, WF]),
         "the log's files are rotated: when several processes write, that loses lines",
-        sent="files of 300 MB, and two days later",
+        sent="files of 300 MB, and a warning two days later",
         expected=f"{LOG} and {WF} in the folder",
         got=", ".join(seen["files"]),
     )
@@ -1246,7 +1246,7 @@ def test_a_relative_folder_is_that_of_the_call(background):
         not seen["files elsewhere"] and (seen["elsewhere"]["log"] >= 1 or not seen["uvicorn"]["log"]),
         "a relative folder is resolved again for each line: it follows the process from directory to directory",
         sent='setup_logging("logs"), os.chdir("elsewhere"), a warning',
-        expected="a line in logs/, where it was at the time of the call",
+        expected="a line in logs/, in the directory that was current at the time of the call",
         got=f"in elsewhere/: {', '.join(seen['files elsewhere']) or 'nothing'}",
     )
     require(
@@ -1319,7 +1319,7 @@ def test_the_same_directory_keeps_its_load(background):
         seen["second_called"] == 0,
         "a second call with the same directory sets a new load: it should change nothing",
         sent="setup_logging('logs', load=first), then setup_logging('logs', load=second)",
-        expected="first is called again and again, second never",
+        expected="first is called again and again, and second is never called",
         got="second was called",
     )
     require(
@@ -1373,9 +1373,12 @@ def test_nothing_keeps_the_process_from_ending(writers):
 
 def test_load_is_called_again_and_again(background):
     seen = result(background, over_time)
-    facts = {"sent": "setup_logging(folder, load=load)", "expected": "soon, then every one to two seconds"}
+    facts = {
+        "sent": "setup_logging(folder, load=load)",
+        "expected": "load is called soon, then every one to two seconds",
+    }
     calls = seen["calls"]
-    got = f"calls after {', '.join(f'{at:.1f}' for at in calls)} s" if calls else "no call"
+    got = f"load was called after {', '.join(f'{at:.1f}' for at in calls)} s" if calls else "no call"
     require(
         seen["per_line"] <= 1, "load is called for each line", **facts, got=f"{seen['per_line']} calls for 40 lines"
     )
@@ -1456,15 +1459,15 @@ def test_a_load_that_raises_does_no_harm(background):
         not seen["soon"] or seen["again"] or not is_called_again(background),
         "after load has raised, it is not called again",
         sent=sent,
-        expected="again within two seconds",
+        expected="load is called again within two seconds",
         got="no second call",
     )
     require(
         len(calls) < 2 or calls[1] >= 0.9 or later["again"] and later["calls"][1] < 0.9,
         "after load has raised, it is called again at once",
         sent=sent,
-        expected="again after one to two seconds",
-        got=f"calls after {', '.join(f'{at:.1f}' for at in calls[:4])} s",
+        expected="load is called again after one to two seconds",
+        got=f"load was called after {', '.join(f'{at:.1f}' for at in calls[:4])} s",
     )
     require(
         seen["shown"] or not seen["again"],
@@ -1484,7 +1487,12 @@ def test_a_load_that_raises_does_no_harm(background):
 def test_after_a_move_the_new_load_alone_is_called(background):
     seen = result(background, moves)
     sent = "setup_logging('first', load=old), then setup_logging('second', load=new)"
-    require(seen["new_called"], "after a move, the new load is not called", sent=sent, expected="within two seconds")
+    require(
+        seen["new_called"],
+        "after a move, the new load is not called",
+        sent=sent,
+        expected="new is called within two seconds",
+    )
     require(
         seen["old_called"] == 0,
         "after a move, the old load is still called",
@@ -1557,7 +1565,7 @@ def test_a_response_carries_its_logid(shared_room):
             len(ids) == 1,
             "a response has more than one X-Log-Id" if ids else "a response has no X-Log-Id",
             sent="GET /",
-            expected="one X-Log-Id, its request's logid",
+            expected="one X-Log-Id, with its request's logid",
             got=", ".join(ids),
         )
     require(
@@ -1570,7 +1578,7 @@ def test_a_response_carries_its_logid(shared_room):
         require(
             line in (logid, "default", NO_LINE, None),
             "the X-Log-Id of a response is not the logid on its request's lines",
-            sent="GET /, and a line",
+            sent="GET /, and a line logged for it",
             expected=f"X-Log-Id: {line}",
             got=f"X-Log-Id: {logid}",
         )
@@ -1681,7 +1689,7 @@ def test_new_logids_are_different_for_each(shared_room, room):
         "two requests get the same logid: there are too few possible ones",
         sent=f"{MANY} requests, one after another",
         expected="a different one for each",
-        got=f"{again} that had already been given out, such as {many[0]}" if again else None,
+        got=f"{again} logids that had already been given out, such as {many[0]}" if again else None,
     )
     both = sorted(set(many) & {each for ids in found["after"] for each in ids})
     require(
@@ -1699,7 +1707,9 @@ def test_a_websocket_has_one_logid(shared_room):
         facts = {"sent": "two frames on a WebSocket connection, a line logged for each", "got": json.dumps(ids)}
         require(len(ids) == 2, "a WebSocket connection does not get through the middleware", **facts)
         require(NO_LINE not in ids, "a line of a WebSocket connection is not in the log", **facts)
-        require("default" not in ids, "a WebSocket connection has no logid", **facts, expected="one for all its lines")
+        require(
+            "default" not in ids, "a WebSocket connection has no logid", **facts, expected="one logid for all its lines"
+        )
         require(len(set(ids)) == 1, "the lines of a WebSocket connection have different logids", **facts)
     require(found["a"][0] != found["b"][0], "two WebSocket connections have the same logid", got=found["a"][0])
     require(
@@ -1714,12 +1724,12 @@ def test_outside_of_a_request_it_is_default(shared_room):
     found = shared_room.play(left_behind)
     for when, logid in found.items():
         mistake = "the logid leaks into the context of the middleware's caller"
-        if when.startswith(("before", "in ")):
+        if when.startswith(("before", "during")):
             mistake = "outside a request, the logid is not `default`"
         require(
             logid == "default",
             mistake,
-            sent=f"a line, {when}",
+            sent=f"a line logged {when}",
             expected="[logid:default]",
             got=f"[logid:{logid}]",
         )

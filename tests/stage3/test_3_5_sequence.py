@@ -203,7 +203,7 @@ def test_token_is_the_id_chosen_last(shared_room):
             require(
                 piece["token"] == piece["chosen"] and type(piece["token"]) is int,
                 "`token` is not the last chosen id, as an int",
-                sent=f"{answer.sent}; take number {number}",
+                sent=f"{answer.sent}; call number {number} to take",
                 expected=piece["chosen"],
                 got=piece["token"],
             )
@@ -318,7 +318,7 @@ def test_the_counts_are_those_of_tokens(shared_room):
             require(
                 piece["completion_tokens"] in (number, None),
                 "completion_tokens is not the number of tokens chosen so far",
-                sent=f"{answer.sent}; take number {number}",
+                sent=f"{answer.sent}; call number {number} to take",
                 expected=number,
                 got=piece["completion_tokens"],
             )
@@ -401,7 +401,7 @@ def test_other_seeds_and_none_draw_differently(room):
         " the server draws the same tokens after every restart",
         sent="the first sequence of a process, without a seed",
         expected="tokens unlike those drawn with any seed that a caller may pass",
-        got=f"those of seed={alike[0]}" if alike else None,
+        got=f"the same tokens as with seed={alike[0]}" if alike else None,
     )
 
 
@@ -413,8 +413,8 @@ def test_many_sequences_do_not_disturb_each_other(room):
     answers = drive(*asks, at_once=True)
     results = room.play(take_in_threads, asks=asks * 2)
     said = ["".join(piece["text"] or "" for piece in each["pieces"]) for each in results]
-    ways = [(each.said, expected, "in turn") for each, expected in zip(answers, alone, strict=True)]
-    ways += [(each, expected, "each in a thread") for each, expected in zip(said, alone * 2, strict=True)]
+    ways = [(each.said, expected, "taking turns") for each, expected in zip(answers, alone, strict=True)]
+    ways += [(each, expected, "each in its own thread") for each, expected in zip(said, alone * 2, strict=True)]
     for got, expected, way in ways:
         require(
             got == expected,
@@ -435,7 +435,7 @@ def test_a_late_take_costs_about_what_an_early_one_does(shared_room):
         require(
             late < TOO_SLOW * early,
             "a late take costs many times what an early one does: everything is decoded or searched again",
-            sent=f"{LATE} takes, without a newline: {text * 2!r} ..., stop={stop!r}",
-            expected=f"about {early:.0f} µs, like one of the first",
-            got=f"{late:.0f} µs for one of the last",
+            sent=f"{LATE} calls to take, for a text without a newline: {text * 2!r} ..., stop={stop!r}",
+            expected=f"about {early:.0f} µs, like one of the first calls",
+            got=f"{late:.0f} µs for one of the last calls",
         )

@@ -406,7 +406,7 @@ def test_what_is_left_of_the_window_is_the_limit(shared_room):
         require_no_error(result, sent)
         require(
             result["tokens"] == [expected],
-            "the limit is wrong: it is `max_tokens`, or what is left of the model's window if that is less",
+            "the limit is wrong: it should be `max_tokens`, or what is left of the model's window if that is less",
             sent=sent,
             expected=f"{expected} tokens",
             got=f"{result['tokens'][0]} tokens" if result["tokens"] else repr(result["said"]),
@@ -438,7 +438,7 @@ def test_the_ends_tokens_end_the_answer_without_text(shared_room):
 
 def test_eos_token_id_may_be_one_id(shared_room):
     result = shared_room.play(chat_with_one_end, text="one two", after=" three")
-    sent = "chat(...) with generation_config.eos_token_id an int; the model says 'one two' | that token | ' three'"
+    sent = "chat(...), where generation_config.eos_token_id is an int; the model says 'one two' | that token | ' three'"
     require_no_error(result, sent)
     mistake = "an eos_token_id that is one id, not a list, does not end the answer"
     require(not result["said"].endswith("three"), mistake, sent=sent, expected="'one two'", got=repr(result["said"]))
@@ -450,11 +450,23 @@ def test_other_settings_of_the_checkpoint_do_not_count(shared_room):
     greedy = {"temperature": 0, "max_tokens": 9}
     many, no_limit = {"max_tokens": 90}, {"temperature": 0}
     trials = [
-        ({"top_k": 5, "top_p": 0.3, "temperature": 0.1}, flat, many, "some 46 of 60 words", lambda n: len(set(n)) > 30),
+        (
+            {"top_k": 5, "top_p": 0.3, "temperature": 0.1},
+            flat,
+            many,
+            "about 46 different words",
+            lambda n: len(set(n)) > 30,
+        ),
         ({"repetition_penalty": 3.0}, two, greedy, "the likeliest word each time", lambda n: set(n) == {0}),
         ({"suppress_tokens": ids}, two, greedy, "the likeliest word each time", lambda n: set(n) == {0}),
         ({"max_new_tokens": 2, "max_length": 20}, two, greedy, "9 words", lambda n: len(n) == 9),
-        ({"max_new_tokens": 2, "max_length": 20}, two, no_limit, "what the window holds", lambda n: len(n) > 9),
+        (
+            {"max_new_tokens": 2, "max_length": 20},
+            two,
+            no_limit,
+            "as many words as the window holds",
+            lambda n: len(n) > 9,
+        ),
     ]
     for settings, values, options, expected, right in trials:
         arguments = {"settings": settings, "values": values, "options": options}
@@ -488,7 +500,7 @@ def test_the_counts_are_those_of_tokens(shared_room):
                 isinstance(got, int) and behind <= got <= len(answer.so_far),
                 "a piece's completion_tokens is less than the number of tokens in the text so far",
                 sent=answer.sent,
-                expected=f"at least {behind} at {said!r}",
+                expected=f"at least {behind} by the time the text is {said!r}",
                 got=got,
             )
 
@@ -529,7 +541,7 @@ def test_a_stop_sequence_stops_the_model(shared_room):
             steps <= reading.MOST_AFTER,
             f"the model runs {steps} more steps after a stop sequence is complete",
             sent=as_call(call),
-            expected=f"at most {reading.MOST_AFTER} more",
+            expected=f"at most {reading.MOST_AFTER} more steps",
         )
 
 

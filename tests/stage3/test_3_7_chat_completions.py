@@ -200,14 +200,14 @@ def require_error(room, reply, sent, status, type, code=None):
     error = reply.data["error"]
     require(
         error["type"] == type,
-        f"the `type` of a {status} is not {type}",
+        f"the `type` of a {status} is not `{type}`",
         sent=sent,
         expected=type,
         got=str(reply),
     )
     if code:
         require(
-            error["code"] == code, f"the `code` of a {status} is not {code}", sent=sent, expected=code, got=str(reply)
+            error["code"] == code, f"the `code` of a {status} is not `{code}`", sent=sent, expected=code, got=str(reply)
         )
 
 
@@ -296,7 +296,7 @@ def test_an_answer_in_one_piece(shared_room):
         facts = {"sent": body, "got": answer}
         require(
             answer.get("object") == "chat.completion",
-            "the `object` of a non-streamed answer is not chat.completion",
+            "the `object` of a non-streamed answer is not `chat.completion`",
             expected="chat.completion",
             **facts,
         )
@@ -315,7 +315,7 @@ def test_an_answer_in_one_piece(shared_room):
         )
         message = choices[0].get("message")
         require(isinstance(message, dict), "the choice has no `message`", **facts)
-        require(message.get("role") == "assistant", "the message's `role` is not assistant", **facts)
+        require(message.get("role") == "assistant", "the message's `role` is not `assistant`", **facts)
         expected = right_text(shared_room, message.get("content"))
         require(
             message.get("content") == expected,
@@ -341,7 +341,7 @@ def test_the_finish_reason_is_the_models(shared_room):
         got = choice_of(answer_to(shared_room, url, ask(content))).get("finish_reason")
         mistake = "`finish_reason` is not the last piece's"
         if got == "stop":
-            mistake += ": an answer that was cut off says stop"
+            mistake += ": an answer that was cut off says `stop`"
         require(got == reason, mistake, sent=f"a model that ends with {reason}", expected=reason, got=got)
         stream = streamed(shared_room, url, ask(content))
         reasons = [choice_of(chunk).get("finish_reason") for chunk in chunks(stream)]
@@ -448,7 +448,7 @@ def test_a_stream_is_events_of_chunks(shared_room):
         )
         require(
             chunk.get("object") == "chat.completion.chunk",
-            "the `object` of an event is not chat.completion.chunk",
+            "the `object` of an event is not `chat.completion.chunk`",
             expected="chat.completion.chunk",
             got=event.data,
         )
@@ -646,7 +646,7 @@ def test_usage_of_a_stream_does_not_come_unasked(shared_room):
             if any(chunk.get("usage") for chunk in unasked)
             else "a chunk without choices is sent although usage was not requested: clients that read choices[0] fail",
             sent=ask("hi", stream=True, **options),
-            expected="no such chunk",
+            expected="no chunk with `usage`, and none without choices",
             got=unasked[:1],
         )
 
@@ -685,8 +685,8 @@ def test_each_piece_is_sent_as_soon_as_it_is_there(shared_room):
 
 def test_any_text_survives(shared_room):
     url = shared_room.serve(app, answers={"hi": TEXTS})
-    for mode in ("streamed", "in one piece"):
-        if mode == "streamed":
+    for mode in ("in a stream", "in a non-streamed answer"):
+        if mode == "in a stream":
             stream = streamed(shared_room, url, ask("hi"))
             broken = [e for e in stream.events if e.json is None and e.data.strip() != "[DONE]"]
             if broken:
@@ -729,7 +729,7 @@ def test_the_models_list(shared_room):
         )
         require(
             data.get("object") == "list" and models[0].get("object") == "model",
-            "an `object` in GET /v1/models is missing: it should be list at the top level and model for each model",
+            "an `object` in GET /v1/models is missing: it should be `list` at the top level and `model` for each model",
             expected=expected,
             got=str(reply),
         )
@@ -918,7 +918,7 @@ WRONG = [
     ("a `model` that is a number", {"model": 5}),
     ("a missing `messages`", {"messages": LEFT_OUT}),
     ("a null `messages`", {"messages": None}),
-    ("an empty `messages`", {"messages": []}),
+    ("an empty `messages` list", {"messages": []}),
     ("a string as `messages`", {"messages": "hi"}),
     ("a message that is a string", {"messages": ["hi"]}),
     ("a message without a role", {"messages": [{"content": "hi"}]}),
@@ -958,7 +958,7 @@ WRONG = [
     ("a number as `stream_options`", {"stream": True, "stream_options": 5}),
     ('an `include_usage` of "perhaps"', {"stream": True, "stream_options": {"include_usage": "perhaps"}}),
     ("a `max_tokens` of 0 in a stream", {"stream": True, "max_tokens": 0}),
-    ("an empty `messages` in a stream", {"stream": True, "messages": []}),
+    ("an empty `messages` list in a stream", {"stream": True, "messages": []}),
 ]
 
 LONG_NUMBER = json.dumps(ask("hi", temperature=0)).replace('"temperature": 0', f'"temperature": {"9" * 5000}').encode()
@@ -970,12 +970,12 @@ NO_OBJECTS = [
     ("a truncated body", b'{"model": "tiny-qwen", "messages": ['),
     ("a body that is not UTF-8", b'{"model": "tiny-qwen", "messages": [{"role": "user", "content": "\xff\xfe"}]}'),
     (
-        "a body that is nested too deep",
+        "a body that is nested too deeply",
         b'{"model": "tiny-qwen", "messages": ' + b"[" * DEEP + b"]" * DEEP + b"}",
     ),
     ("a JSON list", b'["hi"]'),
     ("a JSON string", b'"hi"'),
-    ("null", b"null"),
+    ("the JSON value null", b"null"),
 ]
 
 
@@ -1093,7 +1093,7 @@ def test_a_model_that_fails_before_its_first_piece_is_a_500(shared_room):
                 reply = failed_reply(shared_room, url, body, sent, f"the model fails {when}")
                 mistake = f"the model failed {when}, but the status is {reply.status}"
                 if reply.status == 200:
-                    mistake += ": wait for that piece before you start the response"
+                    mistake += ": wait for the first piece before you start the response"
                 require(reply.status == 500, mistake, sent=sent, expected=500, **facts(shared_room, reply))
 
 
@@ -1170,7 +1170,7 @@ def test_a_model_that_fails_in_mid_stream_is_an_error_event(shared_room):
         require_error_form(errors[0].json, sent=sent, **found)
         require(
             errors[0].json["error"]["type"] == "server_error",
-            "the `type` of an error mid-stream is not server_error",
+            "the `type` of an error mid-stream is not `server_error`",
             sent=sent,
             **found,
         )
@@ -1188,7 +1188,7 @@ def test_after_an_error_the_stream_just_ends(shared_room):
         stream = send(shared_room, url, ask("hi", stream=True, **WITH_USAGE))
         sent = f"stream: true; the model raises {error} after two pieces"
         stream.ended(WAIT_S)
-        found = {"sent": sent, "expected": "the error event is the last", "got": str(stream)}
+        found = {"sent": sent, "expected": "the error event is the last event", "got": str(stream)}
         if stream.status != 200:
             return
         require(
@@ -1246,14 +1246,14 @@ def test_after_an_error_the_next_request_works(shared_room):
             if content in fails:
                 continue  # how an error is told is other tests' concern
             if not ended:
-                raise shared_room.hung(f"no answer to {content!r}", got=str(asked))
+                raise shared_room.hung(f"the request {content!r} gets no answer", got=str(asked))
             require(
                 asked.status == 200 and content in asked.text.replace('"content": "', "") and not asked.broken,
                 "a request is not answered"
                 if content == "fine 1"
                 else "after an error in the model, the next request is not answered",
                 sent=ask(content, stream=stream),
-                expected=f"200 and the text re: {content}",
+                expected=f"200 and the text 're: {content}'",
                 got=str(asked),
                 where=shared_room.last_error()[1],
             )
@@ -1291,19 +1291,20 @@ def require_stopped(room, stream, pieces):
     after = chat.steps_after_leaving("hi", LONG)
     unread = chat.talk("hi")["asked"] <= asked + 1
     what = "a stream" if stream else "a non-streamed answer"
+    left_it = "left a stream" if stream else "disconnected before its non-streamed answer was ready"
     when = f"after {pieces} pieces" if pieces else "before the first piece"
     require(
         after <= MOST_STEPS,
-        f"the client left {what}, but what chat returned was never closed: the model kept working"
+        f"the client {left_it}, but what chat returned was never closed: the model kept working"
         if unread
-        else f"the client left {what}, but the model kept working",
+        else f"the client {left_it}, but the model kept working",
         sent=f"{what} whose client leaves {when}",
         expected=f"at most {MOST_STEPS} steps: close what chat returned, or cancel its reader",
         got=f"{after} steps for an answer that no one reads",
     )
     room.wait(
         lambda: chat.talk("hi")["left"],
-        f"the client left {what}, but the model was never told: it keeps the answer open forever",
+        f"the client {left_it}, but the model was never told: it keeps the answer open forever",
         WAIT_S,
         sent=f"{what} whose client leaves {when}",
         expected="close what chat returned (aclose), or cancel its reader",
@@ -1328,7 +1329,8 @@ def test_leaving_is_noticed_while_no_piece_comes(room):
             when = f"after {pieces} piece" if pieces else "before the first piece"
             room.wait(
                 lambda chat=chat: chat.talk("hi")["left"],
-                f"{what} notices only at its next piece that its client has left: until then, the model goes on",
+                f"the server notices only at the next piece of {what} that the client has left:"
+                " until then, the model goes on",
                 WAIT_S,
                 sent=f"{what} whose client leaves {when}, while the model is working",
                 expected="wait for the next piece and for the client to leave at the same time",
@@ -1375,7 +1377,7 @@ def test_answers_do_not_wait_for_each_other(shared_room):
             raise shared_room.hung(
                 "one answer waits for another: a client got no answer while the model was paused for two others",
                 sent=ask("third", stream=stream),
-                expected="each answer at its model's own pace",
+                expected="no answer waits for another",
             )
     for name, client in held.items():
         chat.let(name, None)

@@ -148,7 +148,7 @@ def closing_unread_stops_the_model(talk, ask, then):
     left = talk.close(number)
     talk.room.probe.release()
     next_one_comes(talk, then)
-    stopped(talk, number, 1, "aclose() before it had asked for a piece", left)
+    stopped(talk, number, 1, "aclose() before the reader had asked for a piece", left)
 
 
 def cancelling_stops_the_model(talk, ask, step, then):
@@ -161,7 +161,7 @@ def cancelling_stops_the_model(talk, ask, step, then):
     left = talk.cancel(number)
     probe.release()
     next_one_comes(talk, then)
-    how = f"cancellation while it waited, when the model was at step {step}"
+    how = f"cancellation while the reader waited, when the model was at step {step}"
     stopped(talk, number, step, how, left)
     return talk.look(number), how, left
 

@@ -387,7 +387,7 @@ def shown(reader):
         end = f"{end['raised'][0]}: {end['message']}"
     what = f"{len(pieces)} piece{'s' if len(pieces) != 1 else ''}"
     what += f", joined {joined(pieces)!r}" if pieces else ""
-    return what + (f", then {end.replace('end', 'the end', end == 'end')}" if end else ", no end")
+    return what + (f", then {end.replace('end', 'the end', end == 'end')}" if end else ", but no end")
 
 
 def plain_end(said):

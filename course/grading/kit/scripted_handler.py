@@ -62,7 +62,7 @@ class Model(Steps):
             ("max_new_tokens", max_new_tokens),
             ("temperature", temperature),
         ):
-            left_out = "" if name in sent else ", the default when it is left out"
+            left_out = "" if name in sent else ", the default when the field is left out"
             require(
                 talk[name] == expected and type(talk[name]) is not bool,
                 f"the handler is called with the wrong `{name}`",
