@@ -333,7 +333,7 @@ async def refused_again_and_again(answer, inside):
         hall.come("AB")
         await hall.stand("A and B arrive", runs="A", waits="B")
         hall.come("CDEFGH")
-        await hall.stand("A and B arrive, then six more requests requests", runs="A", waits="B", refused="CDEFGH")
+        await hall.stand("A and B arrive, then six more requests", runs="A", waits="B", refused="CDEFGH")
         hall.clients["A"].answer()
         await hall.stand("A's answer ends", runs="B", refused="CDEFGH")
         hall.come("I")
@@ -396,7 +396,7 @@ async def newcomers(answer, inside):
             hall.clients["A"].answer()
             await turns(count)
             hall.come("N")
-            await hall.stand("B waits; just just as A's place becomes free, N arrives", runs="B", refused_or_waits="N")
+            await hall.stand("B waits; just as A's place becomes free, N arrives", runs="B", refused_or_waits="N")
         if hall.told:
             return hall.told
         async with Hall(answer, 2, 3) as hall:
@@ -406,7 +406,7 @@ async def newcomers(answer, inside):
             hall.clients["B"].answer()
             await turns(count)
             hall.come("N")
-            when = "C and D wait; just just as A's and B's places become free, N arrives"
+            when = "C and D wait; just as A's and B's places become free, N arrives"
             await hall.stand(when, runs="CD", refused_or_waits="N")
         if hall.told:
             return hall.told
@@ -420,7 +420,7 @@ async def newcomers(answer, inside):
         await hall.stand("A runs, B waits", runs="A", waits="B")
         hall.clients["A"].do(another_comes)
         await turns(2)
-        await hall.stand("B waits; just just as A's place becomes free, N arrives", runs="B", refused_or_waits="N")
+        await hall.stand("B waits; just as A's place becomes free, N arrives", runs="B", refused_or_waits="N")
     return hall.told
 
 
@@ -785,7 +785,7 @@ async def place_not_lost(answer, inside, how):
                     await turns(-count)
                     hall.clients["A"].answer()
                 what = f"{leaver}'s client leaves" if how == "leave" else f"{leaver}'s call is cancelled"
-                when = f"A runs; B and C wait; just just as A's answer ends, {what}"
+                when = f"A runs; B and C wait; just as A's answer ends, {what}"
                 ended = False
 
                 def the_other_is_in(hall=hall, b=b, other=other):
@@ -822,7 +822,7 @@ async def place_not_lost(answer, inside, how):
                 await turns(TURNS)
             hall.come("CDE")
             what = "B's client leaves" if how == "leave" else "B's call is cancelled"
-            when = f"A runs; B waits; just just as A's answer ends, {what}; later C, D and E arrive"
+            when = f"A runs; B waits; just as A's answer ends, {what}; later C, D and E arrive"
             await hall.stand(when, runs="C", waits="D", refused="E")
         if hall.told:
             return hall.told
@@ -869,7 +869,7 @@ async def all_leave(answer, inside, how):
                     hall.clients[name].end()
         hall.come("GHIJKLM")
         what = "clients leave" if how == "leave" else "calls are cancelled"
-        when = f"A and B run; C to F wait; just just as A and B end, the others' {what}; later G to M arrive"
+        when = f"A and B run; C to F wait; just as A and B end, the others' {what}; later G to M arrive"
         await hall.stand(when, runs="GH", waits="IJKL", refused="M")
     return hall.told
 
