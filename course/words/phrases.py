@@ -331,7 +331,7 @@ FACT_PHRASES = {
         "before its first piece",
     ],
     "tests/stage4/test_4_1_engine.py": [
-        "{sent}; this concerns {name}",
+        "{sent}; the request in question is {name}",
         "nothing runs",
         "a runs",
         "b runs",
@@ -524,7 +524,7 @@ FACT_PHRASES = {
         "logits that differ by up to {difference}",
         "{count} logits, not {count2}",
         "a tensor of shape {shape}",
-        "options {options}; the generation_config's eos_token_id is {eos}",
+        "SlotModel with the options {options}; the generation_config's eos_token_id is {eos}",
         "prefill({arguments}), after {before}",
         "prefill({arguments}) of {count} ids, after {before}",
         "step({arguments}), after {before}",

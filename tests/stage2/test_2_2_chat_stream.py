@@ -250,7 +250,7 @@ def test_done_says_how_many_pieces_there_were(shared_room):
             )
         require(
             len(done) == 1 and stream.events[-1].name == "done",
-            "`done` is not the last event, or there is more than one",
+            "`done` is not the last event, or there is more than one `done`",
             got=reply.text,
         )
         data = done[0].json

@@ -369,7 +369,7 @@ def test_as_many_processes_as_workers_answer(seen):
     )
     require(
         len(pids) >= CALLED_WITH or len(ports) == 1,
-        f"only {_processes(len(pids))} answers on the given port: each process listens on a port of its own",
+        f"only {_processes(len(pids))} answers on the given port: each process listens on its own port",
         **facts | {"got": f"listening on {', '.join(map(str, ports))}"},
     )
     require(

@@ -293,7 +293,7 @@ def test_ttft_is_from_sending_to_the_first_token(shared_room):
                 (2.0, "time to first token ends at a comment (ping): it should end at the first token event"),
                 (3.0, "time to first token starts at the headers: it should start when the request is sent"),
                 (7.0, "nothing is read while the answer arrives: all token events get the same time"),
-                (4000.0, "the times are not in seconds, the clock's unit"),
+                (4000.0, "the times are not in seconds, which is the clock's unit"),
             ],
         )
 

@@ -29,7 +29,7 @@ def says_as_alone(done, *names, mistake):
             got = f"{errors[0]['raised']}: {errors[0]['message']}" if errors else repr(done.text(name))
             fail(
                 mistake,
-                sent=f"{done.sent}; this concerns {name}",
+                sent=f"{done.sent}; the request in question is {name}",
                 expected=repr(expected),
                 got=f"{got}; calls: {shown(done)}",
             )
@@ -51,7 +51,7 @@ def gets_its_answer(done, *names, mistake):
         require(
             numbers in (expected, expected[:-1]) and (numbers != [] or len(expected) < 2),
             mistake,
-            sent=f"{done.sent}; this concerns {name}",
+            sent=f"{done.sent}; the request in question is {name}",
             expected=f"one piece for each of its tokens {expected}",
             got=f"{numbers}; calls: {shown(done)}",
         )
@@ -67,12 +67,12 @@ def gets_its_error(done, name, mistake):
     if "raised" not in expected:
         return  # it was not in the call that fails
     errors = [out for out in given if "raised" in out]
-    facts = {"sent": f"{done.sent}; this concerns {name}", "expected": said(expected)}
+    facts = {"sent": f"{done.sent}; the request in question is {name}", "expected": said(expected)}
     got = "; ".join(map(said, given[-3:])) or "nothing"
     require(bool(errors), mistake, **facts, got=f"{got}; calls: {shown(done)}")
     require(
         errors[0]["raised"] == expected["raised"] and expected["message"] in (None, errors[0]["message"]),
-        "an error loses its type or its message",
+        "an error does not arrive with its own type and message",
         **facts,
         got=said(errors[0]),
     )
@@ -109,13 +109,13 @@ def is_not_run_again(done, name, mistake, most=0):
     for call in done.calls:
         again += call["call"] == "step" and any(each.startswith(f"{name} (") for each in call["extra"])
         again += call["call"] == "prefill" and call["ask"] == name and call["state"] != "waiting"
-        require(again <= most, mistake, **done.facts(call, sent=f"{done.sent}; this concerns {name}"))
+        require(again <= most, mistake, **done.facts(call, sent=f"{done.sent}; the request in question is {name}"))
 
 
 def nothing_is_given(done, name, mistake, closed=False):
     for call in done.of("give"):
         late = f"{name} (left)" in call["outs"] and call["closed"] == closed
-        require(not late, mistake, **done.facts(call, sent=f"{done.sent}; this concerns {name}"))
+        require(not late, mistake, **done.facts(call, sent=f"{done.sent}; the request in question is {name}"))
 
 
 # one answer
@@ -148,7 +148,7 @@ def test_the_last_piece_is_given_even_without_text(shared_room):
         require(
             bool(given) and given[-1].get("finish_reason") == reason,
             "the last piece, which says why the answer ended, is not delivered",
-            sent=f"{done.sent}; this concerns {name}",
+            sent=f"{done.sent}; the request in question is {name}",
             expected=said(done.asks[name]["alone"][-1]),
             got=said(given[-1]) if given else "nothing",
         )
@@ -181,7 +181,7 @@ def test_each_piece_is_given_as_it_is(shared_room):
             require(
                 got == expected,
                 "a piece is changed before it is delivered",
-                sent=f"{done.sent}; this concerns piece {number} of {name}",
+                sent=f"{done.sent}; the piece in question is piece {number} of {name}",
                 expected=expected,
                 got=got,
             )
@@ -290,7 +290,9 @@ def test_what_is_made_is_given_at_once(shared_room):
     for done in (
         run(shared_room, plan, slots=3, sent="a, b, c and d ask"),
         run(shared_room, [at(0, ask("a", 6), failing)], slots=3, sent="a and b ask; b's prefill fails"),
-        run(shared_room, [at(0, ask("a", 6)), later], fails={2: ["OSError", "no"]}, sent="a's second step fails"),
+        run(
+            shared_room, [at(0, ask("a", 6)), later], fails={2: ["OSError", "no"]}, sent="a asks; its second step fails"
+        ),
         run(shared_room, [at(0, ask("a", 1)), later], sent="a asks alone, for one token"),
         run(
             shared_room, [at(0, ask("a", prompt=64)), later], sent="a asks alone, with a prompt too long for the window"
@@ -493,7 +495,9 @@ def test_the_options_reach_the_sequence(shared_room):
 def test_each_end_of_the_slot_model_ends_an_answer(shared_room):
     plan = [at(0, *[ask(name, says="one two", end=end, limit=9) for end, name in enumerate("abc")])]
     done = run(
-        shared_room, plan, sent="eos_token_ids has two ids: a says the first, b the second, c the tokenizer's own"
+        shared_room,
+        plan,
+        sent="eos_token_ids has two ids: a says the first, b the second, c the tokenizer's own end token",
     )
     says_as_alone(done, *"abc", mistake="the tokens that end an answer are not those in `eos_token_ids`")
     for name in "ab":
@@ -523,7 +527,7 @@ def test_a_prompt_that_fills_the_window_is_refused(shared_room):
         gets_its_error(done, name, mistake)
         message = done.asks[name]["given"][-1]["message"]
         both = "20" in message and str(length) in message
-        mistake = "the error for a prompt that fills the window does not contain both numbers"
+        mistake = "the error for a prompt that fills the window does not contain both its length and the window's"
         require(both, mistake, sent=done.sent, expected=f"{length} and 20", got=message)
     for call in done.of("prefill"):
         mistake = "the slot model is called for a refused request"
@@ -544,7 +548,9 @@ def test_what_the_sequence_refuses_reaches_its_asker(shared_room):
 def test_what_is_refused_keeps_no_slot(shared_room):
     refused = [ask("r", prompt=64), ask("s", prompt=70), ask("t", no_such_option=1)]
     for plan in ([at(0, *refused, ask("a"), ask("b"))], [at(0, ask("a", 3)), at(IDLE, *refused), at(IDLE, ask("b"))]):
-        done = run(shared_room, plan, slots=2, sent="r, s and t are refused, a and b are not; two slots")
+        done = run(
+            shared_room, plan, slots=2, sent="r, s and t ask and are refused; a and b ask and are not; two slots"
+        )
         gets_its_answer(done, *"ab", mistake="a refused request keeps a slot")
 
 
@@ -565,7 +571,9 @@ def test_what_is_refused_is_none_of_the_four(shared_room):
 
 def test_who_leaves_is_not_stepped_again(shared_room):
     done = run(
-        shared_room, [at(0, ask("a", 9), ask("b", 9), ask("c", 9)), at(3, leave("b"))], sent="b leaves after 3 steps"
+        shared_room,
+        [at(0, ask("a", 9), ask("b", 9), ask("c", 9)), at(3, leave("b"))],
+        sent="a, b and c ask; b leaves after 3 steps",
     )
     is_not_run_again(done, "b", "a call includes an answer whose reader has left")
 
@@ -630,7 +638,7 @@ def test_a_leave_for_an_answer_that_has_ended_is_ignored(shared_room):
 
 def test_a_leave_for_an_answer_that_has_failed_is_ignored(shared_room):
     plan = [at(0, ask("x", 9)), at(1, ask("a", fails=["OSError", "no"])), at(3, leave("a"), ask("b", 4), ask("c", 4))]
-    done = run(shared_room, plan, sent="x runs; a's prefill fails, a leaves; then b and c arrive")
+    done = run(shared_room, plan, sent="x runs; a's prefill fails, and a leaves; then b and c arrive")
     for call in done.of("prefill"):
         mistake = "a `leave` for an answer that has failed frees its slot a second time"
         require(call["over"] is None, mistake, **done.facts(call))
@@ -709,7 +717,7 @@ def test_any_hashable_is_a_key(shared_room):
 def test_an_error_in_prefill_goes_to_that_answer_alone(shared_room):
     plan = [at(0, ask("a", 8), ask("b", fails=["OutOfMemory", "no room for b"]), ask("c", 5))]
     plan += [at(2, ask("d", fails=["ValueError", "bad ids"]), ask("e", 3))]
-    done = run(shared_room, plan, sent="the prefills of b and d fail")
+    done = run(shared_room, plan, sent="a to e ask; the prefills of b and d fail")
     for name in "bd":
         gets_its_error(done, name, "an error in prefill does not reach the request it belongs to")
         is_not_run_again(done, name, "an answer whose prefill has failed keeps running")
@@ -770,10 +778,15 @@ def test_at_the_close_all_get_a_runtime_error(shared_room):
         closed = bool(given) and "RuntimeError" in given[-1].get("kinds", [])
         mistake = "on close, a running or waiting request does not get a RuntimeError"
         got = said(given[-1]) if given else "nothing"
-        require(closed, mistake, sent=f"{done.sent}; this concerns {name}", expected="RuntimeError", got=got)
+        require(
+            closed, mistake, sent=f"{done.sent}; the request in question is {name}", expected="RuntimeError", got=got
+        )
         errors = [out for out in given if "raised" in out]
         require(
-            len(errors) == 1, "an error is delivered twice", sent=f"{done.sent}; this concerns {name}", got=len(errors)
+            len(errors) == 1,
+            "an error is delivered twice",
+            sent=f"{done.sent}; the request in question is {name}",
+            got=len(errors),
         )
     nothing_is_given(done, "d", "on close, something is delivered to a request that has left", closed=True)
 

@@ -681,7 +681,7 @@ async def cleaning_up(answer, inside):
         await until(lambda: a.cancelled)
         if not a.cancelled:
             hall.told = {"pair": ["", "not cancelled"], "when": "the server cancels a request in the app"}
-            hall.told |= {"expected": "the app's call is cancelled", "got": "it goes on"}
+            hall.told |= {"expected": "the app's call is cancelled", "got": "the app's call goes on"}
             return hall.told
         await hall.stand("A's call is cancelled, and the app's `finally` takes its time", runs="A", waits="B")
         a.held_at_the_end.set()
@@ -1548,7 +1548,13 @@ def test_a_refusal_is_a_whole_response(shared_room):
         starts = seen["types"].count("http.response.start")
         only = set(seen["types"]) == {"http.response.start", "http.response.body"}
         whole = seen["whole"] and starts == 1 and only
-        require(whole, "a refusal is not one complete response", sent=how, expected="a start and a body", got=got)
+        require(
+            whole,
+            "a refusal is not one complete response",
+            sent=how,
+            expected="http.response.start, then http.response.body",
+            got=got,
+        )
         length = dict(seen["headers"]).get("content-length")
         require(
             length is None or length == str(len(seen["body"].encode())),
@@ -1561,8 +1567,8 @@ def test_a_refusal_is_a_whole_response(shared_room):
             seen["ended"] and seen["error"] is None,
             "the call of a refused request does not return",
             sent=how,
-            expected="it returns when the response has been sent",
-            got=seen["error"] or "it goes on",
+            expected="the call returns when the response has been sent",
+            got=seen["error"] or "the call goes on",
         )
 
 
@@ -1603,7 +1609,7 @@ def test_a_refusal_says_when_to_come_again(shared_room):
         values = [value for name, value in seen["headers"] if name == "retry-after"]
         require(
             values == [str(retry_after_s)],
-            "a refusal's Retry-After is not retry_after_s" if values else "a refusal has no Retry-After",
+            "a refusal's Retry-After is not `retry_after_s`" if values else "a refusal has no Retry-After",
             sent=how,
             expected=f"Retry-After: {retry_after_s}",
             got=", ".join(values) or None,
@@ -1716,7 +1722,7 @@ def require_entered(room, how, mistake):
         not set(entered) & set("BD"),
         mistake,
         sent=f"A runs; B, C and D wait; {what}; A's answer ends",
-        expected="C reaches the app, B and D do not",
+        expected="C reaches the app, but B and D do not",
         got=f"reaching the app: {', '.join(entered)}",
     )
 
@@ -1828,7 +1834,7 @@ def test_what_the_app_sends_is_passed_on_as_it_comes(shared_room):
             here == 4,
             "what the app sends is held back: it goes out later than the app sends it",
             sent=f"{case}; the app sends {'a piece' if here else 'the start of a response'}, and waits",
-            expected="it arrives while the app waits",
+            expected="the piece arrives while the app waits" if here else "the start arrives while the app waits",
             got=f"piece {here} of 3 has not arrived" if here else "the start has not arrived",
         )
 

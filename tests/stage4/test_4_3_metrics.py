@@ -491,7 +491,7 @@ class Found:
         found = [value for labels, value in self.values(name) if not labels]
         if not found:
             self.require_metric(name)
-            fail(f"{name} does not have the contract's labels", expected="none", got=shown(self.values(name)))
+            fail(f"{name} does not have the contract's labels", expected="no labels", got=shown(self.values(name)))
         return found[0]
 
     def require_metric(self, name):
@@ -607,7 +607,7 @@ def test_the_arguments_reach_the_inner_chat(shared_room):
             end = found.readings["a"]["end"]
             if isinstance(end, dict) and end["raised"] == "TypeError":
                 mistake = "chat, or its call to the inner chat, does not have the same arguments as in exercise 3.6"
-                fail(mistake, sent=sent, expected="each option", got=end_of(found), where=end["where"])
+                fail(mistake, sent=sent, expected="chat accepts each option", got=end_of(found), where=end["where"])
             require(
                 len(found.calls) == 1,
                 "the inner chat is not called exactly once for each answer",
@@ -740,7 +740,7 @@ def require_closed(founds):
 def test_the_finish_reason_is_the_outcome(shared_room):
     for reason in ("stop", "length"):
         for found in played(shared_room, *whole(reason)):
-            found.require_outcomes({reason: 1}, f"an answer that ends with {reason!r} is not counted as such")
+            found.require_outcomes({reason: 1}, f"an answer that ends with {reason!r} is not counted under that reason")
         for found in played(shared_room, gives("Hi"), gives(" there", 0, reason), ends()):
             found.require_outcomes({reason: 1}, f"an answer whose last object has text is not counted as {reason!r}")
 
@@ -958,7 +958,7 @@ def test_the_last_object_may_have_the_first_text(shared_room):
 
 
 def test_a_text_of_blanks_is_a_text(shared_room):
-    mistake = "text that consists only of spaces is treated as no text"
+    mistake = "text that is only whitespace is not treated as text"
     for found in played(shared_room, gives(" ", 0.5), gives("\n", 1.0), gives("Hi", 2.0, "stop"), ends()):
         found.require(f"{BETWEEN}_count", 2, mistake)
 

@@ -236,14 +236,14 @@ def test_each_copy_has_loaded_when_run_returns(copies):
     require(
         copies.loads != [],
         "when serve.run returns, no copy has called `load`: the first request to each copy would have to wait for that",
-        expected="each copy has called it once",
+        expected="each copy has called `load` once",
         **facts,
     )
     served = {each["pid"] for each in copies.crowd.begun}
     require(
         served <= set(copies.loads),
         "when serve.run returns, not every copy that takes requests has called `load`",
-        expected="each copy has called it once",
+        expected="each copy has called `load` once",
         **facts,
     )
 
@@ -399,15 +399,15 @@ def test_a_copy_takes_max_ongoing_requests_at_a_time(copies):
         most <= MOST,
         f"a copy takes {most} requests at a time, but max_ongoing_requests={MOST}",
         sent=sent,
-        expected=f"at most {MOST} in each copy, while the others wait",
-        got=f"{len(crowd.begun)} at once in all, up to {most} in one copy",
+        expected=f"at most {MOST} requests in each copy, while the others wait",
+        got=f"{len(crowd.begun)} requests at once in all, and up to {most} in one copy",
     )
     require(
         crowd.filled,
         f"some copies take fewer requests at a time than max_ongoing_requests={MOST}",
         sent=sent,
-        expected=f"{crowd.room_for} at once in all",
-        got=f"{len(crowd.begun)}, up to {most} in one copy",
+        expected=f"{crowd.room_for} requests at once in all",
+        got=f"{len(crowd.begun)} requests, and up to {most} in one copy",
     )
 
 

@@ -293,7 +293,7 @@ def compare_with_transformers(room, mistake, calls, options=None, **model):
         for slot, new, row in zip([which] if method == "prefill" else which, [ids], rows, strict=True):
             held[slot] = new if method == "prefill" else held[slot] + new
             if off := far(row, transformers_logits(tuple(held[slot]), **model), CLOSE):
-                fail(mistake, sent=said(call), expected=f"transformers' own logits to within {CLOSE}", got=off)
+                fail(mistake, sent=said(call), expected=f"logits within {CLOSE} of transformers' own", got=off)
 
 
 def compare_with_alone(room, mistake, calls, model=None, threads=False, alone_in=None, **options):
@@ -332,7 +332,7 @@ def test_knows_slots_window_and_eos_token_ids(shared_room):
             got = result["found"][name]
             shown, got = (f"the set {each['set']}" if isinstance(each, dict) else each for each in (value, got))
             says = f"`slot_model.{name}` is wrong"
-            sent = f"options {options}; the generation_config's eos_token_id is {eos}"
+            sent = f"SlotModel with the options {options}; the generation_config's eos_token_id is {eos}"
             require(result["found"][name] == value, says, sent=sent, expected=shown, got=got)
 
 
