@@ -450,14 +450,16 @@ def in_words(timeline):
         after = f" after {rest[1]:g} s" if what in ("gives", "ends", "fails", "closes", "cancels") and rest[1] else ""
         if what in ("gives", "ready"):
             text, reason = rest[-3:-1]
-            said.append(f"{key}{text!r}{f' with {reason!r}' if reason else ''}{after}{' (ready)' * (what == 'ready')}")
+            happens = "is ready" if what == "ready" else "is yielded"
+            said.append(f"{key}{text!r}{f' with {reason!r}' if reason else ''} {happens}{after}")
         elif what in ("fails", "refuses"):
-            said.append(f"{key}{'the inner chat raises ' if what == 'refuses' else ''}{rest[-1]}{after}")
+            who = "the inner chat" if what == "refuses" else "the inner answer"
+            said.append(f"{key}{who} raises {rest[-1]}{after}")
         elif what == "pause":
             said.append(f"{rest[0]:g} s pass")
         elif what in ("call", "asks", "ends", "closes", "cancels"):
-            words = {"call": "chat() is called", "asks": "an object is asked for", "ends": "the end"}
-            words |= {"closes": "aclose()", "cancels": "the reader is cancelled"}
+            words = {"call": "chat() is called", "asks": "an object is asked for", "ends": "the inner answer ends"}
+            words |= {"closes": "the reader calls aclose()", "cancels": "the reader is cancelled"}
             said.append(f"{key}{words[what]}{after}")
     return ", ".join(said)
 
