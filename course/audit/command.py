@@ -6,7 +6,7 @@ import sys
 
 from rich.console import Console
 
-from course.asking import ask_before_sending
+from course.asking import ask_before_sending, require_url
 from course.audit import CHECKS, FAILED, LIMIT_S, CannotAudit, audit, show
 from course.audit.server import MOST_REQUESTS, Server
 from course.desk import Refused
@@ -25,6 +25,7 @@ def run(url, model, api_key_env, clients, only, as_json, junit, yes):
     key = os.environ.get(api_key_env) if api_key_env else None
     if api_key_env and not key:
         raise Refused(words("The environment variable {name} is not set.", name=api_key_env))
+    require_url(url)
     server = Server(url, model=model, key=key, clients=clients)
     # with --json, only the JSON goes to standard output
     console = Console(stderr=as_json, soft_wrap=True, highlight=False)

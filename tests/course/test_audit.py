@@ -79,6 +79,9 @@ def test_what_does_not_apply_says_why():
         (["http://127.0.0.1:9/v1", "--only", "nonsense"], "There is no check nonsense. The checks are: models,"),
         (["http://127.0.0.1:9/v1", "--api-key-env", "NO_SUCH_KEY"], "NO_SUCH_KEY is not set"),
         (["http://192.0.2.1/v1"], "Nothing was sent. To skip this question, add --yes."),
+        (["http:///v1"], "http:///v1 is not a URL such as http://127.0.0.1:8000"),
+        (["http://[::1/v1"], "http://[::1/v1 is not a URL"),
+        (["http://localhost:80000/v1"], "http://localhost:80000/v1 is not a URL"),
     ],
 )
 def test_the_command_refuses_kindly(arguments, says):

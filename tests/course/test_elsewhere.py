@@ -53,6 +53,7 @@ def test_the_verdict_in_a_terminal_says_that_it_is_not_counted(tmp_path):
     [
         (["3.7", "--url", "http://127.0.0.1:9/v1"], "No server answers at http://127.0.0.1:9: "),
         (["3.7", "--url", "ftp://127.0.0.1"], "ftp://127.0.0.1 is not a URL such as http://127.0.0.1:8000"),
+        (["3.7", "--url", "http:///"], "http:/// is not a URL such as http://127.0.0.1:8000"),
         (
             ["3.7", "--url", "http://192.0.2.1"],
             "will be sent to http://192.0.2.1.\nNothing was sent. To skip this question, add --yes.",
