@@ -15,8 +15,8 @@ def chat(
 
     The model's input is the system message, the history and `text`, in the tokenizer's own chat
     template, with the generation prompt. The answer ends at the tokenizer's own end token
-    (`tokenizer.eos_token_id`). Whether it also ends at the model's other end tokens
-    (`model.generation_config.eos_token_id`, a list) is not graded. Nothing is kept between calls.
+    (`tokenizer.eos_token_id`), which is one of the model's (`model.generation_config.eos_token_id`, a
+    list). Whether it also ends at the others is not graded. Nothing is kept between calls.
 
     Args:
         model, tokenizer: as returned by `load_chat_model`.

@@ -26,7 +26,8 @@ def ask(base_url, text, *, timeout_s=60.0):
         ChatError:
             - the server answers with a 4xx or 5xx. The message contains the status code and what
               the server said: `detail` if it is text, every `msg` of a 422, or else the body.
-            - there is no server at that address. The message contains `base_url`.
+            - there is no server at that address. The message contains `base_url`, with or without
+              the slash at its end.
             - the server sends nothing for `timeout_s` seconds, or the connection breaks.
             - the answer is not the expected JSON. (Unspecified: JSON that is nested too deeply for
               Python to read.)

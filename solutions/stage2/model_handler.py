@@ -30,8 +30,9 @@ class ModelHandler:
 
         The model's input is the system message "You are a helpful assistant." and the whole
         `prompt`, in the tokenizer's own chat template, with the generation prompt. The answer ends
-        at the tokenizer's own end token (`tokenizer.eos_token_id`). Whether it also ends at the
-        model's other end tokens (`model.generation_config.eos_token_id`, a list) is not graded.
+        at the tokenizer's own end token (`tokenizer.eos_token_id`), which is one of the model's
+        (`model.generation_config.eos_token_id`, a list). Whether it also ends at the others is not
+        graded.
 
         Args:
             prompt: what the user says.

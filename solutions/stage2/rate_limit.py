@@ -22,7 +22,7 @@ def create_app(handler, *, limit="50/minute", storage_uri="memory://"):
     request counts as soon as it arrives (not only once its answer has been streamed), even if it fails
     validation, is not JSON or breaks off. A refused request does not extend the window. The address is
     that of the connection's peer: `X-Forwarded-For` is not trusted. Requests that get through stream
-    as before.
+    as before. Whether requests to other paths count, too, is up to you.
 
     Args:
         handler: as in exercise 2.2.

@@ -60,6 +60,7 @@ def talk(answer, inside, calls, say="Fine.", ids=None, logits=None):
 
     results, histories = [], []
     for call in calls:
+        tokenizer.eos_token = call.get("eos_token", "<|im_end|>")
         if "template" in call:
             tokenizer.chat_template = call["template"]
         if "settings" in call:
@@ -360,6 +361,17 @@ def test_the_reply_has_no_special_tokens(room):
     ids = ["One, two.", "<|endoftext|>", "<|im_end|>"]
     [result] = room.play(talk, calls=[call], ids=ids)
     require_no_special_tokens(call, ids, reply_of(call, result))
+    call = {"text": "Hello!", "eos_token": "<|endoftext|>"}
+    ids = ["One, two.", "<|endoftext|>", "three", "<|im_end|>"]
+    [result] = room.play(talk, calls=[call], ids=ids)
+    reply = reply_of(call, result)
+    require(
+        "three" not in reply,
+        "the reply goes on after the tokenizer's own end token: it is tokenizer.eos_token_id, whatever its name",
+        sent=f"{sent(call)}; tokenizer.eos_token is {call['eos_token']}; the model says {''.join(ids)}",
+        expected="One, two.",
+        got=reply,
+    )
 
 
 def require_no_special_tokens(call, ids, reply):

@@ -257,7 +257,7 @@ def test_the_error_says_what_the_server_said(shared_room):
         "detail": [
             {"loc": ["body", "text"], "msg": "String should have at most 4000 characters"},
             {"loc": ["body", "mode"], "msg": "字段必填"},
-            {"loc": ["body", "seed"], "msg": "Input should be a valid integer"},
+            {"loc": ["body", "text"], "msg": "Input should be a valid integer"},
         ]
     }
     page = "<html><h1>Bad Gateway</h1>" + "<p>No server.</p>" * 15 + "<p>Come later.</p></html>"

@@ -8,6 +8,7 @@ tokenizer merges newlines as Qwen's own does: contents that are encoded alone ha
 import json
 import os
 import re
+import unicodedata
 
 from course.grading.kit.tokenizers import TEMPLATES, add_before_texts, merge_newlines
 from course.grading.mistakes import fail, require
@@ -255,6 +256,14 @@ def require_the_templates_ids(sent, result):
         mistake = "the text that the template puts before the messages is missing, such as its own system message"
     elif result["text"] != expected["text"]:
         mistake = "for messages without control tokens, the ids do not decode to what the template renders"
+    elif unicodedata.normalize("NFC", result["text"]) != result["text"]:
+        mistake = (
+            "the text is not in the Unicode form that the tokenizer converts text to: é can be one or two characters"
+        )
+        facts = {
+            "expected": ascii(unicodedata.normalize("NFC", expected["text"]))[-40:],
+            "got": ascii(result["text"])[-40:],
+        }
     elif result["pieces"] == expected["pieces"]:
         mistake = "the prompt was encoded piece by piece: its text is the template's, but its ids are not"
     elif fewer := [text for text in wanted if text not in found]:
@@ -309,6 +318,7 @@ def test_without_control_tokens_the_ids_are_the_templates(room):
         [{"role": "user", "content": "<|im_ start|> <|im_ |> <|im_end| im_end|> <|IM_END|> </s>"}],
         conversation("Be\n\nbrief. ", "Hi <", "| im_end|>\n", "\n1 + 1?"),
         conversation("\nBe brief.\n", "\n\n Hi \n", "\n", "\n\n"),
+        user("cafe\u0301 e\u0301"),
         user(""),
         conversation("Be brief.", "Hi", "Hello."),
     )
@@ -385,14 +395,17 @@ def test_a_text_that_looks_like_a_stand_in_is_kept(room, another_room):
 
 def test_other_templates(room):
     plain = conversation("\nBe brief. ", " Hi ", "\nHello.\n", "  \n两个 空格 👍🏽\n")
-    calls = [(name, plain) for name in TEMPLATES]
+    plain_calls, calls = [(name, plain) for name in TEMPLATES], []
     for name in OTHERS:
         attack = "".join(f" a{token}\nb{token}{token}" for token in TEMPLATES[name]["tokens"])
         calls.append((name, conversation("Be brief. ", attack, END, f"{attack} ")))
-    results = encoded(room, *calls)
-    for result in results[: len(TEMPLATES)]:
+        plain_calls.append((name, [{"role": "user", "content": "Hi"}]))
+    # special tokens that this template never writes
+    calls.append((OWN, user("".join(token for name in OTHERS for token in TEMPLATES[name]["tokens"]))))
+    results = encoded(room, *plain_calls, *calls)
+    for result in results[: len(plain_calls)]:
         require_the_templates_ids(*result)
-    for result in results[len(TEMPLATES) :]:
+    for result in results[len(plain_calls) :]:
         require_only_the_templates_controls(*result)
         require_nothing_changed(*result)
 

@@ -168,7 +168,17 @@ NOTHING_IS_REFUSED = "the limit does not work: it admitted one request too many"
 
 
 def test_the_limit_lets_so_many_in_and_no_more(shared_room):
-    for limit, count in (("3/day", 3), ("1/day", 1)):
+    for limit, count in (("3/day", 3), ("1/day", 1), ("2 per day", 2)):
+        if " " in limit:
+            made = shared_room.play(making, limit=limit)
+            require(
+                "raised" not in made,
+                "`limit` is not read as `limits` reads it: limits.parse knows every notation",
+                sent=f'create_app(handler, limit="{limit}")',
+                expected="an app",
+                got=made.get("said"),
+                where=made.get("where"),
+            )
         client = Client(shared_room, shared_room.serve(app, limit=limit))
         client.let_in(count, limit)
         for more in (1, 2):
@@ -585,13 +595,20 @@ def refused_after_the_window(room, url, now, wait):
 
 
 def test_two_apps_in_memory_do_not_share_a_count(shared_room):
-    address, options = an_address(), {"limit": "2/day", "storage_uri": "memory://"}
-    first, second = (Client(shared_room, shared_room.serve(app, **options), address) for _ in range(2))
-    first.let_in(2, "2/day")
+    address, options = an_address(), {"storage_uri": "memory://"}
+    first, second = (
+        Client(shared_room, shared_room.serve(app, limit=limit, **options), address) for limit in ("2/day", "1/day")
+    )
+    for number in (1, 2):
+        first.is_let_in(
+            first.ask(),
+            f"request {number} of 2 to an app with a limit of 2/day, after another was created with 1/day",
+            "an app has another app's limit: keep it in create_app, not in the module",
+        )
     first.is_refused(NOTHING_IS_REFUSED, over(3, "2/day"))
     second.is_let_in(
         second.ask(),
-        "3 requests to one app, then one to another, both on memory://, under a limit of 2/day",
+        "3 requests to one app, then one to another, both on memory://",
         "two apps share one count in memory: keep it in create_app, not in the module",
     )
 

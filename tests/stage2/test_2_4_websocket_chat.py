@@ -30,6 +30,7 @@ WRONG_FRAMES = {
     '{"type": "dance"}': "a frame of an unknown type",
     '{"type": ["stop"]}': "a frame whose type is a list",
     '{"type": "dance", "prompt": "hi"}': "a prompt in a frame of an unknown type",
+    '{"type": "", "prompt": "hi"}': "a prompt in a frame whose type is an empty string",
     "[" * 100_000: "a frame of 100,000 [ characters",
     **WRONG_PROMPTS,
     **{f'{{"prompt": "hi", "temperature": {number}}}': f"a temperature of {number}" for number in NOT_FINITE},
@@ -48,6 +49,11 @@ def create_app(answer, handler):
     # the tests share a room: what an answer keeps in its module is to be found by one of them only
     answer.__spec__.loader.exec_module(answer)
     return answer.create_app(handler)
+
+
+def one_more_app(answer, inside, **script):
+    """As `app`, made by the same module as the one before."""
+    return answer.create_app(Remembered(inside, **script))
 
 
 def app_that_may_sleep(answer, inside, **script):
@@ -331,6 +337,18 @@ def test_what_is_asked_reaches_the_handler(shared_room):
         while came.get("type") != "done":
             came = next_frame(client, "a prompt does not get a done frame", sent=frame)
         model.require_asked(frame, number, max_new_tokens, temperature)
+    url = room.serve(app, answers={"hi": ["first"]})
+    room.serve(one_more_app, answers={"hi": ["second"]})
+    client = connect(room, url)
+    client.send({"prompt": "hi"})
+    frame = next_frame(client, "a prompt was sent, but no frame arrived", sent={"prompt": "hi"})
+    require(
+        frame.get("text") != "second",
+        "an app asks another app's handler: keep it in create_app, not in the module",
+        sent="a prompt to an app, after create_app was called once more, with another handler",
+        expected={"type": "token", "text": "first"},
+        got=frame,
+    )
 
 
 def test_many_prompts_on_one_connection(shared_room):
@@ -433,7 +451,7 @@ def test_stop_ends_the_answer(shared_room):
 
 def test_stop_stops_the_model(shared_room):
     room = shared_room
-    for waiting in (0, 16):
+    for waiting in (0, 40):
         client = connect(room, room.serve(app, answers={"hi": ["word "] * LONG}, held=["hi"]))
         model = Model(room)
         begin(client, model, "hi", pieces=2)
@@ -522,6 +540,10 @@ LATER_STOPS = {
     "again": ([STOP], "only the first stop on a connection works: it should be possible to stop later answers, too"),
     "twice": ([STOP, STOP], "neither of two stops during an answer works"),
     "changed": ([STOP, NEXT], "a prompt right after stop cancels the stop: the answer in progress goes on"),
+    "invalid": (
+        [STOP, "no JSON"],
+        "an invalid frame right after stop cancels the stop: the answer in progress goes on",
+    ),
 }
 """{a prompt: (what is sent during its answer, what is wrong if that goes on)}."""
 
@@ -704,11 +726,19 @@ def test_when_the_model_fails_the_client_is_told(shared_room):
         "an OSError": [1, message, "ConnectionResetError"],
         "a long message": [1, "out of memory, " * 20],
     }
-    url = room.serve(app, answers=dict.fromkeys(fails, ["one ", "two ", "three "]), fails=fails)
+    waited_for = "a long message"
+    url = room.serve(app, answers=dict.fromkeys(fails, ["one ", "two ", "three "]), fails=fails, held=[waited_for])
+    model = Model(room)
     for prompt, (count, *_) in fails.items():
         client = connect(room, url)
         client.send({"prompt": prompt})
         sent = f"a model that fails after {count} pieces"
+        if prompt == waited_for:
+            sent += ", while another prompt is waiting"
+            client.send({"prompt": "waits"})
+            model.asked(prompt, limit_s=WAIT_S)
+            room.turns()
+            model.let(prompt, None)
         expected = f"{count} token frames, an error frame, and the close code 1011"
         frames, code = [], None
         try:

@@ -175,7 +175,8 @@ def _is(got, expected):
 
 
 def test_each_client_posts_the_prompt(shared_room):
-    with Lockstep(shared_room, measuring, clients=1) as lockstep:
+    path = "/qwen/chat_stream"
+    with Lockstep(shared_room, measuring, path, clients=1) as lockstep:
         arrived = lockstep.arrivals(1)
         if not arrived:
             _result(lockstep)
@@ -184,13 +185,15 @@ def test_each_client_posts_the_prompt(shared_room):
     require(
         request.method == "POST",
         f"a {request.method} was sent: /chat_stream takes a POST",
-        expected="POST /chat_stream",
+        expected=f"POST {path}",
         got=f"{request.method} {request.target}",
     )
     require(
-        request.target == "/chat_stream",
-        "something was added to `url`: it is already the full address",
-        expected="POST /chat_stream",
+        request.target == path,
+        "something was added to `url`: it is already the full address"
+        if request.target.startswith(path)
+        else "a part of `url` is lost: it is the full address, so send the request to exactly that",
+        expected=f"POST {path}",
         got=f"{request.method} {request.target}",
     )
     body = request.data if isinstance(request.data, dict) else {}
@@ -331,6 +334,26 @@ def test_itl_is_between_token_events(shared_room):
                 (1.0, "a comment (ping) or a chunk of bytes from the network is counted as a token"),
             ],
         )
+    single = {0.0: STREAM, 1.0: chunk(token("Hi")), 2.0: chunk(done(1)) + END}
+    mistake = "an answer of a single token has no inter-token latency: NaN, None or 0.0 is expected"
+    try:
+        seen = measured(shared_room, single)
+    except Raised as raised:
+        raise Mistake(
+            mistake,
+            sent="one request, whose answer is a single token",
+            got=raised.error["said"],
+            where=raised.error["where"],
+            detail=raised.detail,
+        ) from None
+    for field in ("itl_p50_s", "itl_p95_s"):
+        require(
+            seen.values[field] in ("nan", None, 0),
+            mistake,
+            sent="one request, whose answer is a single token",
+            expected="NaN, None or 0.0",
+            got=f"{field}={seen.values[field]}",
+        )
 
 
 def test_requests_do_not_mix(shared_room):
@@ -408,6 +431,18 @@ def test_percentiles_of_inter_token_latency(shared_room):
     seen = measured(shared_room, script)
     seen.sent = "21 tokens, with intervals of 1, 2, ... 17, 18, 40 and 100 s between them, in any order"
     require_p50_and_p95(seen, "itl", shuffled, "intervals")
+    # each interval weighs the same, however many others its request has
+    many = {0.0: STREAM} | {float(at): chunk(token("next")) for at in range(10, 110, 10)}
+    many[100.0] += chunk(done(10)) + END
+    few = {0.0: STREAM, 5.0: chunk(token("a")), 6.0: chunk(token("b"), done(2)) + END}
+    got = measured(shared_room, many, few).values["itl_p50_s"]
+    require(
+        not _is(got, 1.0) and not _is(got, 5.5),
+        "p50 is taken of each request first: put the intervals of all requests together, then take the median",
+        sent="2 requests: nine intervals of 10 s, one interval of 1 s",
+        expected="itl_p50_s=10.0",
+        got=f"itl_p50_s={got}",
+    )
 
 
 def test_percentiles_of_time_to_first_token(shared_room):
@@ -529,6 +564,17 @@ def test_tokens_of_failed_requests_count(shared_room):
             expected=f"tokens_per_s={16 / seen.seconds:g}: 16 tokens in {seen.seconds:g} s",
             got=f"tokens_per_s={got:g}: {count} tokens",
         )
+    try:
+        seen = measured(shared_room, {0.0: STREAM, 1.0: chunk(tokens(5)), 8.0: chunk(error) + END})
+    except Raised:
+        return
+    require(
+        seen.values["tokens_per_s"] not in ("nan", None, 0),
+        "when all requests fail, their tokens are not counted: the server did generate them",
+        sent="one request: 5 tokens and an error event",
+        expected=f"tokens_per_s={5 / seen.seconds:g}: 5 tokens in {seen.seconds:g} s",
+        got=f"tokens_per_s={seen.values['tokens_per_s']}",
+    )
 
 
 def test_silence_is_no_error(shared_room):
@@ -578,9 +624,15 @@ def test_another_status_is_an_error(shared_room):
 def test_an_error_event_is_an_error(shared_room):
     error = b'event: error\ndata: {"message": "the model is broken"}\n\n'
     fails = LATE_TOKENS | {3 * LATE: chunk(error) + END}
-    seen = _with_failures(shared_room, whole(), fails, whole())
-    seen.sent = f"3 requests: two succeed, and one gets a token after {LATE:.0f} s, then event: error"
-    _failed(seen, 1, "an answer with an `error` event is not counted as an error")
+    ends = LATE_TOKENS | {3 * LATE: chunk(error, done(2)) + END}
+    seen = _with_failures(shared_room, whole(), fails, ends, whole())
+    seen.sent = f"4 requests: two succeed, two get a token after {LATE:.0f} s, then event: error, one of them also done"
+    _failed(
+        seen,
+        2,
+        "an answer with an `error` event is not counted as an error",
+        [(1, "an answer with an `error` event is not counted as an error if a `done` follows")],
+    )
     _not_late(seen)
 
 

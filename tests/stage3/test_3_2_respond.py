@@ -37,7 +37,7 @@ def app(answer, inside):
     from fastapi import FastAPI, HTTPException, Request, Response
 
     note_logs(inside)
-    contexts = {None: None, "Answer": made(inside)["Answer"], "Page": made(inside)["Page"]}
+    contexts = {None: None, **{name: made(inside)[name] for name in ("Answer", "Page", "Dated")}}
     app = FastAPI()
 
     @app.post("/respond")
@@ -177,6 +177,11 @@ def _make():
         answers: list[Answer]
         next: str | None = None
 
+    class Dated(BaseModel):
+        """Takes its fields by alias only, and JSON has no type for one of them."""
+
+        day: date = Field(alias="onDay")
+
     class Plain(BaseModel):
         text: str
 
@@ -218,6 +223,8 @@ def _make():
         "another type": [1, 2],
         "a dict that contains an instance of a subclass": {"answers": [Longer(answerText="hi", count=5)]},
         "an instance that contains an instance of a subclass": Page(answers=[Longer(answerText="hi", count=6)]),
+        "a dict with a date": {"onDay": date(2024, 2, 7)},
+        "an instance that can be made by alias only": Dated(onDay=date(2024, 2, 7)),
     }
     pieces = {
         "a model": Plain(text="hi"),
@@ -332,7 +339,7 @@ def _make():
         async def aclose(self):
             self.handler.note["closed"].append("finally")
 
-    return {"handlers": {"def": Handler, "async def": AsyncHandler}, "Answer": Answer, "Page": Page}
+    return {"handlers": {"def": Handler, "async def": AsyncHandler}, "Answer": Answer, "Page": Page, "Dated": Dated}
 
 
 # what the tests share
@@ -547,9 +554,11 @@ def test_response_context_shapes_the_result(shared_room):
             "answers": [{"answerText": "hi", "count": 6}],
             "next": None,
         },
+        "a dict with a date": {"onDay": "2024-02-07"},
+        "an instance that can be made by alias only": {"onDay": "2024-02-07"},
     }
     for name, data in expected.items():
-        context = "Page" if "answers" in data else "Answer"
+        context = "Page" if "answers" in data else "Dated" if "onDay" in data else "Answer"
         reply = service(shared_room).ask(result=name, context=context)
         facts = {"sent": as_sent({"result": name, "context": context}), "expected": data}
         require(
@@ -566,7 +575,7 @@ def test_response_context_shapes_the_result(shared_room):
 
 
 def test_a_result_that_does_not_fit_is_a_500(shared_room):
-    for name in ("a dict that lacks a field", "an empty dict", "a dict with a wrong type", "another type"):
+    for name in ("a dict that lacks a field", "an empty dict", "a dict with a wrong type", "another type", "None"):
         script = {"result": name, "context": "Answer"}
         before = len(service(shared_room).logs())
         reply = service(shared_room).ask(**script)

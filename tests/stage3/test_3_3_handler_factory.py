@@ -11,6 +11,7 @@ import contextlib
 import functools
 import inspect
 import itertools
+import json
 import os
 import signal
 import time
@@ -376,6 +377,9 @@ def service(answer, inside):
     register("/first", config, makes(lambda self, given: "first"))
     register("/second", config, makes(lambda self, given: "second"))
     register("/third/", config, makes(lambda self, given: "third/"))
+    same = makes()
+    register("/one", config_class(events, "One"), same)
+    register("/two", config_class(events, "Two"), same)
     return answer.create_app()
 
 
@@ -709,11 +713,21 @@ def test_the_handler_gets_its_config(shared_room):
         expected="self.config is the one that was initialised at start-up",
         **facts,
     )
+    for name in ("One", "Two"):
+        reply = served(shared_room).post(f"/{name.lower()}", json={})
+        require(
+            reply.status == 200 and reply.data == {"config": name},
+            "a handler gets the config of another path with the same handler class",
+            sent=f"one handler class at two paths, with the configs One and Two; POST /{name.lower()}",
+            expected=f"the config {name}",
+            **served(shared_room).facts(reply),
+        )
 
 
 def test_without_request_context_any_json_arrives(shared_room):
-    for value in ({"text": "hi"}, [1, "two"], "text", 7, 0.5, False, 0, "", [], {}):
-        reply = served(shared_room).post("/json", json=value)
+    for value in ({"text": "hi"}, [1, "two"], "text", 7, 0.5, False, 0, "", [], {}, "你好"):
+        content = json.dumps(value, ensure_ascii=False).encode()
+        reply = served(shared_room).post("/json", content=content, headers={"content-type": "application/json"})
         facts = {"sent": f"{value!r}, no request_context", "expected": f"pre_process gets {value!r}"}
         mistake = "without request_context, the JSON value does not reach pre_process"
         require(reply.status == 200, mistake, **facts, **served(shared_room).facts(reply))
@@ -732,7 +746,7 @@ def actions_called(room, http, path, **request):
 def test_a_body_that_is_not_json_is_422(shared_room):
     http = served(shared_room)
     headers = {"content-type": "application/json"}
-    for body, what in ((b"{", "half an object"), (b"hello", "no JSON"), (b"", "no body"), (b"\xff\xfe", "no text")):
+    for body, what in ((b"{", "half an object"), (b"hello", "no JSON"), (b"", "no body"), (b'"\xe4"', "no text")):
         reply, events = actions_called(shared_room, http, "/json", content=body, headers=headers)
         allowed = (422, 400) if what == "no text" else (422,)
         facts = {"sent": f"{what}: {body!r}", "expected": "422"}

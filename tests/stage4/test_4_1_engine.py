@@ -363,7 +363,20 @@ def test_the_lowest_free_slot_is_taken(shared_room):
     # slots are freed in the order 2, 1, 3, 0
     plan = [at(0, ask("a", 9), ask("b", 5), ask("c", 3), ask("d", 6)), at(7, *[ask(name, 6) for name in "efg"])]
     plan += [at(10, ask("h", 2), ask("i", 2))]
-    done = run(shared_room, plan, slots=6, sent="a to d ask; e to i ask later, when slots are free again")
+    lowest(run(shared_room, plan, slots=6, sent="a to d ask; e to i ask later, when slots are free again"))
+    four = at(0, *[ask(name, 6) for name in "abcd"])
+    plan = [four, at(2, leave("c"), leave("a"), ask("e"))]
+    lowest(run(shared_room, plan, slots=6, sent="a to d; then c and a leave, and e arrives"))
+    broken = ["RuntimeError", "no bread"]
+    plan = [four, at(2, ask("e"))]
+    lowest(run(shared_room, plan, slots=6, fails={2: broken}, sent="a to d; the second step fails, and e arrives"))
+    plan = [at(0, ask("a", 1), ask("b", 3))]
+    lowest(run(shared_room, plan, slots=6, sent="a, which ends with its first token, and b"))
+    plan = [at(0, ask("a", fails=broken), ask("b", 3))]
+    lowest(run(shared_room, plan, slots=6, sent="a, whose prefill fails, and b"))
+
+
+def lowest(done):
     for call in done.of("prefill"):
         require(
             call["slot"] == min(call["free"], default=None),
@@ -698,6 +711,11 @@ def test_any_hashable_is_a_key(shared_room):
     gets_its_answer(
         done, *"ghij", mistake="a request leaves, and an answer with a different but similar key is dropped, too"
     )
+    # what leaves is equal to what asked, not the same object
+    plan = [at(0, ask("d", 6, key=["t", 1]), ask("i", 6, key=10**9)), at(2, leave(["t", 1]), leave(10**9))]
+    done = run(shared_room, plan, sent="the keys ('t', 1) and 1000000000 leave while their answers run")
+    for name in "di":
+        is_not_run_again(done, name, "a `leave` is lost because of its key", most=1)
     done = run(
         shared_room,
         [at(0, *asks), at(2, None)],

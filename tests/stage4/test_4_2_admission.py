@@ -163,11 +163,12 @@ class Hall:
     def inside(self):
         return sum(client.place == APP for client in self.clients.values())
 
-    def come(self, names, path=PATH, messages=(BODY,), **scope):
-        """Requests, one after the other; the last one's Client."""
-        scope.setdefault("method", "POST")
+    def come(self, names, path=PATH, messages=(BODY,), kind=http, **scope):
+        """Requests, one after the other; the last one's Client. With `kind=websocket`, WebSockets."""
+        if kind is http:
+            scope.setdefault("method", "POST")
         for name in names:
-            client = self.clients[name] = Client(self, name, http(path, **scope))
+            client = self.clients[name] = Client(self, name, kind(path, **scope))
             client.give(*messages).start()
         return client
 
@@ -1040,6 +1041,18 @@ async def other_paths(answer, inside):
     return hall.told
 
 
+async def sockets(answer, inside):
+    """WebSockets to the path take no place, and free none."""
+    async with Hall(answer, 1, 1) as hall:
+        hall.come("V", kind=websocket)
+        await hall.stand("V, a WebSocket, is open", runs="V")
+        hall.come("AW")
+        await hall.stand("V, a WebSocket, is open; A and W arrive", runs="AV", waits="W")
+        hall.clients["V"].end()
+        await hall.stand("A runs and W waits; V, a WebSocket, ends", runs="A", waits="W", gone="V")
+    return hall.told
+
+
 RECEIVED = {
     "http": parts(b"one", b"two", more=False),
     "websocket": [
@@ -1822,6 +1835,8 @@ def test_requests_for_other_paths_are_not_touched(shared_room):
 
 def test_websockets_pass(shared_room):
     require_passing(shared_room, "a WebSocket")
+    mistakes = {(APP, WAITS): "a WebSocket takes a place", (WAITS, APP): "the end of a WebSocket frees a place"}
+    play(shared_room, sockets, mistakes)
 
 
 def test_lifespan_passes(shared_room):

@@ -60,13 +60,13 @@ class Arrived:
 class Lockstep:
     """Runs the scene in the background with `url` and `clock_file` as further arguments."""
 
-    def __init__(self, room, scene, **arguments):
+    def __init__(self, room, scene, path="/chat_stream", **arguments):
         self.room = room
         self.clock = Clock()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self._arrived = []
         self._resting = Resting(room.pid)
-        url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/chat_stream"
+        url = f"http://127.0.0.1:{self._listener.getsockname()[1]}{path}"
         self._playing = room.start(scene, url=url, clock_file=self.clock.file, **arguments)
 
     def __enter__(self):

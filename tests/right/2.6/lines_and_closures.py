@@ -42,6 +42,8 @@ async def measure(url, *, clients, prompt, max_new_tokens, clock=time.perf_count
                 async for line in response.aiter_lines():
                     if line.startswith("event:"):
                         name = line[6:].strip()
+                        if name == "error":
+                            raise httpx.HTTPError("an error event")
                     elif line.startswith("data:"):
                         if name == "done":
                             finished = True

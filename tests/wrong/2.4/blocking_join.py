@@ -1,4 +1,4 @@
-# caught by: test_each_piece_is_sent_as_soon_as_it_is_there, test_connections_do_not_wait_for_each_other, test_a_prompt_during_an_answer_waits_its_turn | says: a blocking call inside async def
+# caught by: test_each_piece_is_sent_as_soon_as_it_is_there, test_connections_do_not_wait_for_each_other, test_a_prompt_during_an_answer_waits_its_turn, test_a_wrong_frame_is_an_error_frame, test_stop_stops_the_model | says: a blocking call inside async def
 import asyncio
 import json
 import threading

@@ -1,4 +1,4 @@
-# caught by: test_a_prompt_during_an_answer_waits_its_turn, test_after_stop_the_next_prompts_are_answered | says: the answers get mixed up
+# caught by: test_a_prompt_during_an_answer_waits_its_turn, test_after_stop_the_next_prompts_are_answered, test_when_the_model_fails_the_client_is_told | says: the answers get mixed up
 import asyncio
 import json
 
