@@ -54,8 +54,8 @@ def fact(text: str, events=False) -> str:
     english, held = message
     if len(HOLE.sub("", english).split()) == 1 and not all(each.isdigit() for each in held.values()):
         return text  # "3 steps" is a count; three words and "steps" may be an answer's own
-    if events and english[0] == "'" and any(", '" in each for each in held.values()):
-        return _one_by_one(text)  # a hole took two quoted texts for one
+    if events and english[0] == "'" and any(", '" in each or " s, " in each for each in held.values()):
+        return _one_by_one(text)  # a hole took two events for one
     values = {hole: fact(each, events) for hole, each in held.items()}
     # what stands in a finding's hole may stand in a fact's
     findings = _catalog()[0]

@@ -129,7 +129,7 @@ def difference(model, folder):
             return f"{key} has the shape {list(found.shape)}, but {list(tensor.shape)} in the file"
         off = (found.float().cpu() - tensor.to(found.dtype).float()).abs().max().item()
         if not off == 0:
-            return f"{key} differs from the file's by up to {off:.2g}"
+            return f"{key} differs from the one in the file by up to {off:.2g}"
     tied = wanted.get("lm_head.weight", wanted["model.embed_tokens.weight"])
     if "lm_head.weight" in state and not state["lm_head.weight"].cpu().equal(tied.to(state["lm_head.weight"].dtype)):
         return "lm_head.weight is not the one in the file"
@@ -234,7 +234,7 @@ def test_returns_a_causal_language_model_and_a_tokenizer(room):
         seen["shape"].get("value") == [1, 3, 3072] and seen["generates"],
         "this model does not predict the next token: load it as a causal language model",
         expected="a model with generate(), and with a logit for each of 3072 tokens",
-        got=f"{seen['returned'][0]}, logits of shape {seen['shape'].get('value', 'unknown')}",
+        got=f"{seen['returned'][0]}, with logits of shape {seen['shape'].get('value', 'unknown')}",
     )
 
 
@@ -269,7 +269,7 @@ def test_the_tokenizer_is_from_the_same_place(room):
             require(
                 read[call] == expected,
                 "the tokenizer is not the one in the model's folder",
-                sent=f"{calls}; its {call}",
+                sent=f"{calls}; the tokenizer's {call}",
                 expected=expected,
                 got=read[call],
             )

@@ -461,7 +461,7 @@ def test_nothing_is_kept_between_calls(room):
         require(
             result["steps"] > 0,
             "the model was not called: chat returned a stored reply from an earlier call",
-            sent=f"{sent(calls[0])}, as before, {which}",
+            sent=f"{sent(calls[0])}, called again {which}",
             got=result["returned"],
         )
     returned = results[0]["returned"]
@@ -489,7 +489,7 @@ def test_temperature_0_takes_the_likeliest_token(room):
                 set(reply) == {"x"},
                 f"at temperature 0, the most likely token was not always chosen{after}",
                 sent=f"{sent(call)}; the model's generation_config has {call.get('settings', {'do_sample': True})}",
-                expected=f"only x, the likeliest of {CLOSE}",
+                expected=f"only x, whose logit is the largest of {CLOSE}",
                 got=reply,
             )
 
@@ -569,7 +569,7 @@ def test_above_0_the_temperature_draws(room):
             any(map(has_unlikely, results)),
             "above temperature 0, the less likely tokens are cut off, as with top_k or top_p",
             sent=f"{sent(every)}, again and again; all tokens are nearly equally likely",
-            expected=f"all of them, including those from id {UNLIKELY} on",
+            expected=f"all of the tokens, including those with ids of {UNLIKELY} and above",
             got=f"ids up to {max([0, *results[0]['new_ids'], *results[1]['new_ids']])}",
         )
 

@@ -228,7 +228,7 @@ def health_answers(room, http, when, before):
         fail(
             f"/health waits in line behind /chat: it does not answer while {when}",
             expected=at_once,
-            got="nothing: it waits for a lock, or for a free thread in a busy pool",
+            got="nothing: /health waits for a lock, or for a free thread in a busy pool",
             where=room.where() or None,
         )
     reply = health.reply()
@@ -287,7 +287,7 @@ def test_post_chat_answers(room):
         require(
             isinstance(reply.data, dict) and reply.data.get("result") == replies[-1],
             "`result` is not exactly chat's reply: do not strip, cut or replace anything",
-            sent="text of 3,000 letters between spaces and newlines",
+            sent="a text of 3,000 letters between spaces and newlines",
             expected=ascii(replies[-1]),
             got=ascii(reply.text),
         )
@@ -327,7 +327,7 @@ def test_start_up_loads_the_model_once(room):
     require(
         loads == 1,
         "load is not called exactly once: one call returns the model and the tokenizer together",
-        expected="1 call after startup and one POST /chat",
+        expected="1 call to load after startup and one POST /chat",
         got=f"{loads} calls",
     )
     start(http, "break RuntimeError").wait(1.0)
@@ -336,7 +336,7 @@ def test_start_up_loads_the_model_once(room):
     require(
         loads == 1,
         "load is called again after an error in chat: the model is still loaded",
-        expected="1 call in all",
+        expected="1 call to load in all",
         got=f"{loads} calls",
     )
 
@@ -347,11 +347,11 @@ def test_two_apps_do_not_mix(room):
         reply = post(named[name], "hi")
         if not good(reply):
             mistake = f"when one program has two apps, one of them returns {reply.status}"
-            fail(mistake, sent=f'app {name}, {{"text": "hi"}}', **named[name].facts(reply))
+            fail(mistake, sent=f'app {name} gets {{"text": "hi"}}', **named[name].facts(reply))
         require(
             f"{name} asks the model of {name} with the tokenizer of {name}" in reply.text,
             "two apps in one program share state: keep an app's model and chat in create_app, not in the module",
-            sent=f'create_app is called twice; to app {name}: {{"text": "hi"}}',
+            sent=f'create_app is called twice; app {name} gets {{"text": "hi"}}',
             expected=f"app {name}'s chat gets what app {name}'s load returned",
             got=str(reply),
         )
@@ -612,7 +612,7 @@ def test_after_an_error_the_next_request_is_answered(room):
         answered(http, waiting.reply(), text, mistake, sent)
     start(http, BREAKS_ONCE).wait(1.0)
     again = start(http, BREAKS_ONCE)
-    sent = "the same text twice; chat raised only the first time"
+    sent = "the same text is sent twice; chat raises only the first time"
     if not again.wait(3.0):
         raise room.hung(mistake, sent=sent)
     answered(http, again.reply(), BREAKS_ONCE, mistake, sent)

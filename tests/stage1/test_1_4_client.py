@@ -158,7 +158,7 @@ def test_sends_one_post_to_chat(shared_room):
     data = request.data
     require(
         isinstance(data, dict) and data.get("text") == TEXT,
-        "the request's body is not the text as JSON: with httpx, pass json={...}",
+        "the request's body is not a JSON object with the text: with httpx, pass json={...}",
         **facts,
     )
     require(data == {"text": TEXT}, "the request's body contains more than the text: a server may reject that", **facts)
@@ -190,14 +190,16 @@ def test_returns_the_result(shared_room):
         for ensure_ascii in (True, False):
             body = json.dumps({"result": result}, ensure_ascii=ensure_ascii)
             with ScriptedServer([response(200, body)]) as server:
-                returned(shared_room.play(ask, base_url=server.url), result, mistake, sent=f"200 {body}")
+                returned(
+                    shared_room.play(ask, base_url=server.url), result, mistake, sent=f"the server answers 200 {body}"
+                )
     in_chunks = [
         head(200, transfer_encoding="chunked"),
         b'9\r\n{"result"\r\n',
         b'7\r\n: "hi"}\r\n0\r\n\r\n',
     ]
     with ScriptedServer(in_chunks) as server:
-        returned(shared_room.play(ask, base_url=server.url), "hi", mistake, sent="200 in two chunks")
+        returned(shared_room.play(ask, base_url=server.url), "hi", mistake, sent="the server answers 200 in two chunks")
 
 
 def test_talks_to_the_chat_endpoint(room):
@@ -427,5 +429,5 @@ def test_a_slow_server_is_waited_for(room):
         outcome,
         "slowly",
         "timeout_s limits the whole answer: it should only limit how long the server may stay silent",
-        sent=f"{len(pieces)} pieces, one every {pause:.2f} s; ask(..., timeout_s={timeout_s})",
+        sent=f"the server sends {len(pieces)} pieces, one every {pause:.2f} s; ask(..., timeout_s={timeout_s})",
     )

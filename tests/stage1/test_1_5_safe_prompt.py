@@ -253,7 +253,7 @@ def require_the_templates_ids(sent, result):
     if added and found.count(added) > wanted.count(added):
         mistake = f"the tokenizer added its own {added} in front of the text: pass add_special_tokens=False"
     elif result["text"] and result["text"] != expected["text"] and expected["text"].endswith(result["text"]):
-        mistake = "what the template puts before the messages is missing, such as its own system message"
+        mistake = "the text that the template puts before the messages is missing, such as its own system message"
     elif result["text"] != expected["text"]:
         mistake = "for messages without control tokens, the ids do not decode to what the template renders"
     elif unicodedata.normalize("NFC", result["text"]) != result["text"]:
@@ -388,7 +388,7 @@ def test_a_text_that_looks_like_a_stand_in_is_kept(room, another_room):
         require(
             result["text"].count(typed) == expected.count(typed),
             "a placeholder can be typed: a message that contains it was changed",
-            sent=f"what the template got in an earlier call: {typed!r}",
+            sent=f"a message with the placeholder from an earlier call: {typed!r}",
             **where_they_differ(expected, result["text"]),
         )
 
@@ -416,7 +416,7 @@ def test_calls_do_not_disturb_each_other(room):
         require(
             not result["changed"],
             "encode_chat changed the tokenizer, which other code uses, too: change a copy instead",
-            sent=f"{sent}; the tokenizer's state before and after",
+            sent=f"{sent}; the tokenizer's state is compared before and after the call",
             expected="the same state",
             got=f"changed: {' and '.join(result['changed'])}",
         )

@@ -390,7 +390,8 @@ def test_temperature_0_is_greedy(shared_room):
             len(ids) >= 12 and others == 0,
             "at temperature 0, generate does not always pick the most likely token: it samples",
             sent=as_call(call),
-            expected="greedy, whatever the checkpoint's generation_config says (do_sample=False)",
+            expected="the likeliest token at each step,"
+            " whatever the checkpoint's generation_config says (do_sample=False)",
             got=f"{others} of {len(ids)} tokens were not the likeliest",
         )
 
@@ -484,7 +485,7 @@ def test_above_0_no_token_is_cut_off(shared_room):
         any(letter in said for letter in last),
         "above temperature 0, the less likely tokens are cut off, as with top_k or top_p",
         sent=f"{as_call(call)}; the logits of {len(FLAT)} letters are nearly equal",
-        expected=f"all of them, including the last ones: {' '.join(last)}",
+        expected=f"all of the letters, including the last ones: {' '.join(last)}",
         got=said,
     )
 

@@ -251,7 +251,7 @@ def test_done_says_how_many_pieces_there_were(shared_room):
             )
         require(
             len(done) == 1 and stream.events[-1].name == "done",
-            "`done` is not the last event, or there is more than one",
+            "`done` is not the last event, or there is more than one `done`",
             got=reply.text,
         )
         data = done[0].json
@@ -259,7 +259,7 @@ def test_done_says_how_many_pieces_there_were(shared_room):
         require(
             isinstance(data, dict) and type(data.get("pieces")) is int and data["pieces"] == count,
             mistake if prompt == "first" else f"{mistake}: count each answer from 0",
-            sent=f"{count} pieces in this app's {prompt} answer",
+            sent=f"this app's {prompt} answer has {count} pieces",
             expected=f'data: {{"pieces": {count}}}',
             got=f"data: {done[0].data}",
         )
@@ -286,7 +286,7 @@ def count_while_another_streams(room):
     require(
         list(counts.values()) == [len(tokens(first)), len(tokens(second))],
         "`pieces` in `done` counts another stream's pieces too: keep the count in the request, not in the app",
-        sent="a second request while the first one's answer is streaming",
+        sent="a second request arrives while the first one's answer is streaming",
         expected=f"pieces: {len(tokens(first))} and {len(tokens(second))}",
         got=f"pieces: {counts['first']} and {counts['second']}",
     )
@@ -295,7 +295,7 @@ def count_while_another_streams(room):
 def test_no_pieces_is_an_answer_too(shared_room):
     stream = Stream(shared_room, shared_room.serve(app, answers={"hi": []}), asked("hi"))
     if not stream.begun():
-        raise shared_room.hung("POST /chat_stream got no answer", sent="a handler without pieces")
+        raise shared_room.hung("POST /chat_stream got no answer", sent="a handler whose answer has no pieces")
     reply = stream.reply()
     require(
         reply.status == 200,
@@ -332,7 +332,7 @@ def test_each_piece_is_sent_as_soon_as_it_is_there(shared_room):
         if late and number < len(pieces):
             fail(
                 "each piece arrives late: it is sent only when the next one is ready",
-                expected=f"piece {number} while the model is working on piece {number + 1}",
+                expected=f"piece {number} arrives while the model is working on piece {number + 1}",
                 got=f"{came} pieces",
                 where=where,
             )
@@ -345,8 +345,8 @@ def test_each_piece_is_sent_as_soon_as_it_is_there(shared_room):
             "nothing streams: all pieces arrived after the model had finished"
             if came == 0
             else f"after {came} pieces, nothing more arrived until the model had finished",
-            expected=f"piece {number} while the model is working on piece {number + 1}",
-            got=f"{came} pieces, and {len(tokens(stream))} at the end",
+            expected=f"piece {number} arrives while the model is working on piece {number + 1}",
+            got=f"{came} pieces by then, and {len(tokens(stream))} at the end",
             where=where,
         )
     model.let("hi", None)

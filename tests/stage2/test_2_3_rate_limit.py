@@ -307,7 +307,7 @@ def wait_as_told(room, clock, after_s, limit=MINUTE, window_s=60):
         require(
             status(told) == 429,
             "Retry-After is too short: a client that waits that long is refused again. Round up",
-            sent=f"{sent}; then one more once Retry-After has passed",
+            sent=f"{sent}; then one more request after Retry-After has passed",
             expected=200,
             got=f"Retry-After: {wait_s}; after {wait_s + HAIR_S:.2f} s, a request gets a 429 again",
         )
@@ -456,8 +456,8 @@ def test_what_is_let_in_still_streams(shared_room):
                 "nothing streams with the limit added: all pieces arrived after the model had finished"
                 if came == 0 and not stream.broken
                 else f"with the limit added, the stream stops after {came} pieces",
-                expected=f"piece {number} while the model is working on piece {number + 1}",
-                got=f"{came} pieces, and {len(stream.events)} events at the end",
+                expected=f"piece {number} arrives while the model is working on piece {number + 1}",
+                got=f"{came} pieces by then, and {len(stream.events)} events at the end",
                 where=shared_room.last_error()[1] or where,
             )
     model.let("hi", None)
@@ -563,7 +563,7 @@ def test_after_the_window_it_lets_in_again(room, another_room):
         not refused,
         "a refused request extends the window: a client that keeps trying is never admitted again",
         sent="3 requests under a limit of 2/second, and then one every 0.1 seconds",
-        expected="200 once 1 second has passed",
+        expected="200 as soon as 1 second has passed",
         got=got,
     )
 
@@ -692,19 +692,19 @@ def test_two_apps_on_one_redis_share_a_count(shared_room, another_room, redis, n
     replies = [stream.reply(WAIT_S) for stream in streams]
     let_in = sum(is_answered(reply) for reply in replies)
     refused = sum(reply.status == 429 for reply in replies)
-    sent = f"2 requests, then {len(streams)} at once to two apps on one Redis, under a limit of 3/day"
+    sent = f"2 requests, then {len(streams)} more at once, to two apps on one Redis, under a limit of 3/day"
     require(
         let_in <= 1,
         "too many concurrent requests are admitted: check and increment the count in one call, as `hit` does",
         sent=sent,
         expected="1 is admitted",
-        got=f"{let_in} are admitted, {refused} get a 429",
+        got=f"{let_in} are admitted, and {refused} get a 429",
     )
     require(
         (let_in, refused) == (1, len(streams) - 1),
         "the limit does not hold for concurrent requests: admit exactly as many as it allows,"
         " and answer the rest with a 429",
         sent=sent,
-        expected=f"1 is admitted, {len(streams) - 1} get a 429",
-        got=f"{let_in} are admitted, {refused} get a 429",
+        expected=f"1 is admitted, and {len(streams) - 1} get a 429",
+        got=f"{let_in} are admitted, and {refused} get a 429",
     )

@@ -209,7 +209,7 @@ def test_done_says_how_many_pieces_there_were(shared_room):
     require(
         type(done.get("pieces")) is int and done["pieces"] == 3,
         "`pieces` in `done` is not the number of pieces that were sent",
-        sent="3 pieces",
+        sent="an answer of 3 pieces",
         expected={"type": "done", "pieces": 3, "stopped": False},
         got=done,
     )
@@ -248,7 +248,7 @@ def test_each_piece_is_sent_as_soon_as_it_is_there(shared_room):
             mistake = "each piece arrives late: it is sent only when the next one is ready"
         fail(
             mistake,
-            expected=f"piece {number} while the model is working on piece {number + 1}",
+            expected=f"piece {number} arrives while the model is working on piece {number + 1}",
             got=f"{number - 1} pieces",
             where=where,
         )
@@ -400,7 +400,8 @@ def test_a_prompt_during_an_answer_waits_its_turn(shared_room):
         require(
             texts_that_came == answer,
             mistake,
-            sent=f"`first`, and during its answer {len(prompts)} more, from `{prompts[0]}` to `{prompts[-1]}`",
+            sent=f"`first` is sent, and during its answer {len(prompts)} more prompts,"
+            f" from `{prompts[0]}` to `{prompts[-1]}`",
             expected=answer,
             got=texts_that_came,
         )
@@ -415,7 +416,7 @@ def test_stop_ends_the_answer(shared_room):
     room.turns()
     model.steps_after_leaving("hi", LONG)
     model.let("hi", None)
-    sent = "stop, after 2 pieces, while the model was paused"
+    sent = "stop is sent after 2 pieces, while the model is paused"
     frames = answers(client, what="no done frame arrives after stop")[0]
     after, done = texts(frames), frames[-1]
     require(
@@ -509,7 +510,7 @@ def test_after_stop_the_next_prompts_are_answered(shared_room):
     room.turns()
     model.steps_after_leaving("first", 3)
     model.let("first", None)
-    sent = "a prompt; during its answer, `waiting` and then stop; finally, `later`"
+    sent = "a prompt is sent; during its answer, `waiting` and then stop are sent; finally, `later`"
     found = answers(client, 2, "stop also ended a prompt that was still waiting")
     require(
         found[1][-1].get("stopped") is not True,
@@ -557,7 +558,7 @@ def stop_later(client, model, prompt, frames, unheard):
     model.let(prompt, None)
     if NEXT not in frames:
         client.send(NEXT)
-    sent = f"an answer that was stopped, then another prompt, and {json.dumps(frames)}"
+    sent = f"after an answer was stopped, another prompt is sent, and during its answer {json.dumps(frames)}"
     stopped, whole = answers(client, 2, "after a later stop, the done frame or the next answer never arrives")
     require(
         len(texts(began + stopped)) < LONG,
@@ -576,7 +577,7 @@ def test_stop_with_nothing_running_is_ignored(shared_room):
         client.send(STOP)
         room.turns()
         client.send({"prompt": prompt})
-        sent = f"stop, with nothing running, and then {json.dumps({'prompt': prompt})}"
+        sent = f"stop is sent while nothing is running, and then {json.dumps({'prompt': prompt})}"
         lost = "after a stop with nothing running, no prompt is answered"
         frame = next_frame(client, lost, sent=sent)
         require(
@@ -618,7 +619,7 @@ def test_stop_stops_no_one_else(shared_room):
         began + frames,
         pieces["theirs"],
         "a stop on one connection stopped the answer on another",
-        sent="stop on one connection, with an answer in progress on each of two",
+        sent="stop is sent on one of two connections, while an answer is in progress on each",
     )
 
 
@@ -657,7 +658,7 @@ def require_just_one_each(client, model, calls=0):
     require(
         frame.get("type") != "error",
         "an invalid frame gets more than one error frame",
-        expected="one for each",
+        expected="exactly one error frame for each invalid frame",
         got=frame,
     )
     require_whole(

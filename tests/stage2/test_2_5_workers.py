@@ -369,7 +369,7 @@ def test_as_many_processes_as_workers_answer(seen):
     )
     require(
         len(pids) >= CALLED_WITH or len(ports) == 1,
-        f"only {_processes(len(pids))} answers on the given port: each process listens on a port of its own",
+        f"only {_processes(len(pids))} answers on the given port: each process listens on its own port",
         **facts | {"got": f"listening on {', '.join(map(str, ports))}"},
     )
     require(
@@ -405,7 +405,7 @@ def test_each_process_builds_its_own_app(seen):
             not program.built_for_nothing or len(program.pids()) != program.workers,
             "a process that answers no requests builds the app, too, and loads a model: only the workers should",
             expected=f"only the {program.workers} processes that answer build the app",
-            got=f"also built by {', '.join(map(str, program.built_for_nothing))}",
+            got=f"the app is also built in process {', '.join(map(str, program.built_for_nothing))}",
         )
 
 
@@ -415,7 +415,7 @@ def test_only_127_0_0_1_is_listened_on(seen):
         require(
             not others,
             "the server can be reached from other machines",
-            expected="it listens on 127.0.0.1",
+            expected="the server listens only on 127.0.0.1",
             got=", ".join(others),
         )
 
@@ -426,14 +426,14 @@ def test_sigint_to_the_parent_ends_all(seen):
         parent not in seen.runs_on,
         "the parent keeps running after SIGINT (Ctrl-C)",
         sent=f"SIGINT to process {parent}",
-        expected=f"it and its {CALLED_WITH} workers end",
+        expected=f"the process and its {CALLED_WITH} workers end",
         got=f"still running: {', '.join(map(str, seen.runs_on))}",
     )
     require(
         not seen.runs_on,
         "the parent has ended, but its workers keep running: it must end them on SIGINT",
         sent=f"SIGINT to process {parent}",
-        expected=f"it and its {CALLED_WITH} workers end",
+        expected=f"the process and its {CALLED_WITH} workers end",
         got=f"still running: {', '.join(map(str, seen.runs_on))}",
     )
 

@@ -259,7 +259,7 @@ def test_all_clients_run_at_once(shared_room):
         for data in whole().values():
             lockstep.step(1.0, {each: data for each in arrived})
         more = lockstep.arrivals(1, patience_s=0.05)
-        require(not more, "one request too many was sent", sent=sent, got=f"more than {clients}")
+        require(not more, "one request too many was sent", sent=sent, got=f"more than {clients} requests")
         seen = types.SimpleNamespace(**_result(lockstep), sent=sent)
     for field, expected in {"clients": clients, "requests": clients, "errors": 0}.items():
         compare(seen, field, expected, f"`{field}` is wrong after {clients} successful requests")
@@ -296,7 +296,7 @@ def test_ttft_is_from_sending_to_the_first_token(shared_room):
                 (2.0, "time to first token ends at a comment (ping): it should end at the first token event"),
                 (3.0, "time to first token starts at the headers: it should start when the request is sent"),
                 (7.0, "nothing is read while the answer arrives: all token events get the same time"),
-                (4000.0, "the times are not in seconds, the clock's unit"),
+                (4000.0, "the times are not in seconds, which is the clock's unit"),
             ],
         )
 
@@ -364,7 +364,7 @@ def test_requests_do_not_mix(shared_room):
         {0.0: STREAM, 3.0: chunk(token("e")), 7.0: chunk(token("f")), 11.0: chunk(token("g")),
          15.0: chunk(token("h"), done(4)) + END},
     )  # fmt: skip
-    seen.sent = "one request gets tokens after 1, 5, 9, 13 s, another after 3, 7, 11, 15 s"
+    seen.sent = "one request gets tokens after 1, 5, 9, 13 s, and another after 3, 7, 11, 15 s"
     for field in ("itl_p50_s", "itl_p95_s"):
         compare(
             seen,
@@ -429,7 +429,7 @@ def test_percentiles_of_inter_token_latency(shared_room):
         script[at] = chunk(token("next"))
     script[at] += chunk(done(1 + len(gaps))) + END
     seen = measured(shared_room, script)
-    seen.sent = "between 21 tokens: 1, 2, ... 17, 18, 40 and 100 s, in any order"
+    seen.sent = "21 tokens, with intervals of 1, 2, ... 17, 18, 40 and 100 s between them, in any order"
     require_p50_and_p95(seen, "itl", shuffled, "intervals")
     # each interval weighs the same, however many others its request has
     many = {0.0: STREAM} | {float(at): chunk(token("next")) for at in range(10, 110, 10)}
@@ -514,7 +514,7 @@ def test_tokens_per_s_is_of_the_whole_run(shared_room):
             for count, last, end in runs
         ),
     )
-    seen.sent = "3 requests: 2 tokens in 400 s, 4 in 700 s, 6 in 1100 s"
+    seen.sent = "3 requests: one gets 2 tokens in 400 s, one gets 4 in 700 s, and one gets 6 in 1100 s"
     adds_up = "the rates of the requests were added up, although some requests end before others"
     one_rate = "tokens per second is the rate of one request: it should count the tokens of all requests"
     known = [(15 / seen.seconds, "`done` is counted as a token"), (12 / seen.seconds / 3, one_rate)]
@@ -559,7 +559,8 @@ def test_tokens_of_failed_requests_count(shared_room):
         require(
             not _is(got, count / seen.seconds),
             "the tokens of failed requests are not counted: the server did generate them",
-            sent="3 requests: 8 tokens and done, 5 tokens and an error event, 3 tokens and no `done`",
+            sent="3 requests: one gets 8 tokens and done, one gets 5 tokens and an error event,"
+            " and one gets 3 tokens but no `done`",
             expected=f"tokens_per_s={16 / seen.seconds:g}: 16 tokens in {seen.seconds:g} s",
             got=f"tokens_per_s={got:g}: {count} tokens",
         )
@@ -615,7 +616,7 @@ def test_another_status_is_an_error(shared_room):
         {LATE: response(429, '{"error": "Rate limit exceeded"}', retry_after=30)},
         {LATE: stream + chunk(tokens(2), done(2)) + END},
     )
-    seen.sent = f"4 requests: one succeeds, one gets a 503; {LATE:.0f} s later, one gets a 429 and one a 404"
+    seen.sent = f"4 requests: one succeeds, and one gets a 503; {LATE:.0f} s later, one gets a 429 and one a 404"
     _failed(seen, 3, "an answer with a 4xx or 5xx is not counted as an error")
     _not_late(seen)
 
@@ -644,7 +645,7 @@ def test_a_cut_answer_is_an_error(shared_room):
         LATE_TOKENS | {3 * LATE: CLOSE},
         LATE_TOKENS | {3 * LATE: RESET},
     )
-    seen.sent = "5 requests: two succeed, one ends after two tokens without `done`, two break off"
+    seen.sent = "5 requests: two succeed, one ends after two tokens without `done`, and two break off"
     _failed(
         seen,
         3,

@@ -279,9 +279,9 @@ async def next_goes_in(answer, inside):
         hall.clients["B"].answer()
         await hall.stand("later C arrives while B runs, and B's answer ends", runs="C")
         hall.clients["C"].answer()
-        await hall.stand("all have ended", gone="C")
+        await hall.stand("all calls have ended", gone="C")
         hall.come("D")
-        await hall.stand("all have ended, and D arrives", runs="D")
+        await hall.stand("all calls have ended, and D arrives", runs="D")
     return hall.told
 
 
@@ -300,9 +300,9 @@ async def handed_on(answer, inside):
 async def too_many_waiting(answer, inside):
     async with Hall(answer, 2, 3) as hall:
         hall.come("ABCDE")
-        await hall.stand("five arrive at once", runs="AB", waits="CDE")
+        await hall.stand("five requests arrive at once", runs="AB", waits="CDE")
         hall.come("FG")
-        await hall.stand("five arrive at once, then F and G", runs="AB", waits="CDE", refused="FG")
+        await hall.stand("five requests arrive at once, then F and G", runs="AB", waits="CDE", refused="FG")
         hall.clients["A"].answer()
         await hall.stand("A's answer ends", runs="BC", waits="DE", refused="FG", anyone=True)
         hall.come("HI")
@@ -311,7 +311,7 @@ async def too_many_waiting(answer, inside):
         return hall.told
     async with Hall(answer, 1, 2) as hall:
         hall.come("ABCD")
-        await hall.stand("four arrive at once", runs="A", waits="BC", refused="D")
+        await hall.stand("four requests arrive at once", runs="A", waits="BC", refused="D")
     return hall.told
 
 
@@ -334,7 +334,7 @@ async def refused_again_and_again(answer, inside):
         hall.come("AB")
         await hall.stand("A and B arrive", runs="A", waits="B")
         hall.come("CDEFGH")
-        await hall.stand("A and B arrive, then six more", runs="A", waits="B", refused="CDEFGH")
+        await hall.stand("A and B arrive, then six more requests", runs="A", waits="B", refused="CDEFGH")
         hall.clients["A"].answer()
         await hall.stand("A's answer ends", runs="B", refused="CDEFGH")
         hall.come("I")
@@ -342,9 +342,9 @@ async def refused_again_and_again(answer, inside):
         hall.clients["B"].answer()
         await hall.stand("A's and B's answers end", runs="I")
         hall.clients["I"].answer()
-        await hall.stand("all have ended", gone="I")
+        await hall.stand("all calls have ended", gone="I")
         hall.come("JKL")
-        await hall.stand("all have ended; J, K and L arrive", runs="J", waits="K", refused="L")
+        await hall.stand("all calls have ended; J, K and L arrive", runs="J", waits="K", refused="L")
     return hall.told
 
 
@@ -377,7 +377,7 @@ async def in_order_without_one(answer, inside):
     """As `in_order`, where C leaves while it waits."""
     async with Hall(answer, 1, 5) as hall:
         hall.come("ABCDEF")
-        await hall.stand("six arrive at once", runs="A", waits="BCDEF")
+        await hall.stand("six requests arrive at once", runs="A", waits="BCDEF")
         hall.clients["C"].leave()
         await turns(TURNS)
         for number in range(1, 5):
@@ -397,7 +397,7 @@ async def newcomers(answer, inside):
             hall.clients["A"].answer()
             await turns(count)
             hall.come("N")
-            await hall.stand("B waits; as A's place becomes free, N arrives", runs="B", refused_or_waits="N")
+            await hall.stand("B waits; just as A's place becomes free, N arrives", runs="B", refused_or_waits="N")
         if hall.told:
             return hall.told
         async with Hall(answer, 2, 3) as hall:
@@ -407,7 +407,7 @@ async def newcomers(answer, inside):
             hall.clients["B"].answer()
             await turns(count)
             hall.come("N")
-            when = "C and D wait; as A's and B's places become free, N arrives"
+            when = "C and D wait; just as A's and B's places become free, N arrives"
             await hall.stand(when, runs="CD", refused_or_waits="N")
         if hall.told:
             return hall.told
@@ -421,7 +421,7 @@ async def newcomers(answer, inside):
         await hall.stand("A runs, B waits", runs="A", waits="B")
         hall.clients["A"].do(another_comes)
         await turns(2)
-        await hall.stand("B waits; as A's place becomes free, N arrives", runs="B", refused_or_waits="N")
+        await hall.stand("B waits; just as A's place becomes free, N arrives", runs="B", refused_or_waits="N")
     return hall.told
 
 
@@ -459,7 +459,7 @@ async def refusals(answer, inside):
         async with Hall(answer, *limits, **more) as hall:
             names = "ABC"[: 1 + limits[1]]
             hall.come(names)
-            await hall.stand(f"{len(names)} arrive", runs="A", waits=names[1:])
+            await hall.stand(f"{len(names)} requests arrive", runs="A", waits=names[1:])
             client = hall.come("Z")
             await until(lambda client=client: client._task.done() or client.places)
             await turns(TURNS)
@@ -562,8 +562,8 @@ async def is_left_and_returns(client):
 
 
 ENDS = {
-    "answers": answers_and_returns,
-    "returns": returns,
+    "sends an answer and ends": answers_and_returns,
+    "returns without sending anything": returns,
     "raises": fails,
     "raises mid-answer": fails_in_a_stream,
     "is cancelled": is_cancelled,
@@ -609,7 +609,7 @@ async def given_back_once(answer, inside):
                 hall.clients[hall.entered[-1]].do(end)
                 await turns(TURNS)
             if hall.inside > 1:
-                when = f"A's call {how} while B, C and D wait, and so does the next one's"
+                when = f"A's call {how} while B, C and D wait; then the next call to the app ends in the same way"
                 await hall.stand(when, runs="C", waits="BD", anyone=True)
         if hall.told:
             return hall.told
@@ -682,7 +682,7 @@ async def cleaning_up(answer, inside):
         await until(lambda: a.cancelled)
         if not a.cancelled:
             hall.told = {"pair": ["", "not cancelled"], "when": "the server cancels a request in the app"}
-            hall.told |= {"expected": "the app's call is cancelled", "got": "it goes on"}
+            hall.told |= {"expected": "the app's call is cancelled", "got": "the app's call goes on"}
             return hall.told
         await hall.stand("A's call is cancelled, and the app's `finally` takes its time", runs="A", waits="B")
         a.held_at_the_end.set()
@@ -714,8 +714,8 @@ async def never_cancelled(answer, inside):
                 client.give(DISCONNECT)
                 await turns(TURNS)
                 await asyncio.sleep(0.02)
-                case = "its client leaves" + (" mid-answer" if order else "")
-                case += ", of a request that had waited" if had_waited else ""
+                case = "a request that had waited" if had_waited else "a request"
+                case += f" is running, and its client leaves{' mid-answer' if order else ''}"
                 found[case] = client.cancelled or client.place != APP
             if hall.told:
                 return {"told": hall.told}
@@ -765,7 +765,7 @@ async def leaving_makes_room(answer, inside, how):
             hall.clients["A"].answer()
             await hall.stand(f"{when}; A's answer ends", runs=other, waits="D", anyone=True)
             hall.one_in_the_app().answer()
-            await hall.stand(f"{when}; A's answer ends, and the next one's", runs="D", gone=other, anyone=True)
+            await hall.stand(f"{when}; A's answer ends, and then the next one", runs="D", gone=other, anyone=True)
         if hall.told:
             return hall.told
 
@@ -786,7 +786,7 @@ async def place_not_lost(answer, inside, how):
                     await turns(-count)
                     hall.clients["A"].answer()
                 what = f"{leaver}'s client leaves" if how == "leave" else f"{leaver}'s call is cancelled"
-                when = f"A runs; B and C wait; as A's answer ends, {what}"
+                when = f"A runs; B and C wait; just as A's answer ends, {what}"
                 ended = False
 
                 def the_other_is_in(hall=hall, b=b, other=other):
@@ -823,7 +823,7 @@ async def place_not_lost(answer, inside, how):
                 await turns(TURNS)
             hall.come("CDE")
             what = "B's client leaves" if how == "leave" else "B's call is cancelled"
-            when = f"A runs; B waits; as A's answer ends, {what}; later C, D and E arrive"
+            when = f"A runs; B waits; just as A's answer ends, {what}; later C, D and E arrive"
             await hall.stand(when, runs="C", waits="D", refused="E")
         if hall.told:
             return hall.told
@@ -870,7 +870,7 @@ async def all_leave(answer, inside, how):
                     hall.clients[name].end()
         hall.come("GHIJKLM")
         what = "clients leave" if how == "leave" else "calls are cancelled"
-        when = f"A and B run; C to F wait; as A and B end, the others' {what}; later G to M arrive"
+        when = f"A and B run; C to F wait; just as A and B end, the others' {what}; later G to M arrive"
         await hall.stand(when, runs="GH", waits="IJKL", refused="M")
     return hall.told
 
@@ -889,19 +889,19 @@ def parts(*bodies, more=True):
 BODIES = {
     "a body in one part": [parts(b"whole", more=False), [], []],
     "a body in three parts": [parts(b"one,", b"two,", b"three", more=False), [], []],
-    "a body whose parts arrive one by one while it waits": [
+    "a body whose parts arrive one by one while the request waits": [
         parts(b"one,"),
         parts(b"two,"),
         parts(b"three", more=False),
     ],
-    "a body that begins while it waits and ends later": [
+    "a body that begins while the request waits and ends later": [
         parts(b"one,", b"two,"),
         [],
         [],
         parts(b"3", more=False),
     ],
-    "a body that begins late": [[], parts(b"one,"), [], parts(b"two,", b"three", more=False)],
-    "a body that arrives once it runs": [[], [], [], parts(b"one,", b"two", more=False)],
+    "a body whose first part arrives late": [[], parts(b"one,"), [], parts(b"two,", b"three", more=False)],
+    "a body that arrives only after the request has entered the app": [[], [], [], parts(b"one,", b"two", more=False)],
     "an empty body": [parts(b"", more=False), [], []],
     "a body with empty parts": [parts(b"", b"one,"), parts(b"", b"two", b"", more=False), []],
     "a body of half a megabyte": [parts(*[b"%05d" % n * 1600 for n in range(60)], b"end", more=False), [], []],
@@ -977,13 +977,13 @@ async def hearing(answer, inside):
             message = await client.receive()
             if message["type"] == "http.disconnect":
                 return "http.disconnect"
-        return "other messages without end"
+        return "other messages, again and again"
 
     for case, had_waited, asks_before in (
         ("a request that was admitted at once", False, True),
         ("a request that had waited", True, False),
-        ("a request that had waited, whose app has asked before", True, True),
-        ("a request that had waited, whose app asks late", True, None),
+        ("a request that had waited, and whose app had already called receive", True, True),
+        ("a request that had waited, and whose app calls receive only after the client has left", True, None),
     ):
         async with Hall(answer, 1, 2) as hall:
             client = hall.come("A")
@@ -1026,7 +1026,7 @@ async def other_paths(answer, inside):
         hall.come("H", path="/v1/models", method="GET")
         await hall.stand("G (GET /health) and H (GET /v1/models) arrive", runs="GH")
         hall.come("AW")
-        await hall.stand("G and H run, for other paths; A and W arrive", runs="AGH", waits="W")
+        await hall.stand("G and H, for other paths, run; A and W arrive", runs="AGH", waits="W")
         hall.come("BC", path="/metrics", method="GET")
         hall.come("D", path="/", method="GET")
         hall.come("E", path="/chat")
@@ -1034,9 +1034,9 @@ async def other_paths(answer, inside):
         await hall.stand(when, runs="ABCDEGH", waits="W")
         for name in "BCDEGH":
             hall.clients[name].answer()
-        await hall.stand("those for other paths have ended; A runs, W waits", runs="A", waits="W", gone="BCDEGH")
+        await hall.stand("the requests for other paths have ended; A runs, W waits", runs="A", waits="W", gone="BCDEGH")
         hall.come("F")
-        when = "those for other paths have ended; A runs, W waits, and F arrives"
+        when = "the requests for other paths have ended; A runs, W waits, and F arrives"
         await hall.stand(when, runs="A", waits="W", refused="F")
     return hall.told
 
@@ -1205,8 +1205,8 @@ async def errors(answer, inside):
         raise RuntimeError("no bread")
 
     for case, scope in (
-        ("for a request to another path", http("/health")),
-        ("for a WebSocket", websocket(PATH)),
+        ("an error for a request to another path", http("/health")),
+        ("an error for a WebSocket", websocket(PATH)),
     ):
         exchange = Exchange(answer.Admission(raises, max_running=1, max_waiting=1), scope).give(BODY).start()
         found[case] = await raised(exchange)
@@ -1222,8 +1222,8 @@ async def errors(answer, inside):
                     hall.clients["A"].answer()
                     await hall.stand("A's answer ends", runs="B")
                 client.do(order)
-                case = "mid-answer" if order is fails_in_a_stream else "before its response"
-                case += f" a {kinds[order]}" if order in kinds else ""
+                case = f"a {kinds[order]}" if order in kinds else "an error"
+                case += " mid-answer" if order is fails_in_a_stream else " before its response"
                 case += ", for a request that had waited" if had_waited else ""
                 found[case] = await raised(client)
                 if order is not fails_in_a_stream and client.messages:
@@ -1264,7 +1264,7 @@ async def counts(answer, inside):
             raise Otherwise
 
     async with Hall(answer, 2, 2) as hall:
-        await note("before anyone arrives", 0, 0)
+        await note("before any request arrives", 0, 0)
         hall.come("A")
         await note("A arrives", 1, 0)
         hall.come("BC")
@@ -1273,24 +1273,24 @@ async def counts(answer, inside):
         hall.come("EF")
         await note("D arrives; E and F are refused", 2, 2)
         hall.come("H", path="/health", method="GET")
-        await note("H arrives, for another path", 2, 2)
+        await note("H, a request for another path, arrives", 2, 2)
         hall.clients["C"].leave()
         await note("C's client leaves while it waits", 2, 1)
         hall.clients["A"].answer()
-        await note("A's answer ends, D enters the app", 2, 0)
+        await note("A's answer ends, and D enters the app", 2, 0)
         hall.come("IJ")
         await note("I and J arrive", 2, 2)
         hall.clients["J"].cancel()
         await note("J's call is cancelled while it waits", 2, 1)
         hall.clients["B"].do(fails)
-        await note("the app raises for B, I enters the app", 2, 0)
+        await note("the app raises an error for B, and I enters the app", 2, 0)
         hall.clients["I"].give(DISCONNECT)
         await note("I's client leaves; the app keeps working", 2, 0)
         Exchange.cancel(hall.clients["I"])
         await note("I's call is cancelled", 1, 0)
         hall.clients["D"].end()
         hall.clients["H"].answer()
-        await note("all have ended", 0, 0)
+        await note("all calls have ended", 0, 0)
     return found
 
 
@@ -1307,7 +1307,7 @@ async def two_of_them(answer, inside):
         await other.stand("an answer of another Admission ends", runs="A", waits="B")
         one.clients["B"].answer()
         await one.stand("B's answer ends", gone="B")
-        await other.stand("all answers of another Admission end", runs="A", waits="B")
+        await other.stand("all of another Admission's answers end", runs="A", waits="B")
         one.come("D")
         await one.stand("D arrives while another Admission is full", runs="D")
     if one.told or other.told:
@@ -1325,11 +1325,15 @@ async def methods(answer, inside):
         for first, then in ((method, method), (method, "POST"), ("POST", method)):
             async with Hall(answer, 1, 1) as hall:
                 hall.come("A", method=first)
-                await hall.stand(f"A arrives, a {first}", runs="A")
+                await hall.stand(f"A arrives, a {first} request", runs="A")
                 hall.come("B", method=first)
-                await hall.stand(f"A runs; B arrives, a {first}", runs="A", waits="B")
+                await hall.stand(f"A runs; B arrives, a {first} request", runs="A", waits="B")
                 hall.come("C", method=then)
-                await hall.stand(f"A runs and B waits, a {first} each; C arrives, a {then}", waits="B", refused="C")
+                await hall.stand(
+                    f"A runs and B waits, both of them {first} requests; C arrives, a {then} request",
+                    waits="B",
+                    refused="C",
+                )
             if hall.told:
                 return hall.told
 
@@ -1482,7 +1486,7 @@ def test_first_come_first_served(shared_room):
     require(
         entered == came,
         mistake,
-        sent="max_running=1; A to G arrive one after another, the bodies of B and D later",
+        sent="max_running=1; A to G arrive one after another, but the bodies of B and D arrive later",
         expected=" ".join(came),
         got=" ".join(entered),
     )
@@ -1557,7 +1561,13 @@ def test_a_refusal_is_a_whole_response(shared_room):
         starts = seen["types"].count("http.response.start")
         only = set(seen["types"]) == {"http.response.start", "http.response.body"}
         whole = seen["whole"] and starts == 1 and only
-        require(whole, "a refusal is not one complete response", sent=how, expected="a start and a body", got=got)
+        require(
+            whole,
+            "a refusal is not one complete response",
+            sent=how,
+            expected="http.response.start, then http.response.body",
+            got=got,
+        )
         length = dict(seen["headers"]).get("content-length")
         require(
             length is None or length == str(len(seen["body"].encode())),
@@ -1570,8 +1580,8 @@ def test_a_refusal_is_a_whole_response(shared_room):
             seen["ended"] and seen["error"] is None,
             "the call of a refused request does not return",
             sent=how,
-            expected="it returns when the response has been sent",
-            got=seen["error"] or "it goes on",
+            expected="the call returns when the response has been sent",
+            got=seen["error"] or "the call goes on",
         )
 
 
@@ -1596,13 +1606,13 @@ def test_a_refusal_says_overloaded(shared_room):
         require(set(data) == {"error"}, "a refusal's body contains more than `error`", **facts)
         require(
             set(error) == {"message", "type", "param", "code"},
-            "a refusal's `error` does not have the four fields message, type, param and code",
+            "a refusal's `error` does not have the four fields `message`, `type`, `param` and `code`",
             **facts,
         )
         message = error["message"]
         require(isinstance(message, str), "a refusal's `message` is not a string", **facts)
         require(message.strip() != "", "a refusal's `message` is empty", **facts)
-        require(error["type"] == "overloaded", "a refusal's `type` is not overloaded", **facts)
+        require(error["type"] == "overloaded", "a refusal's `type` is not `overloaded`", **facts)
         nothing = error["param"] is None and error["code"] is None
         require(nothing, "a refusal's `param` and `code` are not null", **facts)
 
@@ -1612,7 +1622,7 @@ def test_a_refusal_says_when_to_come_again(shared_room):
         values = [value for name, value in seen["headers"] if name == "retry-after"]
         require(
             values == [str(retry_after_s)],
-            "a refusal's Retry-After is not retry_after_s" if values else "a refusal has no Retry-After",
+            "a refusal's Retry-After is not `retry_after_s`" if values else "a refusal has no Retry-After",
             sent=how,
             expected=f"Retry-After: {retry_after_s}",
             got=", ".join(values) or None,
@@ -1646,11 +1656,13 @@ def play_ending(room, how, mistake):
 
 
 def test_an_answers_end_gives_its_place_back(shared_room):
-    play_ending(shared_room, "answers", "the end of an answer does not free its place")
+    play_ending(shared_room, "sends an answer and ends", "the end of an answer does not free its place")
 
 
 def test_a_call_that_sends_nothing_gives_its_place_back(shared_room):
-    play_ending(shared_room, "returns", "a call to the app that sends nothing does not free its place")
+    play_ending(
+        shared_room, "returns without sending anything", "a call to the app that sends nothing does not free its place"
+    )
 
 
 def test_an_error_gives_its_place_back(shared_room):
@@ -1697,7 +1709,7 @@ def test_the_app_is_never_cancelled(shared_room):
         require(
             not cancelled,
             "the app's call is cancelled: the app decides what to do when its client leaves",
-            sent=f"a request is running, and {case}",
+            sent=case,
             expected="the app keeps working",
             got="it was cancelled, or has ended",
         )
@@ -1723,8 +1735,8 @@ def require_entered(room, how, mistake):
         not set(entered) & set("BD"),
         mistake,
         sent=f"A runs; B, C and D wait; {what}; A's answer ends",
-        expected="C reaches the app, B and D do not",
-        got=f"{', '.join(entered) or 'none'} of them",
+        expected="C reaches the app, but B and D do not",
+        got=f"reaching the app: {', '.join(entered)}",
     )
 
 
@@ -1778,7 +1790,7 @@ def test_the_app_hears_that_its_client_has_left(shared_room):
         require(
             before != "http.disconnect",
             "the app is told of a disconnect while its client is still connected",
-            sent=f"{case}; the app asks for the next message after the body",
+            sent=f"{case}; the app calls receive again after the body",
             expected="nothing, as long as the client stays",
             got=before,
         )
@@ -1837,7 +1849,7 @@ def test_what_the_app_sends_is_passed_on_as_it_comes(shared_room):
             here == 4,
             "what the app sends is held back: it goes out later than the app sends it",
             sent=f"{case}; the app sends {'a piece' if here else 'the start of a response'}, and waits",
-            expected="it arrives while the app waits",
+            expected="the piece arrives while the app waits" if here else "the start arrives while the app waits",
             got=f"piece {here} of 3 has not arrived" if here else "the start has not arrived",
         )
 
@@ -1906,7 +1918,9 @@ def test_behind_a_real_server(room):
         require(
             reply.text == f"data: {name}\n\ndata: {length}\n\n",
             "on a real server, a request does not get its answer",
-            sent=f"{stream.what}; it {'has waited' if name != 'A' else 'was admitted at once'}",
+            sent=f"{stream.what}; the request was admitted at once"
+            if name == "A"
+            else f"{stream.what}; the request has waited",
             expected=f"{name}, and the length of its prompt, {length}",
             got=f"{reply.status} {reply.text}",
         )

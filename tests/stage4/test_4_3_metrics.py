@@ -450,14 +450,16 @@ def in_words(timeline):
         after = f" after {rest[1]:g} s" if what in ("gives", "ends", "fails", "closes", "cancels") and rest[1] else ""
         if what in ("gives", "ready"):
             text, reason = rest[-3:-1]
-            said.append(f"{key}{text!r}{f' with {reason!r}' if reason else ''}{after}{' (ready)' * (what == 'ready')}")
+            happens = "is ready" if what == "ready" else "is yielded"
+            said.append(f"{key}{text!r}{f' with {reason!r}' if reason else ''} {happens}{after}")
         elif what in ("fails", "refuses"):
-            said.append(f"{key}{'the inner chat raises ' if what == 'refuses' else ''}{rest[-1]}{after}")
+            who = "the inner chat" if what == "refuses" else "the inner answer"
+            said.append(f"{key}{who} raises {rest[-1]}{after}")
         elif what == "pause":
             said.append(f"{rest[0]:g} s pass")
         elif what in ("call", "asks", "ends", "closes", "cancels"):
-            words = {"call": "chat() is called", "asks": "an object is asked for", "ends": "the end"}
-            words |= {"closes": "aclose()", "cancels": "the reader is cancelled"}
+            words = {"call": "chat() is called", "asks": "an object is asked for", "ends": "the inner answer ends"}
+            words |= {"closes": "the reader calls aclose()", "cancels": "the reader is cancelled"}
             said.append(f"{key}{words[what]}{after}")
     return ", ".join(said)
 
@@ -491,7 +493,7 @@ class Found:
         found = [value for labels, value in self.values(name) if not labels]
         if not found:
             self.require_metric(name)
-            fail(f"{name} does not have the contract's labels", expected="none", got=shown(self.values(name)))
+            fail(f"{name} does not have the contract's labels", expected="no labels", got=shown(self.values(name)))
         return found[0]
 
     def require_metric(self, name):
@@ -607,7 +609,7 @@ def test_the_arguments_reach_the_inner_chat(shared_room):
             end = found.readings["a"]["end"]
             if isinstance(end, dict) and end["raised"] == "TypeError":
                 mistake = "chat, or its call to the inner chat, does not have the same arguments as in exercise 3.6"
-                fail(mistake, sent=sent, expected="each option", got=end_of(found), where=end["where"])
+                fail(mistake, sent=sent, expected="chat accepts each option", got=end_of(found), where=end["where"])
             require(
                 len(found.calls) == 1,
                 "the inner chat is not called exactly once for each answer",
@@ -646,7 +648,7 @@ def test_the_objects_are_the_inner_answers_own(shared_room):
             "the reader does not get each object once, in order",
             sent=found.sent,
             expected="6 objects",
-            got=f"numbers {', '.join(map(str, got)) or 'none'} of 0 to 5",
+            got=f"of the objects numbered 0 to 5: {', '.join(map(str, got)) or 'none'}",
         )
         require(
             end == "end",
@@ -664,7 +666,7 @@ def test_each_object_comes_as_soon_as_it_is_there(shared_room):
             "an object is held back until the inner answer goes on",
             sent=found.sent,
             expected="each object as soon as the inner answer has yielded it",
-            got="the reader waits, although there is one",
+            got="the reader waits, although there is an object",
         )
 
 
@@ -740,7 +742,7 @@ def require_closed(founds):
 def test_the_finish_reason_is_the_outcome(shared_room):
     for reason in ("stop", "length"):
         for found in played(shared_room, *whole(reason)):
-            found.require_outcomes({reason: 1}, f"an answer that ends with {reason!r} is not counted as such")
+            found.require_outcomes({reason: 1}, f"an answer that ends with {reason!r} is not counted under that reason")
         for found in played(shared_room, gives("Hi"), gives(" there", 0, reason), ends()):
             found.require_outcomes({reason: 1}, f"an answer whose last object has text is not counted as {reason!r}")
 
@@ -817,11 +819,11 @@ def test_the_tokens_are_those_of_the_last_object(shared_room):
         ends(),
     ]
     for found in played(shared_room, *timeline):
-        found.sent += "; they say 1, 3, 5 completion_tokens and 0, 20, 20 prompt_tokens"
+        found.sent += "; the objects say 1, 3 and 5 completion_tokens, and 0, 20 and 20 prompt_tokens"
         found.require(COMPLETION, 5, "the number of completion tokens is not what the last object says")
         found.require(PROMPT, 20, "the number of prompt tokens is not what the last object says")
     for found in played(shared_room, gives("", 0, "stop", tokens=(20, 1)), ends()):
-        found.sent += "; it says 1 completion_tokens and 20 prompt_tokens"
+        found.sent += "; the object says completion_tokens=1 and prompt_tokens=20"
         found.require(COMPLETION, 1, "the completion tokens of an answer without text are not counted")
         found.require(PROMPT, 20, "the prompt tokens of an answer without text are not counted")
 
@@ -832,7 +834,9 @@ def test_the_tokens_of_answers_add_up(shared_room):
         timeline += [gives("Hi", key=key, tokens=(10 + number, 1))]
         timeline += [gives("", 0, "length", key, tokens=(10 + number, 4 + number)), ends(key=key)]
     for found in played(shared_room, *timeline):
-        found.sent += "; their last objects say 4, 5, 6 completion_tokens and 10, 11, 12 prompt_tokens"
+        found.sent += (
+            "; the last objects of the three answers say 4, 5 and 6 completion_tokens, and 10, 11 and 12 prompt_tokens"
+        )
         found.require(COMPLETION, 15, "the completion tokens of several answers do not add up")
         found.require(PROMPT, 33, "the prompt tokens of several answers do not add up")
 
@@ -845,7 +849,7 @@ def test_the_tokens_count_whatever_the_outcome(shared_room):
         "is abandoned because its reader is cancelled": [cancels()],
     }.items():
         for found in played(shared_room, *before, *leaves):
-            found.sent += "; its last object says 20 prompt_tokens, 4 completion_tokens"
+            found.sent += "; the last object says 20 prompt_tokens and 4 completion_tokens"
             found.require(COMPLETION, 4, f"the completion tokens of an answer that {what} are not counted")
             found.require(PROMPT, 20, f"the prompt tokens of an answer that {what} are not counted")
     # the last object has no text; then no object has
@@ -956,7 +960,7 @@ def test_the_last_object_may_have_the_first_text(shared_room):
 
 
 def test_a_text_of_blanks_is_a_text(shared_room):
-    mistake = "text that consists only of spaces is treated as no text"
+    mistake = "text that is only whitespace is not treated as text"
     for found in played(shared_room, gives(" ", 0.5), gives("\n", 1.0), gives("Hi", 2.0, "stop"), ends()):
         found.require(f"{BETWEEN}_count", 2, mistake)
 
@@ -1001,7 +1005,7 @@ def test_inter_token_latency(shared_room):
                     value == sum(gap < edge for gap in gaps),
                     "inter-token latency is not observed separately for each interval between texts",
                     sent=found.sent,
-                    expected=f"{sum(gap < edge for gap in gaps)} of up to {edge:g} s",
+                    expected=f"intervals of up to {edge:g} s: {sum(gap < edge for gap in gaps)}",
                     got=f"{value:g}",
                 )
 
@@ -1074,8 +1078,8 @@ def test_the_buckets_reach_from_1_ms_to_10_s(shared_room):
             found.require_metric(name)
             edges = sorted({float(labels["le"]) for labels, _ in found.values(f"{name}_bucket")} - {float("inf")})
             for low, high, mistake in (
-                (0.001, 0.002, "a histogram has no bucket boundary from 1 ms up to 2 ms"),
-                (10.0, 30.0, "a histogram has no bucket boundary from 10 s up to 30 s"),
+                (0.001, 0.002, "a histogram has no bucket boundary between 1 ms and 2 ms"),
+                (10.0, 30.0, "a histogram has no bucket boundary between 10 s and 30 s"),
             ):
                 require(
                     any(low <= edge < high for edge in edges),
@@ -1096,7 +1100,8 @@ def test_there_is_no_label_but_outcome(shared_room):
                 not others,
                 "a metric has a label other than outcome",
                 sent=name,
-                expected="only outcome, on llm_requests_total: each value of a label is one more series to keep",
+                expected="only the label outcome, on llm_requests_total:"
+                " each value of a label is one more time series to store",
                 got=", ".join(sorted(others)),
             )
             outcome = labels.get("outcome")
@@ -1124,7 +1129,7 @@ def test_two_registries_do_not_share(shared_room):
                 one == other,
                 "two MeasuredChats with separate registries share metrics",
                 sent=f"{found.sent}; and other answers through another MeasuredChat",
-                expected=f"{different} {one.get(different)}, as without the other one",
+                expected=f"{different} {one.get(different)}, the same as without the other MeasuredChat",
                 got=f"{other.get(different)}",
             )
 

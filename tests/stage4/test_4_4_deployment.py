@@ -222,7 +222,7 @@ def text_of(stream):
 def test_build_loads_nothing_itself(copies):
     require(
         copies.driver not in copies.loads,
-        "build calls `load` in its own process: each copy should load its own, in the copy's process",
+        "`load` is called in the process that calls build: each copy should load its own model, in its own process",
         sent=ASKED,
         expected="load is called only in the copies",
         got=f"called in the process that calls build, {copies.loads.count(copies.driver)} time(s)",
@@ -235,15 +235,15 @@ def test_each_copy_has_loaded_when_run_returns(copies):
     facts = {"sent": ASKED, "got": f"load was called in {len(set(copies.loads))} processes"}
     require(
         copies.loads != [],
-        "when serve.run returns, no copy has called `load`: the first request to each would wait for it",
-        expected="each copy has called it once",
+        "when serve.run returns, no copy has called `load`: the first request to each copy would have to wait for that",
+        expected="each copy has called `load` once",
         **facts,
     )
     served = {each["pid"] for each in copies.crowd.begun}
     require(
         served <= set(copies.loads),
         "when serve.run returns, not every copy that takes requests has called `load`",
-        expected="each copy has called it once",
+        expected="each copy has called `load` once",
         **facts,
     )
 
@@ -332,7 +332,7 @@ def test_errors_are_those_of_the_endpoint(copies):
         facts = {"sent": stream.sent, "got": str(reply)}
         require(
             reply.status == status,
-            f"what is a {status} in 3.7 is a {reply.status} here",
+            f"a request that gets a {status} in 3.7 gets a {reply.status} here",
             expected=status,
             **facts,
         )
@@ -367,7 +367,7 @@ def test_each_piece_is_sent_as_soon_as_it_is_there(copies):
         "nothing streams: all pieces arrive after the model has finished"
         if not came
         else f"after {number - 1} pieces, nothing more arrives until the model has finished",
-        expected=f"piece {number} while the model is paused at piece {number + 1}",
+        expected=f"piece {number} arrives while the model is paused at piece {number + 1}",
         got=came or "no text",
     )
 
@@ -385,8 +385,8 @@ def require_stopped(copies, key, what):
     require(
         left["stopped"],
         f"the model keeps working after the client of {what} has left",
-        sent=f"{'stream: true' if key == 'stream' else 'no stream'}; the client leaves after two steps",
-        expected="what `chat` returned is closed, or its reader cancelled",
+        sent=f"{what}; its client leaves after two steps",
+        expected="what `chat` returned is closed, or its reader is cancelled",
         got=f"{left['steps']} steps",
     )
 
@@ -399,15 +399,15 @@ def test_a_copy_takes_max_ongoing_requests_at_a_time(copies):
         most <= MOST,
         f"a copy takes {most} requests at a time, but max_ongoing_requests={MOST}",
         sent=sent,
-        expected=f"at most {MOST} in each copy, the others wait",
-        got=f"{len(crowd.begun)} at once in all, up to {most} in one copy",
+        expected=f"at most {MOST} requests in each copy, while the others wait",
+        got=f"{len(crowd.begun)} requests at once in all, and up to {most} in one copy",
     )
     require(
         crowd.filled,
         f"some copies take fewer requests at a time than max_ongoing_requests={MOST}",
         sent=sent,
-        expected=f"{crowd.room_for} at once in all",
-        got=f"{len(crowd.begun)}, up to {most} in one copy",
+        expected=f"{crowd.room_for} requests at once in all",
+        got=f"{len(crowd.begun)} requests, and up to {most} in one copy",
     )
 
 

@@ -293,7 +293,7 @@ def compare_with_transformers(room, mistake, calls, options=None, **model):
         for slot, new, row in zip([which] if method == "prefill" else which, [ids], rows, strict=True):
             held[slot] = new if method == "prefill" else held[slot] + new
             if off := far(row, transformers_logits(tuple(held[slot]), **model), CLOSE):
-                fail(mistake, sent=said(call), expected=f"transformers' own logits to within {CLOSE}", got=off)
+                fail(mistake, sent=said(call), expected=f"logits within {CLOSE} of transformers' own", got=off)
 
 
 def compare_with_alone(room, mistake, calls, model=None, threads=False, alone_in=None, **options):
@@ -313,7 +313,12 @@ def compare_with_alone(room, mistake, calls, model=None, threads=False, alone_in
                 before = "; ".join(said(call) for call in calls[max(index - 2, 0) : index])
                 slot = calls[index][1] if calls[index][0] == "prefill" else calls[index][1][place]
                 sent = said(calls[index]) + (f", after {before}" if before else "")
-                fail(mistake, sent=sent, expected=f"for slot {slot}, the logits of its ids alone", got=off)
+                fail(
+                    mistake,
+                    sent=sent,
+                    expected=f"for slot {slot}, the same logits as for its ids alone in a new slot model",
+                    got=off,
+                )
 
 
 def test_knows_slots_window_and_eos_token_ids(shared_room):
@@ -327,7 +332,7 @@ def test_knows_slots_window_and_eos_token_ids(shared_room):
             got = result["found"][name]
             shown, got = (f"the set {each['set']}" if isinstance(each, dict) else each for each in (value, got))
             says = f"`slot_model.{name}` is wrong"
-            sent = f"options {options}, the generation_config's eos_token_id is {eos}"
+            sent = f"SlotModel with the options {options}; the generation_config's eos_token_id is {eos}"
             require(result["found"][name] == value, says, sent=sent, expected=shown, got=got)
 
 
@@ -551,23 +556,23 @@ def require_little_memory(shared_room, window, calls):
             not any(window in dimensions for _, _, dimensions in seen),
             "a tensor is created for the whole window, although little of it is used",
             sent=sent,
-            expected="tensors for at most twice as many positions, or for a few hundred",
-            got=f"one with a dimension of {window:,}",
+            expected="tensors for at most twice as many positions as the slot has, or for a few hundred positions",
+            got=f"a tensor with a dimension of {window:,}",
         )
         largest = max((size for _, size, _ in seen), default=0)
         require(
             largest <= allowed,
             "a tensor is created for far more positions than the fullest slot has",
             sent=sent,
-            expected="tensors for at most twice as many, or for a few hundred",
-            got=f"one of {largest:,} bytes, where a position's keys and values take 64",
+            expected="tensors for at most twice as many positions as the slot has, or for a few hundred positions",
+            got=f"a tensor of {largest:,} bytes, although the keys and values of one position take 64 bytes",
         )
         positions = positions_kept(result["kept"][index])
         require(
             positions <= max(2 * held, A_FEW_HUNDRED),
             "a tensor is created for far more positions than the fullest slot has",
             sent=sent,
-            expected="tensors for at most twice as many, or for a few hundred",
+            expected="tensors for at most twice as many positions as the slot has, or for a few hundred positions",
             got=f"keys and values for {positions:,} positions",
         )
 

@@ -1,4 +1,4 @@
-# caught by: test_as_many_processes_as_workers_answer | says: each process listens on a port of its own
+# caught by: test_as_many_processes_as_workers_answer | says: each process listens on its own port
 import multiprocessing
 
 import uvicorn
