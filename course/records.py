@@ -139,7 +139,7 @@ def unread() -> list[str]:
     said = []
     if bad := sum(record is None for record in _records()):
         file = shown(_history() / "verdicts.jsonl")
-        said.append(words("{file}: {bad} of its lines could not be read and were skipped.", file=file, bad=bad))
+        said.append(words("{file}: lines that could not be read were skipped: {bad}.", file=file, bad=bad))
     if _hints() is None:
         file = shown(_history() / "hints.json")
         said.append(words("{file} cannot be read, so the record of which hints you have seen is lost.", file=file))

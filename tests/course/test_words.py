@@ -103,7 +103,7 @@ def test_a_verdicts_facts_are_chinese_and_its_json_english(chinese):
 def test_a_list_of_events_is_chinese_event_by_event(chinese):
     sent = "chat() is called, 'Hi' is yielded after 1 s, [1, 2], the inner answer ends after 2 s"
     called = "调用 chat()，1 秒后产出 'Hi'，[1, 2]，2 秒后内层回答结束；调用时，时钟为 0.0"
-    assert words.fact(f"{sent}; the clock says 0.0 at the call", events=True) == called
+    assert words.fact(f"{sent}; the clock reads 0.0 when `chat` is called", events=True) == called
     left = "'Hi' is yielded after 1 s, the reader calls aclose() after 2 s"
     assert words.fact(left, events=True) == "1 秒后产出 'Hi'，2 秒后读取方调用 aclose()"
     assert words.fact("aclose, the end") == "aclose, the end"

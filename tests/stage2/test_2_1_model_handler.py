@@ -417,8 +417,8 @@ def test_a_temperature_above_0_samples_at_it(shared_room):
             got = f"{unlikely} are"
         else:
             right = seconds > 0 and unlikely <= 3
-            expected = "about 14 are the second likeliest, and hardly any are less likely"
-            got = f"{seconds} are the second likeliest, {unlikely} less likely"
+            expected = "about 14 are the second-likeliest token, and hardly any a less likely one"
+            got = f"{seconds} are the second-likeliest token, {unlikely} a less likely one"
         require(
             right,
             "the tokens are not drawn at the given temperature"

@@ -258,7 +258,7 @@ def test_done_says_how_many_pieces_there_were(shared_room):
         mistake = "`pieces` in `done` is not the number of pieces that were sent"
         require(
             isinstance(data, dict) and type(data.get("pieces")) is int and data["pieces"] == count,
-            mistake if prompt == "first" else f"{mistake}: count each answer from 0",
+            mistake if prompt == "first" else f"{mistake}: start again from 0 for each answer",
             sent=f"this app's {prompt} answer has {count} pieces",
             expected=f'data: {{"pieces": {count}}}',
             got=f"data: {done[0].data}",

@@ -369,7 +369,7 @@ def test_many_prompts_on_one_connection(shared_room):
     require(
         # what `pieces` is at all has a test of its own
         counts[0] != 2 or counts == [2, 2, 2, 2],
-        "`pieces` keeps counting from one answer to the next: count each answer from 0",
+        "`pieces` keeps counting from one answer to the next: start again from 0 for each answer",
         sent="four prompts, each with 2 pieces in its answer",
         expected=[2, 2, 2, 2],
         got=counts,

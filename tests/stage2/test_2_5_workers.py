@@ -403,7 +403,7 @@ def test_each_process_builds_its_own_app(seen):
             )
         require(
             not program.built_for_nothing or len(program.pids()) != program.workers,
-            "a process that answers no requests builds the app, too, and loads a model: only the workers should",
+            "a process that serves no requests also builds the app and loads a model: only the workers should do that",
             expected=f"only the {program.workers} processes that answer build the app",
             got=f"the app is also built in process {', '.join(map(str, program.built_for_nothing))}",
         )

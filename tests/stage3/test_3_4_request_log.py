@@ -1672,7 +1672,7 @@ def test_new_logids_are_different_for_each(shared_room, room):
     ways = {
         "after": "requests one after the other",
         "at_once": "requests at once",
-        "moment": "requests at the same moment, as far as the clock shows",
+        "moment": "requests at the same moment, as far as the clock can tell",
     }
     for way, sent in ways.items():
         ids = [each for found_ids in found[way] for each in found_ids]

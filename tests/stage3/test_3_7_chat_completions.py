@@ -263,7 +263,7 @@ def test_the_model_is_loaded_once_at_start_up(shared_room):
     )
     require(
         notes["loads"] == 1,
-        "when the app has started, the model is not loaded yet: the first request would wait for it"
+        "the model is still not loaded once the app has started: the first request would have to wait for it"
         if notes["loads"] == 0
         else "the model is loaded more than once at start-up",
         expected="one call to load",

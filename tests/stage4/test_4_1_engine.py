@@ -701,7 +701,7 @@ def test_any_hashable_is_a_key(shared_room):
     done = run(
         shared_room,
         [at(0, *asks)],
-        sent="requests ask with the keys 0, None, '', ('t', 1), '0', 'None', -1, -2 and two objects",
+        sent="requests arrive with the keys 0, None, '', ('t', 1), '0', 'None', -1, -2 and two plain objects",
     )
     gets_its_answer(done, *keys, mistake="an answer is lost because of its key")
     plan = [at(0, *asks, ask("z", 9)), at(2, leave(0), leave(["t", 1])), at(3, leave(None), leave(""))]
@@ -720,7 +720,7 @@ def test_any_hashable_is_a_key(shared_room):
         shared_room,
         [at(0, *asks), at(2, None)],
         slots=2,
-        sent="requests ask with the keys 0, None, '', ('t', 1) and others; after two steps, take returns None",
+        sent="requests arrive with the keys 0, None, '', ('t', 1) and others; after two steps, take returns None",
     )
     given = {name: done.asks[name]["at_close"] for name in keys}
     lost = [name for name in keys if not given[name] or "RuntimeError" not in given[name][-1].get("kinds", [])]

@@ -935,8 +935,8 @@ def test_times_count_whatever_the_outcome(shared_room):
         "is abandoned because its reader is cancelled": cancels(4.0),
     }.items():
         for found in played(shared_room, gives("Hi", 0.5), gives(" there", 1.0), leaves):
-            found.require(f"{FIRST}_count", 1, f"the time to first token of an answer that {what} is not observed")
-            found.require(f"{BETWEEN}_count", 1, f"the inter-token latency of an answer that {what} is not observed")
+            found.require(f"{FIRST}_count", 1, f"no time to first token is observed for an answer that {what}")
+            found.require(f"{BETWEEN}_count", 1, f"no inter-token latency is observed for an answer that {what}")
             found.require(f"{FIRST}_sum", 0.5, f"the time to first token of an answer that {what} is wrong")
 
 
@@ -970,12 +970,12 @@ def test_a_time_of_0_is_a_time(shared_room):
     for before in (0.0, 0.5):
         timeline = [gives("Hi", before), gives(" there", 2.0), gives("!", 4.0, "stop"), ends()]
         for found in played(shared_room, *timeline, at=-before):
-            found.sent += "; the clock says 0.0 at the first text"
+            found.sent += "; the clock reads 0.0 when the first text arrives"
             found.require(f"{BETWEEN}_count", 2, mistake)
     timeline = [gives("Hi", 0.5), gives(" there", 2.0), gives("!", 4.0, "stop"), ends()]
     begun_at_0, usual = played(shared_room, *timeline, at=0.0), played(shared_room, *timeline)
     for found, other in zip(begun_at_0, usual, strict=True):
-        found.sent += "; the clock says 0.0 at the call"
+        found.sent += "; the clock reads 0.0 when `chat` is called"
         require_alike(found, other, (f"{FIRST}_sum", f"{WHOLE}_sum", IN_FLIGHT), mistake)
     # a coarse clock says the same twice
     at_once = played(shared_room, gives("Hi"), gives(" there"), gives("!", 0, "stop"), ends())
@@ -1042,10 +1042,10 @@ def test_request_seconds_count_whatever_the_outcome(shared_room):
         "is abandoned before its first object": [cancels(4.5)],
     }.items():
         for found in played(shared_room, *timeline):
-            found.require(f"{WHOLE}_count", 1, f"the duration of an answer that {what} is not observed")
+            found.require(f"{WHOLE}_count", 1, f"no duration is observed for an answer that {what}")
             found.require(f"{WHOLE}_sum", 4.5, f"the duration of an answer that {what} does not run to its end")
     for found in played(shared_room, refuses()):
-        found.require(f"{WHOLE}_count", 1, "the duration of a request whose chat raises is not observed")
+        found.require(f"{WHOLE}_count", 1, "no duration is observed for a request whose chat raises")
 
 
 def test_without_a_clock_it_is_perf_counter(shared_room):

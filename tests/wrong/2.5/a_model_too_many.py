@@ -1,4 +1,4 @@
-# caught by: test_each_process_builds_its_own_app | says: a process that answers no requests builds the app, too, and loads a model
+# caught by: test_each_process_builds_its_own_app | says: a process that serves no requests also builds the app and loads a model
 import uvicorn
 
 from course.lessons.stage2 import build
