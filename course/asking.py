@@ -5,22 +5,8 @@ import sys
 from urllib.parse import urlsplit
 
 from course.desk import Refused
+from course.grading.elsewhere import is_address
 from course.words import words
-
-
-def require_url(url: str) -> None:
-    """Does nothing if it is an address that can be asked.
-
-    Raises:
-        Refused: it has no host, another scheme than http, or cannot be read.
-    """
-    try:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        right = False
-    if not right:
-        raise Refused(words("{url} is not a URL such as http://127.0.0.1:8000", url=url))
 
 
 def is_here(url: str) -> bool:
@@ -38,7 +24,8 @@ def ask_before_sending(url: str, what: str, yes: bool) -> None:
     Raises:
         Refused: the answer is no, or there is nobody to ask; or it is not an address.
     """
-    require_url(url)
+    if not is_address(url):
+        raise Refused(words("{url} is not a URL such as http://127.0.0.1:8000", url=url))
     if yes or is_here(url):
         return
     print(words("{what} will be sent to {url}.", what=what, url=url), file=sys.stderr)

@@ -288,10 +288,9 @@ def _following(after):
     later = ids[ids.index(after) + 1 :] if after else ids
     not_passed = [row["exercise"] for row in records.standing() if row["state"] != "passed" and row["max_score"]]
     after_it = [each for each in not_passed if each.id in later]
-    only_optional = all(each.optional for each in after_it)
-    if only_optional and not all(each.optional for each in not_passed):
-        after_it = []
-    return (after_it[0] if after_it else None), not_passed
+    if all(each.optional for each in after_it) and not all(each.optional for each in not_passed):
+        return None, not_passed
+    return next(iter(after_it), None), not_passed
 
 
 def _what_next(exercise):

@@ -6,7 +6,7 @@ import sys
 
 from rich.console import Console
 
-from course.asking import ask_before_sending, require_url
+from course.asking import ask_before_sending
 from course.audit import CHECKS, FAILED, LIMIT_S, CannotAudit, audit, show
 from course.audit.server import MOST_REQUESTS, Server
 from course.desk import Refused
@@ -25,14 +25,13 @@ def run(url, model, api_key_env, clients, only, as_json, junit, yes):
     key = os.environ.get(api_key_env) if api_key_env else None
     if api_key_env and not key:
         raise Refused(words("The environment variable {name} is not set.", name=api_key_env))
-    require_url(url)
-    server = Server(url, model=model, key=key, clients=clients)
     # with --json, only the JSON goes to standard output
     console = Console(stderr=as_json, soft_wrap=True, highlight=False)
     most = words(
         "Up to {requests} requests, for up to {minutes} minutes,", requests=MOST_REQUESTS, minutes=LIMIT_S // 60
     )
-    ask_before_sending(server.url, most, yes)
+    ask_before_sending(url, most, yes)
+    server = Server(url, model=model, key=key, clients=clients)
 
     def say(result):
         for line in show.lines(result):

@@ -54,6 +54,15 @@ def base_url_of(url):
     return url.rstrip("/").removesuffix("/v1")
 
 
+def is_address(url):
+    """Whether it can be asked: http or https, with a host, and a port that is one."""
+    try:
+        parts = urlsplit(base_url_of(url))
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 def reach(url):
     """(base URL, name of the first model that it lists, or None) of a server.
 
@@ -62,10 +71,10 @@ def reach(url):
     """
     import httpx  # slow
 
+    if not is_address(url):
+        raise NoServer(words("{url} is not a URL such as http://127.0.0.1:8000", url=url))
     base_url = base_url_of(url)
     try:
-        if urlsplit(base_url).scheme not in ("http", "https"):
-            raise NoServer(words("{url} is not a URL such as http://127.0.0.1:8000", url=url))
         answer = httpx.get(f"{base_url}/v1/models", timeout=10, trust_env=False)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         why = error or type(error).__name__
